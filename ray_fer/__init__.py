@@ -1,0 +1,1 @@
+"""Facial-expression recognition from few labels and buckets of unlabeled faces, on Ray."""

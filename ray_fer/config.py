@@ -1,0 +1,306 @@
+"""What every job can be told: the typed schema of ``conf/``.
+
+The defaults and their explanations are in ``conf/NAME.yaml`` and nowhere else; the classes here only say which keys
+exist and what a value may be. A run's config is the YAML, then ``config=FILE`` if given, then ``key=value`` arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ray_fer.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Uris = Annotated[
+    list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)
+]
+Rule = Literal["threshold", "top_k"]
+
+
+class JobConfig(BaseModel):
+    """What the configs of all jobs share: unknown keys are errors, values are never silently converted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), coerce_numbers_to_str=True)
+
+
+class DrawFacesConfig(JobConfig):
+    """``jobs/draw_faces.py``"""
+
+    out: str
+    seed: int
+    image_size: Annotated[int, Field(ge=32, le=512)]
+    difficulty: Fraction
+    labeled: Count
+    val: Count
+    test: Count
+    unlabeled: list[Count]
+    clips: Annotated[int, Field(ge=0)]
+    clip_frames: Count
+
+
+class TrainBackboneConfig(JobConfig):
+    """``jobs/train_backbone.py``"""
+
+    labeled: str
+    val: str
+    out: str
+    backbone: str | None
+    pretrained: str | None
+    image_size: Annotated[int, Field(ge=16, le=1024)] | None
+    classes: list[str] | None
+    epochs: Count
+    batch_size: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: NonNegative
+    warmup_epochs: NonNegative
+    label_smoothing: Fraction
+    ema_decay: Fraction
+    seed: int
+    init: str | None
+    pseudo: str | None
+    pseudo_ratio: Count
+    pseudo_weight: NonNegative
+    feedback: str | None
+    workers: Count | None
+    zero_stage: Annotated[int, Field(ge=0, le=3)]
+    precision: Literal["auto", "float32", "bfloat16"]
+    max_failures: Annotated[int, Field(ge=0)]
+
+
+class SelectionConfig(JobConfig):
+    """How predictions become pseudo-labels; shared by the jobs that select."""
+
+    rule: Rule
+    threshold: Annotated[float, Field(gt=0, le=1)]
+    per_class: Count | None
+    max_copies: Annotated[float, Field(ge=1)]
+    targets: Literal["soft", "hard"]
+    exclude: list[str]
+
+
+class PseudoLabelConfig(JobConfig):
+    """``jobs/pseudo_label.py``"""
+
+    source: Uris
+    teacher: str
+    table: str
+    unit_rows: Count
+    batch_size: Count
+    actors: Count | None
+    device: Literal["auto", "cpu", "cuda"]
+    engine: Literal["auto", "torch", "openvino"]
+    precision: Literal["auto", "float32", "bfloat16"]
+    commit_seconds: NonNegative
+    max_pixels: Count
+    max_bytes: Count
+    max_attempts: Count
+    max_failure_share: Fraction
+    select: str | None
+    feedback: str | None
+    selection: SelectionConfig
+
+
+class SelectPseudoLabelsConfig(JobConfig):
+    """``jobs/select_pseudo_labels.py``"""
+
+    table: str
+    teacher: str
+    out: str
+    feedback: str | None
+    precision: Literal["auto", "float32", "bfloat16"]
+    selection: SelectionConfig
+
+
+class EvaluateConfig(JobConfig):
+    """``jobs/evaluate.py``"""
+
+    model: str
+    data: str
+    out: str
+    split: str | None
+    batch_size: Count
+
+
+class ExtractFeaturesConfig(JobConfig):
+    """``jobs/extract_features.py``"""
+
+    data: str
+    model: str
+    out: str
+    actors: Count | None
+    batch_size: Count
+
+
+class TrainTemporalConfig(JobConfig):
+    """``jobs/train_temporal.py``"""
+
+    features: str
+    val: str
+    out: str
+    window: Annotated[int, Field(ge=2)]
+    stride: Count
+    width: Count
+    layers: Count
+    heads: Count
+    dropout: Fraction
+    epochs: Count
+    batch_size: Count
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: NonNegative
+    label_smoothing: Fraction
+    smoothing: list[Annotated[int, Field(ge=0)]]
+    seed: int
+    workers: Count | None
+    zero_stage: Annotated[int, Field(ge=0, le=3)]
+    max_failures: Annotated[int, Field(ge=0)]
+
+
+class PredictVideoConfig(JobConfig):
+    """``jobs/predict_video.py``"""
+
+    source: Uris
+    model: str
+    out: str
+    batch_size: Count
+
+
+class SelfTrainConfig(JobConfig):
+    """``jobs/self_train.py``: the loop; ``train``, ``student`` and ``label`` hold keys of the jobs it runs."""
+
+    labeled: str
+    val: str
+    source: Uris
+    out: str
+    rounds: Annotated[int, Field(ge=0)]
+    seed: int
+    train: dict[str, Any]
+    student: dict[str, Any]
+    label: dict[str, Any]
+    selection: dict[str, Any]
+
+
+SCHEMAS: dict[str, type[JobConfig]] = {
+    "draw_faces": DrawFacesConfig,
+    "train_backbone": TrainBackboneConfig,
+    "pseudo_label": PseudoLabelConfig,
+    "select_pseudo_labels": SelectPseudoLabelsConfig,
+    "evaluate": EvaluateConfig,
+    "extract_features": ExtractFeaturesConfig,
+    "train_temporal": TrainTemporalConfig,
+    "predict_video": PredictVideoConfig,
+    "self_train": SelfTrainConfig,
+}
+
+
+def conf_file(job: str) -> Path:
+    """The YAML of a job: ``conf/`` of a checkout, or the copy inside an installed wheel."""
+    package = Path(__file__).parent
+    checkout = package.parent / "conf"
+    return (checkout if checkout.is_dir() else package / "conf") / f"{job}.yaml"
+
+
+def load_config(job: str, arguments: Sequence[str]) -> Any:
+    """The validated config of one run of ``job``.
+
+    Args:
+        job: a name in `SCHEMAS`.
+        arguments: ``key=value`` strings; nested keys with dots, lists as ``[a,b]``, ``config=FILE`` for a YAML file.
+
+    Returns:
+        An instance of ``SCHEMAS[job]``.
+
+    Raises:
+        UserError: naming every wrong key and value at once, in one line.
+    """
+    schema = SCHEMAS[job]
+    layers = [OmegaConf.load(conf_file(job))]
+    overrides = []
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        if not separator or not key:
+            raise UserError(f"{job}: {argument!r} is not of the form key=value")
+        if key == "config":
+            layers.append(_load_yaml(job, value))
+        else:
+            overrides.append(_override(job, key, value))
+    try:
+        merged = OmegaConf.merge(*layers, *overrides)
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise UserError(f"{job}: {' '.join(str(error).split())}") from None
+    assert isinstance(values, dict)
+    given = {key: value for key, value in values.items() if value != "???"}
+    return validate(job, schema, given)
+
+
+def validate(job: str, schema: type[JobConfig], values: dict[Any, Any]) -> Any:
+    """An instance of ``schema``, or a `UserError` that names every wrong key in one line."""
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(_explain(schema, problem) for problem in error.errors())
+        raise UserError(f"{job}: {problems}") from None
+
+
+def _override(job: str, key: str, value: str) -> Any:
+    # Not OmegaConf.from_dotlist: it stops at characters that are common in paths.
+    try:
+        parsed = yaml.safe_load(value) if value[:1] in "[{" or _is_scalar(value) else value
+    except yaml.YAMLError:
+        raise UserError(f"{job}: {key}={value}: not a YAML value") from None
+    document = OmegaConf.create()
+    OmegaConf.update(document, key, parsed, force_add=True)
+    return document
+
+
+def _is_scalar(value: str) -> bool:
+    if value in {"null", "true", "false"}:
+        return True
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _load_yaml(job: str, path: str) -> Any:
+    try:
+        return OmegaConf.load(path)
+    except FileNotFoundError:
+        raise UserError(f"{job}: config={path}: no such file") from None
+    except (yaml.YAMLError, OSError) as error:
+        raise UserError(f"{job}: config={path}: {' '.join(str(error).split())}") from None
+
+
+def _explain(schema: type[JobConfig], problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
+    if problem["type"] == "missing":
+        return f"{where}: required, say {where}=…"
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(where, _dotted_keys(schema), n=1)
+        return f"{where}: no such key" + (f", did you mean {close[0]}?" if close else "")
+    return f"{where}={problem['input']!r}: {problem['msg'].lower()}"
+
+
+def _dotted_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in schema.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _dotted_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def job_help(job: str) -> str:
+    """The commented YAML of a job, which is its documentation."""
+    return conf_file(job).read_text()

@@ -1,0 +1,1 @@
+"""What goes in: sources, manifests, decoding, loading, augmentation, sampling, video."""

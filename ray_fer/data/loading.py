@@ -1,0 +1,146 @@
+"""Labelled pictures by index: read, decoded once, kept as pixels, and ready before the model asks.
+
+A labelled set is small (thousands to a few hundred thousand crops) and is seen dozens of times, so the cheapest loader
+is memory: at 48 px a million pictures are 7 GB. What fits the budget is decoded once into one uint8 array; what does
+not is read anew, with many requests in flight where the store is remote. No worker processes: the decoders release the
+GIL, so a few threads do, and nothing is pickled. One batch is made in the background while the model works on another.
+
+A picture that cannot be read or decoded is a row that says so, never an exception, until there are too many of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_fer.data.decode import DecodeError, decode_into
+from ray_fer.data.read import Item, Read, read_objects
+from ray_fer.errors import UserError
+
+log = logging.getLogger(__name__)
+
+CACHE_BYTES = 4 << 30
+MAX_BAD_SHARE = 0.05
+MAX_PICTURE_BYTES = 64 << 20
+_MAX_THREADS = 8
+_NAMED = 10
+
+Pixels = NDArray[np.uint8]
+Indices = NDArray[np.int64]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class ImageLoader:
+    """Pixels of ``uris`` by index. One thread at a time may ask.
+
+    Args:
+        uris: all local paths, or all ``s3://`` URIs.
+        image_size: side S of the square pictures.
+        cache_bytes: keep decoded pixels if all of them fit into this many bytes, else keep none.
+        threads: decoding threads; None: as many as cores, at most 8.
+        name: what messages call the set, for example ``labeled``.
+
+    Attributes:
+        bad: why each unreadable picture met so far is unreadable, by URI.
+    """
+
+    def __init__(
+        self,
+        uris: Sequence[str],
+        image_size: int,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        threads: int | None = None,
+        name: str = "images",
+    ) -> None:
+        self.uris = uris
+        self.image_size = image_size
+        self.name = name
+        self.bad: dict[str, str] = {}
+        shape = (len(uris), image_size, image_size, 3)
+        # Pages of np.empty are only taken from the system when they are written.
+        self._cache = np.empty(shape, np.uint8) if np.prod(shape, dtype=np.int64) <= cache_bytes else None
+        self._known = np.zeros(len(uris), bool)
+        self._ok = np.zeros(len(uris), bool)
+        self._pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, _MAX_THREADS), "decode")
+
+    def batch(self, indices: Indices) -> tuple[Pixels, NDArray[np.bool_]]:
+        """The pictures at ``indices`` int64 (B,), in their order; an index may repeat.
+
+        Returns:
+            pixels uint8 (B, S, S, 3), zero where unreadable, and ok bool (B,).
+
+        Raises:
+            UserError: once more than 5 % of all pictures have turned out to be unreadable.
+        """
+        if self._cache is not None:
+            missing = np.unique(indices[~self._known[indices]])
+            self._read(missing, self._cache, missing)
+            return self._cache[indices], self._ok[indices]
+        unique, positions = np.unique(indices, return_inverse=True)
+        pixels = np.empty((len(unique), self.image_size, self.image_size, 3), np.uint8)
+        self._read(unique, pixels, np.arange(len(unique)))
+        return pixels[positions], self._ok[indices]
+
+    def prefetch(self, batches: Iterable[Indices], depth: int = 2) -> Iterator[tuple[Pixels, NDArray[np.bool_]]]:
+        """`batch` of every index array in turn, up to ``depth`` of them made ahead in the background."""
+        return read_ahead(self.batch, batches, depth)
+
+    def _read(self, indices: Indices, out: Pixels, rows: Indices) -> None:
+        """Puts the picture at ``indices[i]`` into ``out[rows[i]]``."""
+        reads = read_objects((Item(self.uris[index], "", 0) for index in indices), MAX_PICTURE_BYTES)
+        decoding = [self._pool.submit(_decode, read, out[row]) for read, row in zip(reads, rows, strict=True)]
+        for index, future in zip(indices, decoding, strict=True):
+            problem = future.result()
+            self._known[index], self._ok[index] = True, problem is None
+            if problem is not None:
+                self._report(self.uris[index], problem)
+
+    def _report(self, uri: str, problem: str) -> None:
+        if uri in self.bad:
+            return
+        self.bad[uri] = problem
+        if len(self.bad) <= _NAMED:
+            log.warning("%s: %s is left out: %s", self.name, uri, problem)
+        if len(self.bad) > MAX_BAD_SHARE * len(self.uris):
+            raise UserError(
+                f"{self.name}: {len(self.bad)} of {len(self.uris)} pictures cannot be read, "
+                f"more than {MAX_BAD_SHARE:.0%}; the last: {uri} ({problem})"
+            )
+
+
+def read_ahead(make: Callable[[T], R], items: Iterable[T], depth: int = 2) -> Iterator[R]:
+    """``make(item)`` of every item in order, up to ``depth`` of them made ahead by one background thread."""
+    with ThreadPoolExecutor(1, "read-ahead") as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _decode(read: Read, out: Pixels) -> str | None:
+    """What is wrong with the picture, or None once it is in ``out`` uint8 (S, S, 3)."""
+    problem: str | None = f"{read.status}: {read.error}"
+    if read.data is not None:
+        try:
+            decode_into(read.data, out)
+            return None
+        except DecodeError as error:
+            problem = str(error)
+    out[...] = 0
+    return problem

@@ -1,0 +1,129 @@
+"""Which labelled rows a training step sees: classes uniformly, or rows by weight.
+
+Drawing the class first, with probability 1/C, and then an instance of it is how the paper trains its teacher
+(arXiv 2403.11942): on a long tail it is worth more than a weighted loss, since a rare class has a say in every batch.
+Its cost is repetition: thirteen pictures of disgust are seen hundreds of times an epoch, so an instance comes back
+only after all others of its class, and augmentation has to make it look new.
+
+Everything is a pure function of (seed, epoch, step), not of a generator's history: a resumed run, and a run with the
+same number of workers elsewhere, sees the same batches. Ranks cut disjoint parts out of one global order.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_CLASSES, _INSTANCES, _WEIGHTED = 0, 1, 2  # independent random streams of one seed
+
+
+class ClassUniformSampler:
+    """Class by probability, instance without replacement inside its class, over epochs without a seam.
+
+    The classes of an epoch are independent draws (their counts a multinomial, their order a shuffle). Each class has
+    an endless stream of its instances, one shuffle of them after another, and every draw takes the next.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int64],
+        num_classes: int,
+        batch_size: int,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        class_probs: ArrayLike | None = None,
+    ) -> None:
+        """Prepare the index of each class.
+
+        Args:
+            labels: int64 (N,), class index per row; rows of -1 are never drawn.
+            num_classes: C.
+            batch_size: Rows per step and rank.
+            steps: Steps per epoch; without, as many as it takes to draw as many rows as are labelled.
+            seed: Same seed, same batches.
+            rank: This worker.
+            world_size: Number of workers.
+            class_probs: (C,) probability per class up to a factor; uniform if None. A class without instances is left
+                out and its share goes to the others.
+
+        Raises:
+            ValueError: if nothing can be drawn.
+        """
+        self._rows = [np.flatnonzero(labels == index) for index in range(num_classes)]
+        present = np.array([rows.size for rows in self._rows]) > 0
+        weights = np.where(present, np.ones(num_classes) if class_probs is None else np.asarray(class_probs, float), 0)
+        if not (weights >= 0).all() or not weights.sum() > 0:
+            raise ValueError("no class can be drawn: no labelled row, or no class with both rows and a probability")
+        self.class_probs: NDArray[np.float64] = weights / weights.sum()
+        self.steps = steps or -(-int((labels >= 0).sum()) // (batch_size * world_size))
+        self._batch_size, self._rank, self._world_size, self._seed = batch_size, rank, world_size, seed
+
+    def epoch(self, epoch: int) -> NDArray[np.int64]:
+        """The rows of one epoch for this rank: int64 (steps, batch_size)."""
+        past = sum((self._class_counts(earlier) for earlier in range(epoch)), np.zeros(len(self._rows), np.int64))
+        counts = self._class_counts(epoch)
+        rows = [self._stream(int(index), int(past[index]), int(counts[index])) for index in np.flatnonzero(counts)]
+        order = np.random.default_rng((self._seed, _CLASSES, epoch, 1)).permutation(int(counts.sum()))
+        # Instances of a class are taken in the order of the places that the shuffle gave to the class.
+        drawn = np.empty(order.size, np.int64)
+        start = 0
+        for part in rows:
+            drawn[np.sort(order[start : start + part.size])] = part
+            start += part.size
+        return drawn.reshape(self.steps, self._world_size, self._batch_size)[:, self._rank]
+
+    def batch(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """The rows of one step for this rank: int64 (batch_size,). To run through an epoch, call `epoch` once."""
+        rows: NDArray[np.int64] = self.epoch(epoch)[step]
+        return rows
+
+    def _class_counts(self, epoch: int) -> NDArray[np.int64]:
+        total = self.steps * self._world_size * self._batch_size
+        generator = np.random.default_rng((self._seed, _CLASSES, epoch, 0))
+        return generator.multinomial(total, self.class_probs).astype(np.int64)
+
+    def _stream(self, index: int, start: int, count: int) -> NDArray[np.int64]:
+        """Instances number `start` to `start + count` of a class's endless sequence of shuffles."""
+        rows = self._rows[index]
+        first, last = start // rows.size, (start + count - 1) // rows.size
+        shuffles = [
+            np.random.default_rng((self._seed, _INSTANCES, index, shuffle)).permutation(rows)
+            for shuffle in range(first, last + 1)
+        ]
+        offset = start - first * rows.size
+        stream: NDArray[np.int64] = np.concatenate(shuffles)[offset : offset + count]
+        return stream
+
+
+def weighted_indices(
+    weights: ArrayLike | Sequence[float], count: int, *, seed: int = 0, epoch: int = 0
+) -> NDArray[np.int64]:
+    """Draw rows with expectation proportional to their weight, by systematic resampling, in random order.
+
+    Every row i comes floor or ceil of count * w_i / sum(w) times: far less noise than independent draws, for
+    pseudo-labels weighted by confidence or class. For rank r of W take `[r::W]`.
+
+    Args:
+        weights: (N,), not negative, not all zero.
+        count: How many rows to draw.
+        seed: Same (seed, epoch), same rows.
+        epoch: Another epoch, another draw.
+
+    Returns:
+        int64 (count,).
+
+    Raises:
+        ValueError: for a negative or NaN weight, or none above zero.
+    """
+    array = np.asarray(weights, np.float64)
+    if not (array >= 0).all() or not 0 < array.sum() < np.inf:
+        raise ValueError("weights must be finite, not negative, and not all zero")
+    generator = np.random.default_rng((seed, _WEIGHTED, epoch))
+    bounds = np.cumsum(array)
+    marks = (np.arange(count) + generator.random()) * (bounds[-1] / count)
+    # The last mark may round up to the very end, where no row is.
+    rows = np.minimum(np.searchsorted(bounds, marks, side="right"), np.flatnonzero(array)[-1])
+    return generator.permutation(rows)

@@ -1,0 +1,177 @@
+"""The feedback actor: one place that remembers what the students' validations taught, for every job that asks.
+
+A named Ray actor around the pure `formulas`. Training sends a confusion matrix per epoch, selection reads the
+thresholds; both only see versioned snapshots. Every version is a JSON file under the actor's URI, written before the
+update is answered, so that the state outlives the actor, the cluster and the loop, and any tool can read its history.
+
+Guarantees: an update with a `source` seen before changes nothing and answers with the snapshot that it made the first
+time, so a retried or resumed epoch neither counts twice nor sees another state. One cluster has one actor per URI; two
+clusters writing the same URI at once are not detected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import ArrayLike
+
+from ray_fer import storage
+from ray_fer.errors import UserError
+from ray_fer.evaluation.metrics import macro_f1
+from ray_fer.feedback.formulas import FeedbackState, Snapshot, feedback, initial_state, snapshot
+
+NAMESPACE = "ray-fer"
+_PREFIX, _SUFFIX = "v", ".json"
+
+Document = dict[str, Any]
+
+
+class FeedbackStore:
+    """The state behind the actor, and the actor's whole behaviour without Ray.
+
+    Args:
+        uri: folder of the versions, local or ``s3://``.
+        classes: names in the order of the confusion matrices.
+
+    Raises:
+        UserError: when ``uri`` holds the state of other classes.
+    """
+
+    def __init__(self, uri: str, classes: Sequence[str]) -> None:
+        self.uri = storage.normalise(uri)
+        self.classes = tuple(classes)
+        self._documents = _read_documents(self.uri, self.classes)
+
+    def update(
+        self,
+        confusion: ArrayLike,
+        source: str,
+        q_hat: ArrayLike | None = None,
+        accepted_share: float | None = None,
+    ) -> Document:
+        """Applies one validation and answers with the snapshot that follows from it (see `snapshot`).
+
+        Args:
+            confusion: validation counts (K, K), rows true, columns predicted.
+            source: what was validated, for example ``round-1/epoch-3``; applied once.
+            q_hat: class shares of the predictions on unlabelled images, (K,).
+            accepted_share: share of the unlabelled images that became pseudo-labels.
+        """
+        for document in self._documents:
+            if document["source"] == source:
+                return _answer(document)
+        state = self._state()
+        following = feedback(confusion, q_hat, state, accepted_share=accepted_share)
+        if following is state:  # the formulas do not trust this matrix
+            return self.snapshot()
+        counts = np.asarray(confusion, dtype=np.float64)
+        document = {
+            "version": following.version,
+            "source": source,
+            "classes": list(self.classes),
+            "macro_f1": macro_f1(counts) if counts.any() else None,
+            "confusion_matrix": counts.tolist(),
+            "q_hat": None if q_hat is None else np.asarray(q_hat, dtype=np.float64).tolist(),
+            "accepted_share": accepted_share,
+            "state": following.to_json(),
+        }
+        storage.write_json(storage.join(self.uri, _file_name(following.version)), document)
+        self._documents.append(document)
+        return _answer(document)
+
+    def snapshot(self, version: int | None = None) -> Document:
+        """One version, None for the newest, which is the neutral 0 before the first update.
+
+        Returns:
+            ``version``, ``source``, ``classes`` and, as lists of K numbers, ``loss_weights``, ``sampling_weights``,
+            ``thresholds`` and ``log_debiasing_prior``.
+
+        Raises:
+            UserError: when there is no such version.
+        """
+        return _answer(_find(self.uri, self.classes, self._documents, version))
+
+    def history(self) -> list[Document]:
+        """Every version as it is stored, oldest first."""
+        return list(self._documents)
+
+    def _state(self) -> FeedbackState:
+        if not self._documents:
+            return initial_state(len(self.classes))
+        return FeedbackState.from_json(self._documents[-1]["state"])
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class FeedbackActor(FeedbackStore):
+    """`FeedbackStore` as an actor; a restart reads the versions back."""
+
+
+def get_feedback_actor(uri: str, classes: Sequence[str]) -> Any:
+    """The cluster's actor for ``uri``, started if there is none; it lives while a job that holds it does.
+
+    Raises:
+        UserError: when ``uri`` holds the state of other classes.
+    """
+    uri = storage.normalise(uri)
+    load_snapshot(uri, classes)  # an actor that fails to start says it worse
+    name = "feedback-" + hashlib.sha256(uri.encode()).hexdigest()[:16]
+    return FeedbackActor.options(name=name, namespace=NAMESPACE, get_if_exists=True).remote(uri, tuple(classes))  # type: ignore[attr-defined]
+
+
+def load_snapshot(uri: str, classes: Sequence[str], version: int | None = None) -> Snapshot:
+    """The factors of one version, read from storage without an actor.
+
+    Args:
+        uri: folder of the versions; an empty or absent one is the neutral version 0.
+        classes: names in the order that the factors shall have.
+        version: None is the newest.
+
+    Raises:
+        UserError: when the state is of other classes, or has no such version.
+    """
+    uri = storage.normalise(uri)
+    document = _find(uri, tuple(classes), _read_documents(uri, tuple(classes)), version)
+    return snapshot(FeedbackState.from_json(document["state"]))
+
+
+def _find(uri: str, classes: tuple[str, ...], documents: list[Document], version: int | None) -> Document:
+    newest = documents[-1]["version"] if documents else 0
+    if version is None:
+        version = newest
+    if version == 0:
+        return {"source": None, "classes": list(classes), "state": initial_state(len(classes)).to_json()}
+    for document in documents:
+        if document["version"] == version:
+            return document
+    raise UserError(f"feedback={uri}: no version {version} there (newest: {newest})")
+
+
+def _answer(document: Document) -> Document:
+    factors = snapshot(FeedbackState.from_json(document["state"]))
+    return {
+        "version": factors.version,
+        "source": document["source"],
+        "classes": document["classes"],
+        "loss_weights": factors.loss_weights.tolist(),
+        "sampling_weights": factors.sampling_weights.tolist(),
+        "thresholds": factors.thresholds.tolist(),
+        "log_debiasing_prior": factors.log_debiasing_prior.tolist(),
+    }
+
+
+def _read_documents(uri: str, classes: tuple[str, ...]) -> list[Document]:
+    names = [name for name in storage.list_dir(uri) if name.startswith(_PREFIX) and name.endswith(_SUFFIX)]
+    documents: list[Document] = [storage.read_json(storage.join(uri, name)) for name in names]
+    for document in documents:
+        if tuple(document["classes"]) != classes:
+            theirs, ours = ", ".join(document["classes"]), ", ".join(classes)
+            raise UserError(f"feedback={uri}: it is about the classes {theirs}, not {ours}")
+    return documents
+
+
+def _file_name(version: int) -> str:
+    return f"{_PREFIX}{version:06d}{_SUFFIX}"

@@ -1,0 +1,56 @@
+"""The frame around every job: arguments in, one JSON line out, an exit status that means something.
+
+Human-readable progress goes to stderr. The last line of stdout is the summary as one JSON object. Exit status 0: done;
+2: the user can mend it (one line on stderr says what); 1: anything else, with a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from ray_fer.config import job_help, load_config
+from ray_fer.errors import UserError
+
+
+def main(job: str, function: Callable[[Any], dict[str, Any]]) -> None:
+    """Runs ``function`` on the config of ``job`` made from the command line, and exits.
+
+    Args:
+        job: the job's name, which is also its file in ``conf/``.
+        function: takes the validated config, returns a JSON-able summary.
+    """
+    arguments = sys.argv[1:]
+    if any(argument in {"-h", "--help", "help"} for argument in arguments):
+        print(f"usage: python jobs/{job}.py key=value …\n\n{job_help(job)}")
+        sys.exit(0)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("botocore", "aiobotocore", "s3fs", "fsspec", "httpx", "matplotlib", "openvino"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    started = time.time()
+    try:
+        summary = function(load_config(job, arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+    finally:
+        _disconnect()
+    print(json.dumps({"job": job, **summary, "seconds": round(time.time() - started, 1)}), flush=True)
+
+
+def _disconnect() -> None:
+    # Before the summary is printed, or a worker's log line could follow it on stdout.
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+    sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""From buckets to pseudo-labels: the Ray Data graph, the predictions table, selection."""

@@ -1,0 +1,162 @@
+"""From predictions to pseudo-labels: one pass over the table, no image, no GPU, redone for every feedback version.
+
+Of each object only the newest prediction counts, of each picture (by digest) only one object, and pictures that are
+also in an excluded manifest (validation, test, the labelled set) never become pseudo-labels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from deltalake import DeltaTable
+
+from ray_fer import storage
+from ray_fer.config import SelectPseudoLabelsConfig
+from ray_fer.data.manifests import read_manifest
+from ray_fer.data.read import Item, read_objects
+from ray_fer.errors import UserError
+from ray_fer.feedback.actor import load_snapshot
+from ray_fer.feedback.formulas import FeedbackConfig
+from ray_fer.labeling.rules import RULES, debias
+from ray_fer.labeling.table import OK, files_of, open_table
+from ray_fer.models.artifact import Artifact, open_artifact
+
+log = logging.getLogger(__name__)
+
+SELECTION_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("label", pa.string()),
+        ("target", pa.list_(pa.float32())),
+        ("weight", pa.float32()),
+        ("confidence", pa.float32()),
+    ]
+)
+LOWEST_THRESHOLD = 0.05
+_ANY_SIZE = 1 << 40
+
+
+def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
+    """Writes ``selection.parquet`` and ``selection.json`` under ``config.out``.
+
+    Args:
+        config: see ``conf/select_pseudo_labels.yaml``.
+
+    Returns:
+        The summary: accepted in total and per class, predictions considered, what was left out and why.
+
+    Raises:
+        UserError: when the table holds no prediction of the teacher, or its classes are others.
+    """
+    artifact = open_artifact(config.teacher)
+    table = open_table(config.table, artifact.classes)
+    if table is None:
+        raise UserError(f"table={config.table}: no predictions table there")
+    model = _model_in(table, artifact, config)
+    predictions, left_out = newest_predictions(table, model, excluded_digests(config.selection.exclude))
+    if predictions.is_empty():
+        raise UserError(f"table={config.table}: no usable prediction of teacher={config.teacher}")
+
+    n_classes = len(artifact.classes)
+    thresholds = np.full(n_classes, config.selection.threshold)
+    class_weights, log_prior, version = np.ones(n_classes), None, 0
+    if config.feedback:
+        snapshot = load_snapshot(config.feedback, artifact.classes)
+        # The feedback moves thresholds around its own neutral one; here the same moves are made around the config's.
+        moved = config.selection.threshold + np.asarray(snapshot.thresholds) - FeedbackConfig().tau0
+        thresholds = np.clip(moved, LOWEST_THRESHOLD, 1.0)
+        class_weights, log_prior = np.asarray(snapshot.sampling_weights), np.asarray(snapshot.log_debiasing_prior)
+        version = snapshot.version
+
+    raw = predictions["probs"].list.to_array(n_classes).to_numpy()
+    probs = debias(raw, log_prior)
+    accepted = RULES[config.selection.rule](probs, thresholds, class_weights, config.selection)
+    targets = probs[accepted.rows]
+    if config.selection.targets == "hard":
+        targets = np.eye(n_classes, dtype=np.float32)[accepted.labels]
+    names = np.array(artifact.classes)
+    columns = [
+        predictions["uri"].gather(accepted.rows).to_arrow().cast(pa.string()),
+        pa.array(names[accepted.labels]),
+        pa.array(list(targets), pa.list_(pa.float32())),
+        pa.array(accepted.weights, pa.float32()),
+        pa.array(probs[accepted.rows].max(axis=1), pa.float32()),
+    ]
+    selection = pa.Table.from_arrays(columns, schema=SELECTION_SCHEMA)
+    counts = Counter(names[accepted.labels].tolist())
+    predicted = Counter(names[raw.argmax(axis=1)].tolist())
+    summary = {
+        "classes": list(artifact.classes),
+        "teacher": artifact.id,
+        "model": model,
+        "table": storage.normalise(config.table),
+        "version": table.version(),
+        "feedback_version": version,
+        "rule": config.selection.model_dump(),
+        "thresholds": dict(zip(artifact.classes, np.round(thresholds, 4).tolist(), strict=True)),
+        "considered": len(predictions),
+        "left_out": left_out,
+        "accepted": selection.num_rows,
+        "counts": {name: counts[name] for name in artifact.classes},
+        "predicted": {name: predicted[name] for name in artifact.classes},
+    }
+    sink = pa.BufferOutputStream()
+    pq.write_table(selection, sink, compression="zstd")
+    storage.write_bytes(storage.join(config.out, "selection.parquet"), sink.getvalue().to_pybytes())
+    storage.write_json(storage.join(config.out, "selection.json"), summary)
+    log.info("%d of %d predictions accepted: %s", selection.num_rows, len(predictions), summary["counts"])
+    return summary | {"selection": storage.normalise(config.out)}
+
+
+def _model_in(table: DeltaTable, artifact: Artifact, config: SelectPseudoLabelsConfig) -> str:
+    formats = ("float32", "bfloat16") if config.precision == "auto" else (config.precision,)
+    for model in map(artifact.model_id, formats):
+        if files_of(table, model):
+            return model
+    raise UserError(f"table={config.table}: holds no prediction of teacher={config.teacher} (model {artifact.id})")
+
+
+def newest_predictions(table: DeltaTable, model: str, excluded: set[bytes]) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The usable predictions of ``model``: (uri, probs), sorted by uri.
+
+    Args:
+        table: the predictions.
+        model: a model id.
+        excluded: digests of pictures to leave out.
+
+    Returns:
+        The predictions, and how many rows were left out as ``superseded``, ``failed``, ``duplicate`` and ``excluded``.
+    """
+    columns = ["uri", "digest", "probs", "status", "labelled_at"]
+    rows = table.to_pyarrow_dataset(partitions=[("model", "=", model)]).to_table(columns=columns)
+    frame = pl.DataFrame(pl.from_arrow(rows))
+    newest = frame.sort("uri", "labelled_at").unique("uri", keep="last", maintain_order=True)
+    good = newest.filter(pl.col("status") == OK)
+    unique = good.unique("digest", keep="first", maintain_order=True)
+    kept = unique.filter(~pl.col("digest").is_in(pl.Series("digest", list(excluded), pl.Binary).implode()))
+    left_out = {
+        "superseded": len(frame) - len(newest),
+        "failed": len(newest) - len(good),
+        "duplicate": len(good) - len(unique),
+        "excluded": len(unique) - len(kept),
+    }
+    return kept.select("uri", "probs"), left_out
+
+
+def excluded_digests(manifests: Sequence[str]) -> set[bytes]:
+    """Digests of the pictures that the manifests name; pictures that cannot be read are passed over."""
+    digests: set[bytes] = set()
+    for manifest in manifests:
+        items = [Item(uri, "", 0) for uri in read_manifest(manifest).uris]
+        digests.update(
+            xxhash.xxh3_128_digest(read.data) for read in read_objects(items, _ANY_SIZE) if read.data is not None
+        )
+    return digests

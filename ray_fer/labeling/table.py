@@ -1,0 +1,134 @@
+"""The predictions table: a Delta table that is result and ledger in one.
+
+Workers write Parquet files into the table's folder; a file exists for readers only once the driver has added it to the
+transaction log (`commit`). So a worker, a node or the driver may die at any moment: what was committed stays, what was
+not is work for the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
+
+from ray_fer import storage
+from ray_fer.errors import UserError
+
+OK = "ok"
+# Nothing will change until the object does.
+PERMANENT = ("undecodable", "too_large")
+# May be otherwise on a later run.
+TRANSIENT = ("missing", "unreadable")
+
+FILE_SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("identity", pa.string()),  # ETag, or size and mtime, of the bytes that were read
+        ("digest", pa.binary()),  # xxh3-128 of the bytes; null when they could not be read
+        ("source", pa.string()),
+        ("probs", pa.list_(pa.float32())),  # in the table's class order; null on failure
+        ("label", pa.string()),
+        ("confidence", pa.float32()),
+        ("status", pa.string()),
+        ("error", pa.string()),
+        ("run", pa.string()),
+        ("labelled_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+TABLE_SCHEMA = FILE_SCHEMA.append(pa.field("model", pa.string()))
+_CLASSES_KEY = "ray_fer.classes"
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A Parquet file in the table's folder that is not committed yet: path relative to the table, bytes, rows."""
+
+    path: str
+    bytes: int
+    rows: int
+
+
+def open_table(uri: str, classes: Sequence[str] | None = None) -> DeltaTable | None:
+    """The table at ``uri``, or None where there is none.
+
+    Args:
+        uri: local or ``s3://``.
+        classes: when given, the class order that the table must have.
+
+    Raises:
+        UserError: when something else is there, or a table of other columns or classes.
+    """
+    uri = storage.normalise(uri)
+    options = storage.delta_options(uri)
+    try:
+        if not DeltaTable.is_deltatable(uri, storage_options=options):
+            return None
+        table = DeltaTable(uri, storage_options=options)
+    except (OSError, DeltaError) as error:
+        raise UserError(f"table={uri}: cannot be opened ({' '.join(str(error).split())[:300]})") from None
+    names = {field.name for field in table.schema().fields}
+    missing = [name for name in TABLE_SCHEMA.names if name not in names]
+    if missing:
+        raise UserError(f"table={uri}: a Delta table without the column {missing[0]!r}, so not one of predictions")
+    held = table_classes(table)
+    if classes is not None and held != tuple(classes):
+        raise UserError(f"table={uri}: its classes are {', '.join(held)}; the model's are {', '.join(classes)}")
+    return table
+
+
+def create_table(uri: str, classes: Sequence[str]) -> DeltaTable:
+    """Opens the table at ``uri``, making an empty one first where there is none."""
+    uri = storage.normalise(uri)
+    if (table := open_table(uri, classes)) is not None:
+        return table
+    with contextlib.suppress(DeltaError):  # made by another run since we looked
+        DeltaTable.create(
+            uri,
+            schema=TABLE_SCHEMA,
+            mode="error",
+            partition_by=["model"],
+            description="ray-fer predictions",
+            configuration={_CLASSES_KEY: json.dumps(list(classes))},
+            raise_if_key_not_exists=False,
+            storage_options=storage.delta_options(uri),
+        )
+    table = open_table(uri, classes)
+    if table is None:
+        raise UserError(f"table={uri}: cannot be made there")
+    return table
+
+
+def table_classes(table: DeltaTable) -> tuple[str, ...]:
+    """Class names in the order of ``probs``."""
+    return tuple(json.loads(table.metadata().configuration.get(_CLASSES_KEY) or "[]"))
+
+
+def write_file(table_uri: str, model: str, rows: pa.Table, name: str) -> WrittenFile:
+    """Writes ``rows`` (of `FILE_SCHEMA`) as a Parquet file of the partition ``model``, unseen before `commit`."""
+    path = f"model={model}/{name}-{uuid.uuid4().hex[:12]}.parquet"
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    storage.write_bytes(storage.join(table_uri, path), data)
+    return WrittenFile(path, len(data), rows.num_rows)
+
+
+def files_of(table: DeltaTable, model: str) -> list[str]:
+    """URIs of the committed files of ``model``."""
+    return table.file_uris(file_pruning_predicate=[("model", "=", model)])
+
+
+def read_keys(table: DeltaTable, model: str, files: Iterable[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Batches of (uri, identity, status) of what ``model`` has labelled, in all files or the given ones."""
+    wanted = files_of(table, model) if files is None else files
+    fs, _ = storage.arrow_filesystem(table.table_uri)
+    for uri in wanted:
+        path = storage.filesystem(uri)[1]
+        yield from pq.ParquetFile(path, filesystem=fs).iter_batches(1 << 18, columns=["uri", "identity", "status"])

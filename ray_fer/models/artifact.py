@@ -1,0 +1,168 @@
+"""The model artifact: a folder in timm's own hub layout, so that any timm user can open it without ray-fer.
+
+``model.safetensors`` and ``config.json`` are what ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads.
+``metrics.json`` and ``provenance.json`` say how good it is and where it comes from. ``config.json`` is copied last: a
+folder that has one is whole. Nothing in it is a pickle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models._hub import save_config_for_hf
+
+from ray_fer import storage
+from ray_fer.errors import UserError
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+METRICS = "metrics.json"
+PROVENANCE = "provenance.json"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model on disk, opened but not loaded.
+
+    Attributes:
+        uri: where it was opened.
+        folder: a local copy.
+        id: content hash (16 hex digits) of weights and configuration: what the model computes, not where it lies.
+        config: ``config.json``.
+    """
+
+    uri: str
+    folder: Path
+    id: str
+    config: dict[str, Any]
+
+    @property
+    def architecture(self) -> str:
+        """Timm's name of the backbone."""
+        return str(self.config["architecture"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return tuple(self.config["label_names"])
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square crops that the model sees."""
+        return int(self.config["pretrained_cfg"]["input_size"][-1])
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per-channel mean of the normalisation, for pixels in [0, 1]."""
+        return tuple(self.config["pretrained_cfg"]["mean"])
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per-channel standard deviation of the normalisation, for pixels in [0, 1]."""
+        return tuple(self.config["pretrained_cfg"]["std"])
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """``metrics.json``, empty where there is none."""
+        path = self.folder / METRICS
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+    def model_id(self, precision: str) -> str:
+        """The id that predictions carry: artifact (weights, preprocessing, class order) and number format.
+
+        Two models, or one model in two number formats, never share it.
+        """
+        return f"{self.id}-{precision}"
+
+
+def save_artifact(
+    uri: str,
+    model: torch.nn.Module,
+    *,
+    classes: tuple[str, ...],
+    image_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    metrics: dict[str, Any],
+    provenance: dict[str, Any],
+    extra: dict[str, bytes] | None = None,
+) -> Artifact:
+    """Writes ``model`` (a timm model with its head) to ``uri``.
+
+    Args:
+        uri: the folder, local or ``s3://``.
+        model: what ``timm.create_model`` made.
+        classes: names in the order of the logits.
+        image_size: side of the square input in pixels.
+        mean: normalisation mean per channel, pixels in [0, 1].
+        std: normalisation standard deviation per channel.
+        metrics: what becomes ``metrics.json``.
+        provenance: what becomes ``provenance.json``.
+        extra: further files by name.
+    """
+    preprocessing = {
+        "input_size": (len(mean), image_size, image_size),
+        "mean": mean,
+        "std": std,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / WEIGHTS)
+        save_config_for_hf(model, str(folder / CONFIG), {"label_names": list(classes)}, data_config=preprocessing)
+        (folder / METRICS).write_text(json.dumps(metrics, indent=2))
+        (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2))
+        for file_name, data in (extra or {}).items():
+            (folder / file_name).write_bytes(data)
+        storage.upload_folder(folder, uri, last=CONFIG)
+    return open_artifact(uri)
+
+
+def open_artifact(uri: str) -> Artifact:
+    """Opens the artifact at ``uri`` (downloaded once per node if remote) without loading its weights.
+
+    Raises:
+        UserError: when ``uri`` holds no artifact, naming what is missing.
+    """
+    uri = storage.normalise(uri)
+    for name in (CONFIG, WEIGHTS):
+        if not storage.exists(storage.join(uri, name)):
+            raise UserError(f"{uri}: no model artifact there ({name} is missing)")
+    folder = storage.local_copy(uri)
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+        missing = [key for key in ("architecture", "label_names", "pretrained_cfg") if key not in config]
+    except ValueError as error:
+        raise UserError(f"{uri}/{CONFIG}: not JSON ({error})") from None
+    if missing:
+        raise UserError(f"{uri}/{CONFIG}: no {missing[0]!r}, so its classes or preprocessing are unknown")
+    return Artifact(uri, folder, _content_hash(folder / WEIGHTS, config), config)
+
+
+def load_model(artifact: Artifact) -> torch.nn.Module:
+    """The timm model with its weights, on the CPU, in evaluation mode."""
+    model: torch.nn.Module = timm.create_model(f"local-dir:{artifact.folder}", pretrained=True)
+    return model.eval()
+
+
+def _content_hash(weights: Path, config: dict[str, Any]) -> str:
+    # Only what decides the output: a renamed license field in config.json makes no new model.
+    decisive = {key: config.get(key) for key in ("architecture", "model_args", "label_names", "global_pool")}
+    decisive["preprocessing"] = {
+        key: config["pretrained_cfg"].get(key) for key in ("input_size", "mean", "std", "interpolation", "crop_mode")
+    }
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
+    with weights.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,100 @@
+"""Features and probabilities of video frames: what the temporal encoder sees of a video.
+
+One forward pass of the backbone gives both: the vector that goes into its classifier, and the classifier's answer.
+float32 everywhere, so that features extracted on a GPU fit an encoder that later runs on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ray_fer.models.artifact import Artifact, load_model
+from ray_fer.models.engines import Normalised, softmax
+
+Floats = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class ClipFeatures:
+    """The M readable frames of a clip and the numbers of the others.
+
+    Attributes:
+        frames: frame numbers, int64 (M,), strictly increasing.
+        features: float32 (M, D).
+        probs: float32 (M, K).
+        problems: why a frame is not among them, by frame number.
+    """
+
+    frames: NDArray[np.int64]
+    features: Floats
+    probs: Floats
+    problems: dict[int, str]
+
+
+class FrameEncoder:
+    """Maps pixels uint8 (B, S, S, 3) to features float32 (B, D) and probabilities float32 (B, K).
+
+    Args:
+        artifact: the backbone.
+        device: of torch.
+
+    Attributes:
+        dim: D.
+    """
+
+    def __init__(self, artifact: Artifact, *, device: str = "cpu") -> None:
+        self.artifact = artifact
+        self.device = torch.device(device)
+        backbone = _WithFeatures(load_model(artifact))
+        self._model = Normalised(backbone, artifact.mean, artifact.std).to(self.device).eval()
+        size = artifact.image_size
+        self.dim = self(np.zeros((1, size, size, 3), np.uint8))[0].shape[1]
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Pixels) -> tuple[Floats, Floats]:
+        """Features (B, D) and probabilities (B, K) of ``pixels``."""
+        outputs = self._model(torch.from_numpy(pixels).to(self.device)).float().cpu().numpy()
+        n_classes = len(self.artifact.classes)
+        return np.ascontiguousarray(outputs[:, n_classes:]), softmax(outputs[:, :n_classes])
+
+    def encode_clip(self, frames: Iterable[tuple[int, Pixels | str]], batch_size: int) -> ClipFeatures:
+        """Features of a clip as `ray_fer.data.video.read_clip` gives it: frame numbers with pixels or a reason."""
+        numbers: list[int] = []
+        problems: dict[int, str] = {}
+        done: list[tuple[Floats, Floats]] = []
+        waiting: list[Pixels] = []
+        for number, pixels in frames:
+            if isinstance(pixels, str):
+                problems[number] = pixels
+                continue
+            numbers.append(number)
+            waiting.append(pixels)
+            if len(waiting) == batch_size:
+                done.append(self(np.stack(waiting)))
+                waiting = []
+        if waiting:
+            done.append(self(np.stack(waiting)))
+        empty = (np.empty((0, self.dim), np.float32), np.empty((0, len(self.artifact.classes)), np.float32))
+        features, probs = (np.concatenate(parts) for parts in zip(empty, *done, strict=True))
+        return ClipFeatures(np.array(numbers, np.int64), features, probs, problems)
+
+
+class _WithFeatures(torch.nn.Module):
+    """A timm model that returns (B, K + D): logits and, after them, the classifier's input."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        map_ = self.model.forward_features(x)  # type: ignore[operator]
+        # Not get_classifier(): some heads (distilled ones) have two.
+        logits = self.model.forward_head(map_)  # type: ignore[operator]
+        features = self.model.forward_head(map_, pre_logits=True)  # type: ignore[operator]
+        return torch.cat([logits, features], dim=1)

@@ -1,0 +1,189 @@
+"""URIs to file systems: one place that knows how a local path and an ``s3://`` URI are opened.
+
+Everything goes through fsspec (s3fs for ``s3://``). Endpoint, region and credentials come from the usual AWS
+environment variables (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``,
+profiles, instance roles), so that nothing secret is ever part of a config or of a saved artifact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.fs
+
+from ray_fer.errors import UserError
+
+_RETRIES = 8
+
+
+def is_remote(uri: str) -> bool:
+    """Whether ``uri`` names something that is not on this machine's file system."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def normalise(uri: str) -> str:
+    """The one spelling of a URI: an absolute local path, or ``s3://bucket/key`` without a trailing slash.
+
+    Raises:
+        UserError: for a scheme other than ``file://`` and ``s3://``.
+    """
+    if uri.startswith("file://"):
+        uri = uri.removeprefix("file://")
+    if not is_remote(uri):
+        return os.path.abspath(os.path.expanduser(uri))
+    if not uri.startswith("s3://") or not uri.removeprefix("s3://").strip("/"):
+        raise UserError(f"{uri}: not a local path and not an s3://bucket/key URI")
+    return uri.rstrip("/")
+
+
+def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system that holds ``uri`` and the path of ``uri`` on it.
+
+    Listings are never cached: other processes write the same buckets.
+    """
+    uri = normalise(uri)
+    if is_remote(uri):
+        # s3fs retries each call itself; botocore's own retries sit below it and cover throttling.
+        config = {"retries": {"max_attempts": _RETRIES, "mode": "standard"}, "max_pool_connections": 64}
+        fs = fsspec.filesystem("s3", use_listings_cache=False, config_kwargs=config)
+        return fs, uri.removeprefix("s3://")
+    return fsspec.filesystem("file", auto_mkdir=True), uri
+
+
+def join(uri: str, *parts: str) -> str:
+    """``uri`` with path segments appended."""
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or a non-empty prefix is at ``uri``."""
+    fs, path = filesystem(uri)
+    return bool(fs.exists(path))
+
+
+def is_dir(uri: str) -> bool:
+    """Whether ``uri`` is a folder or a non-empty prefix."""
+    fs, path = filesystem(uri)
+    return bool(fs.isdir(path))
+
+
+def list_dir(uri: str) -> list[str]:
+    """Names (not paths) directly under ``uri``, sorted; empty where there is nothing."""
+    fs, path = filesystem(uri)
+    try:
+        entries = fs.ls(path, detail=False)
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries) if name)
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole object.
+
+    Raises:
+        FileNotFoundError: when there is none.
+    """
+    fs, path = filesystem(uri)
+    data: bytes = fs.cat_file(path)
+    return data
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Writes an object whole or not at all: a reader never sees half of it."""
+    fs, path = filesystem(uri)
+    if is_remote(uri):
+        fs.pipe_file(path, data)  # an S3 PUT is atomic
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.write_bytes(data)
+    temporary.replace(target)
+
+
+def read_json(uri: str) -> Any:
+    """The JSON document at ``uri``."""
+    return json.loads(read_bytes(uri))
+
+
+def write_json(uri: str, document: Any) -> None:
+    """Writes ``document`` as indented JSON, atomically."""
+    write_bytes(uri, (json.dumps(document, indent=2) + "\n").encode())
+
+
+def delete(uri: str) -> None:
+    """Deletes a file or everything under a prefix; nothing happens where there is nothing."""
+    fs, path = filesystem(uri)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)
+
+
+def upload_folder(folder: Path, uri: str, last: str) -> None:
+    """Copies the files of a local folder to ``uri``, the file named ``last`` after all others.
+
+    Its presence is therefore the mark of a whole copy.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for path in sorted(files, key=lambda path: path.name == last):
+        write_bytes(join(uri, path.relative_to(folder).as_posix()), path.read_bytes())
+
+
+def local_copy(uri: str, only: str | None = None) -> Path:
+    """A local folder with the contents of the folder ``uri``: itself if local, else a per-node cached download.
+
+    The cache is keyed by the content identity (etag) of every file, so that an overwritten object is fetched anew.
+
+    Args:
+        uri: the folder.
+        only: copy just the file of this name.
+    """
+    fs, path = filesystem(uri)
+    if not is_remote(uri):
+        return Path(path)
+    found = fs.find(path, detail=True)
+    files = {name: entry for name, entry in found.items() if only is None or name == f"{path}/{only}"}
+    identity = [(name, entry.get("ETag") or str(entry.get("LastModified"))) for name, entry in sorted(files.items())]
+    cache_key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+    cached = Path(tempfile.gettempdir()) / f"ray_fer-cache-{os.getuid()}" / cache_key
+    if not cached.exists():
+        partial = cached.with_name(f"{cache_key}.{uuid.uuid4().hex[:8]}")
+        for name in files:
+            target = partial / name[len(path) :].lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(fs.cat_file(name))
+        try:
+            partial.rename(cached)
+        except OSError:  # another process of this node was first
+            shutil.rmtree(partial)
+    return cached
+
+
+def delta_options(uri: str) -> dict[str, str]:
+    """Storage options for ``deltalake``: it reads the AWS environment itself, plain http must be allowed by name.
+
+    Commits on S3 use conditional puts, so that two writers never overwrite each other's log entry.
+    """
+    if not is_remote(uri):
+        return {}
+    options = {"aws_conditional_put": "etag"}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+    if endpoint:
+        options["aws_endpoint"] = endpoint
+        options["aws_allow_http"] = str(endpoint.startswith("http://")).lower()
+    return options
+
+
+def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The same as `filesystem` as a pyarrow file system, for libraries that want one (Ray Train, Parquet datasets)."""
+    fs, path = filesystem(uri)
+    if is_remote(uri):
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path
+    return pyarrow.fs.LocalFileSystem(), path

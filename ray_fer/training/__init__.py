@@ -1,0 +1,1 @@
+"""Ray Train + DeepSpeed: the runner, the recipes, the loop."""

@@ -1,0 +1,64 @@
+"""What recipes share around the optimiser: which weights decay, the learning-rate schedule, the averaged weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: kernels and matrices decay; biases, norms and what the model excepts do not."""
+    exceptions: Any = getattr(model, "no_weight_decay", set)  # timm's transformers have such a method
+    excepted = set(exceptions())
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (kept if parameter.ndim <= 1 or name in excepted else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:
+    """Share of the peak learning rate at ``step`` of ``steps``: linear warm-up, then half a cosine towards zero."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(steps - warmup_steps, 1)))
+
+
+class Ema:
+    """A copy of a model whose weights follow it slowly; it is what is validated and published.
+
+    The decay at update t is min(decay, (1 + t) / (10 + t)), so that the random start is forgotten within a few updates
+    (the warm-up of TensorFlow's ExponentialMovingAverage). BatchNorm statistics are averaged like weights (EMAN,
+    arXiv:2101.08482): statistics copied from the fast model do not belong to the slow one. The copy is float32 and
+    whole on every rank.
+
+    Attributes:
+        model: the averaged model, in evaluation mode.
+        updates: t.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """One step towards the weights of ``model``, which has the same architecture."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        slow, fast = _floats(self.model), [tensor.detach() for tensor in _floats(model)]
+        torch._foreach_lerp_(slow, fast, 1 - decay)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            if not mine.is_floating_point():
+                mine.copy_(theirs)
+
+
+def _floats(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())]

@@ -1,0 +1,339 @@
+"""Running a recipe on Ray Train with DeepSpeed: the one place that knows either.
+
+Ray Train places the ranks, restarts them when one is lost, and keeps their checkpoints in one folder (local or S3).
+DeepSpeed owns the optimiser step: gradient averaging, ZeRO, clipping, bfloat16 autocast. Every rank saves at the end of
+every epoch, so a lost worker, a lost driver, or the same command run again costs at most one epoch.
+
+A changed number of workers keeps everything at ZeRO stage 0; at higher stages the optimiser's moments are cut into one
+part per rank, so only the weights are taken over and the log says so.
+
+No compiler is needed: AdamW is torch's, and on a CPU gloo reduces the gradients, for which DeepSpeed would otherwise
+compile a shared-memory operator on first use. Threads wait without spinning: measured on two cores beside one other
+process, a step took 0.26 s instead of 1.8 s, and no longer without company.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.util.queue import Empty, Queue
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ray_fer import cluster, storage
+from ray_fer.errors import UserError
+from ray_fer.models.engines import resolve_precision
+from ray_fer.training.loop import Recipe, World, train_epoch
+
+log = logging.getLogger(__name__)
+
+_ERROR = "error.json"
+_STATE = "state.json"
+_EMA, _BEST, _LIVE = "ema.safetensors", "best.safetensors", "live.safetensors"
+_ENGINE = "engine"
+_MAX_CPUS_PER_GPU = 8
+
+
+@dataclass(frozen=True)
+class Run:
+    """What to run and where.
+
+    Attributes:
+        folder: holds the checkpoints while the run lasts, local or ``s3://``.
+        make: makes the recipe on one rank; pickled by reference, so a module-level function or a partial of one.
+        workers: ranks; None is one per GPU of the cluster, or one where there is none.
+        zero_stage: DeepSpeed's ZeRO stage.
+        precision: ``auto``, ``float32`` or ``bfloat16``.
+        max_failures: losses of workers to survive.
+        clip_norm: largest gradient norm.
+    """
+
+    folder: str
+    make: Callable[[World], Recipe]
+    workers: int | None = None
+    zero_stage: int = 0
+    precision: str = "auto"
+    max_failures: int = 3
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out.
+
+    Attributes:
+        best: metrics of the best epoch, among them ``epoch`` (from 1).
+        history: one row of numbers per epoch.
+        weights: averaged weights of the best epoch, by name.
+        resumed: epochs (complete ones) after which the run went on from a checkpoint.
+    """
+
+    best: dict[str, Any]
+    history: list[dict[str, Any]]
+    weights: dict[str, torch.Tensor]
+    resumed: list[int]
+
+
+def fit(run: Run) -> Outcome:
+    """Runs a recipe to its end, from its last checkpoint if there is one. Needs a connected cluster.
+
+    Raises:
+        UserError: what a rank found wrong with the user's input.
+    """
+    storage.delete(storage.join(run.folder, _ERROR))
+    lines = Queue(actor_options={"num_cpus": 0})
+    trainer = ray.train.torch.TorchTrainer(
+        _train,
+        train_loop_config={"run": run, "lines": lines},
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if cluster.accelerators() else "gloo"),
+        scaling_config=_scaling(run.workers),
+        run_config=_run_config(run),
+    )
+    with _relayed(lines):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            _raise_user_error(run)
+            raise RuntimeError(f"training failed more than max_failures={run.max_failures} times") from error
+    _raise_user_error(run)
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as name:
+        state = json.loads((Path(name) / _STATE).read_text())
+        return Outcome(state["best"], state["history"], load_file(Path(name) / _BEST), state["resumed"])
+
+
+def _raise_user_error(run: Run) -> None:
+    uri = storage.join(run.folder, _ERROR)
+    if storage.exists(uri):
+        raise UserError(storage.read_json(uri)["error"])
+
+
+def _run_config(run: Run) -> RunConfig:
+    filesystem, path = storage.arrow_filesystem(run.folder)
+    # A dict, for Ray's annotations are those of its predecessor.
+    settings: dict[str, Any] = {
+        "name": "ray",
+        "storage_path": path,
+        "storage_filesystem": filesystem,
+        "failure_config": FailureConfig(max_failures=run.max_failures),
+        "checkpoint_config": CheckpointConfig(num_to_keep=1),
+        "logging_config": LoggingConfig(log_level="ERROR"),
+        "worker_runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+    }
+    return RunConfig(**settings)
+
+
+def _scaling(workers: int | None) -> ScalingConfig:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpu_nodes = [node for node in nodes if node.get("GPU", 0) >= 1]
+    if gpu_nodes:
+        cpus = min(int(node.get("CPU", 1) // node["GPU"]) for node in gpu_nodes)
+        share = {"GPU": 1, "CPU": max(1, min(cpus, _MAX_CPUS_PER_GPU))}
+        return ScalingConfig(num_workers=workers or cluster.accelerators(), use_gpu=True, resources_per_worker=share)
+    cpus = max(int(node.get("CPU", 0)) for node in nodes)
+    return ScalingConfig(num_workers=workers or 1, resources_per_worker={"CPU": max(1, cpus // (workers or 1))})
+
+
+# --- in the driver: what the ranks say ---
+
+
+@contextlib.contextmanager
+def _relayed(lines: Any) -> Iterator[None]:
+    """Logs here what rank 0 logs, while the block runs."""
+    done = threading.Event()
+
+    def relay() -> None:
+        while True:
+            last = done.is_set()
+            try:
+                while True:
+                    level, message = lines.get(timeout=0.2)
+                    log.log(level, "%s", message)
+            except Empty:
+                if last:
+                    return
+
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        lines.shutdown()
+
+
+class _Sender(logging.Handler):
+    """Sends log records to the driver."""
+
+    def __init__(self, lines: Any) -> None:
+        super().__init__()
+        self.lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.put((record.levelno, record.getMessage()))
+
+
+# --- on a rank ---
+
+
+def _train(settings: dict[str, Any]) -> None:
+    run: Run = settings["run"]
+    context = ray.train.get_context()
+    logging.getLogger().setLevel(logging.WARNING)  # Ray Train announces every report
+    logger = logging.getLogger("ray_fer")
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_Sender(settings["lines"])] if context.get_world_rank() == 0 else []
+    # After an error of the user's, Ray starts the ranks once more: they find the note and end.
+    if storage.exists(storage.join(run.folder, _ERROR)):
+        return
+    try:
+        _Rank(run).train()
+    except UserError as error:
+        storage.write_json(storage.join(run.folder, _ERROR), {"error": str(error)})
+        raise
+
+
+class _Rank:
+    """One rank's engine, recipe and progress."""
+
+    def __init__(self, run: Run) -> None:
+        context = ray.train.get_context()
+        self.run = run
+        self.world = World(
+            rank=context.get_world_rank(),
+            size=context.get_world_size(),
+            local_size=context.get_local_world_size(),
+            device=ray.train.torch.get_device(),
+            precision=resolve_precision(run.precision, torch.cuda.is_available()),
+        )
+        if self.world.device.type == "cpu":
+            torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
+        self.recipe = run.make(self.world)
+        self.state: dict[str, Any] = {"epoch": 0, "best": None, "history": [], "resumed": []}
+        self.best: dict[str, torch.Tensor] = {}
+
+    def train(self) -> None:
+        """Every epoch that is still to do."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            self._initialise()
+        else:
+            with checkpoint.as_directory() as name:
+                self._resume(Path(name))
+        for epoch in range(self.state["epoch"], self.recipe.epochs):
+            self._epoch(epoch)
+
+    def _epoch(self, epoch: int) -> None:
+        started = time.monotonic()
+        loss = train_epoch(self.recipe, self.engine, self.model, self.groups, epoch, whole=self._whole)
+        seconds = time.monotonic() - started
+        loss = sum(self.world.gather(loss)) / self.world.size
+        self.world.average_buffers(self.model)
+        self.world.average_buffers(self.recipe.ema_model)
+        score, metrics = self.recipe.validate(epoch)
+        row = {"epoch": epoch + 1, "loss": loss, "score": score, "seconds": round(seconds, 2)}
+        row |= {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+        self.state["history"].append(row)
+        self.state["epoch"] = epoch + 1
+        if self.state["best"] is None or score > self.state["best"]["score"]:
+            self.state["best"] = {**metrics, "score": score, "epoch": epoch + 1}
+            self.best = {name: tensor.cpu().clone() for name, tensor in self.recipe.ema_model.state_dict().items()}
+        best = self.state["best"]
+        log.info(
+            "epoch %d/%d  loss %.4f  val macro-F1 %.2f  best %.2f (epoch %d)  %.0f images/s",
+            *(epoch + 1, self.recipe.epochs, loss, 100 * score, 100 * best["score"], best["epoch"]),
+            self.recipe.images_per_epoch / seconds,
+        )
+        self._save(row)
+
+    def _initialise(self) -> None:
+        if self.world.device.type == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        import deepspeed
+
+        # Also keeps DeepSpeed from asking the compiler which of its operators could be built.
+        deepspeed.ops.__compatible_ops__ = {}
+        settings = {
+            "train_micro_batch_size_per_gpu": 1,  # only read for throughput figures
+            "zero_optimization": {"stage": self.run.zero_stage},
+            "zero_allow_untested_optimizer": True,
+            "gradient_clipping": self.run.clip_norm,
+            "steps_per_print": 1 << 40,
+            "torch_autocast": {"enabled": self.world.precision == "bfloat16", "dtype": "bfloat16"},
+        }
+        # Fused: a third of the time of the plain loop on a CPU.
+        optimizer = torch.optim.AdamW(self.recipe.parameter_groups(), lr=self.recipe.learning_rate(0), fused=True)
+        self.engine, wrapped, _, _ = deepspeed.initialize(
+            model=self.recipe.model, optimizer=optimizer, config=settings, dist_init_required=False
+        )
+        self.model: nn.Module = self.engine.module
+        self.groups: list[dict[str, Any]] = wrapped.param_groups
+
+    def _whole(self) -> contextlib.AbstractContextManager[Any]:
+        """Inside it, every rank sees whole weights, also where ZeRO stage 3 has cut them up."""
+        if self.run.zero_stage < 3:
+            return contextlib.nullcontext()
+        import deepspeed
+
+        parameters = list(self.model.parameters())
+        gathered: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameters)
+        return gathered
+
+    def _save(self, row: dict[str, Any]) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / _ENGINE).mkdir()
+            self.engine.save_checkpoint(name, tag=_ENGINE)
+            with self._whole():
+                live = self.model.state_dict() if self.run.zero_stage else {}
+                if self.world.rank == 0:
+                    self._save_state(folder, live)
+            own = any(path.is_file() for path in folder.rglob("*"))
+            ray.train.report(row, ray.train.Checkpoint.from_directory(name) if own else None)
+
+    def _save_state(self, folder: Path, live: dict[str, torch.Tensor]) -> None:
+        for name, weights in ((_EMA, self.recipe.ema_model.state_dict()), (_BEST, self.best), (_LIVE, live)):
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, folder / name)
+        layout = {"workers": self.world.size, "zero_stage": self.run.zero_stage}
+        document = {**self.state, "recipe": self.recipe.state(), "layout": layout, "host": socket.gethostname()}
+        (folder / _STATE).write_text(json.dumps(document))
+
+    def _resume(self, folder: Path) -> None:
+        document = json.loads((folder / _STATE).read_text())
+        self.recipe.load_state(document.pop("recipe"))
+        self.recipe.ema_model.load_state_dict(load_file(folder / _EMA))
+        self.best = load_file(folder / _BEST)
+        workers, stage = document["layout"]["workers"], self.run.zero_stage
+        self.state = {key: document[key] for key in self.state}
+        self.state["resumed"] = [*self.state["resumed"], self.state["epoch"]]
+        if stage:
+            self.recipe.model.load_state_dict(load_file(folder / _LIVE))
+        self._initialise()
+        if stage == 0 or workers == self.world.size:
+            self.engine.load_checkpoint(str(folder), tag=_ENGINE)
+        else:
+            log.warning(
+                "%d workers instead of %d at zero_stage=%d: weights are taken over, the optimiser starts afresh",
+                *(self.world.size, workers, stage),
+            )
+        if self.state["epoch"] < self.recipe.epochs:
+            log.info("going on after epoch %d of %d", self.state["epoch"], self.recipe.epochs)

@@ -1,0 +1,374 @@
+"""The job that trains a backbone, teacher or student: checks, run, publication.
+
+Everything that can be wrong is looked for before a cluster is touched. The result is a function of the arguments and of
+what they point at; both are kept with the model (``provenance.json``). So the same command on a finished ``out``
+answers at once, on an unfinished one goes on, and another command on the same ``out`` is refused rather than mixed in.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from ray_fer import storage
+from ray_fer.config import TrainBackboneConfig
+from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
+from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
+from ray_fer.data.read import Item, read_objects
+from ray_fer.errors import UserError
+
+if TYPE_CHECKING:  # torch, timm and Ray take seconds to import, a mistyped path should not
+    import torch
+
+    from ray_fer.models.artifact import Artifact
+    from ray_fer.training.loop import World
+    from ray_fer.training.runner import Outcome
+    from ray_fer.training.supervised import Selection, SupervisedRecipe
+
+log = logging.getLogger(__name__)
+
+NO_FEEDBACK = "none"
+_RUN, _CLAIM = ".run", "claim.json"
+_FREE = ("out", "workers", "max_failures")  # change neither the model nor its checkpoints
+_SMALLEST, _LARGEST, _MULTIPLE, _SAMPLE = 48, 112, 16, 200
+_PACKAGES = ("ray", "torch", "timm", "deepspeed", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What the arguments point at, opened and found to fit.
+
+    Attributes:
+        config: with ``backbone``, ``image_size`` and ``classes`` resolved.
+        labeled: readable labelled rows.
+        val: likewise.
+        init: artifact to start from.
+        selection: pseudo-labels.
+        feedback: URI of the feedback state, None when feedback is off.
+    """
+
+    config: TrainBackboneConfig
+    labeled: Manifest
+    val: Manifest
+    init: Artifact | None
+    selection: Selection | None
+    feedback: str | None
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run keeps from its first start on, however often it is interrupted.
+
+    Attributes:
+        run_name: tells the feedback who reports.
+        feedback_version: whose loss weights the first epoch uses.
+    """
+
+    run_name: str
+    feedback_version: int | None
+
+
+def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
+    """Trains and publishes, or answers from what is there.
+
+    Returns:
+        ``model`` (URI), ``id``, ``classes``, ``val_macro_f1``, ``val_accuracy``, ``best_epoch``, ``epochs``,
+        ``labeled``, ``val`` and ``pseudo`` (counts), ``feedback_version``, ``resumed_from_epoch``.
+
+    Raises:
+        UserError: for anything wrong with the arguments or with what they point at.
+    """
+    labeled, val = _read_manifests(config)
+    inputs = open_inputs(config, labeled, val)
+    identity = _identity(config, inputs)
+    out = storage.normalise(config.out)
+    run_folder = storage.join(out, _RUN)
+    if not _is_finished(out, identity):
+        start = _claim(run_folder, out, identity, inputs)
+        outcome = _run(inputs, run_folder, start)
+        _publish(out, inputs, outcome, identity, start)
+    storage.delete(run_folder)
+    return _summary(out)
+
+
+def open_inputs(config: TrainBackboneConfig, labeled: Manifest, val: Manifest) -> Inputs:
+    """Opens what ``config`` points at besides the manifests, and resolves what it leaves open."""
+    from ray_fer.models.artifact import open_artifact
+    from ray_fer.models.backbone import DEFAULT_BACKBONE, check_backbone
+    from ray_fer.training.supervised import read_selection
+
+    init = open_artifact(config.init) if config.init else None
+    selection = read_selection(config.pseudo, labeled.classes) if config.pseudo else None
+    backbone = config.backbone or (init.architecture if init else _pretrained_name(config)) or DEFAULT_BACKBONE
+    check_backbone(backbone)
+    feedback = config.feedback or (storage.join(storage.normalise(config.out), "feedback") if selection else None)
+    resolved = config.model_copy(
+        update={
+            "backbone": backbone,
+            "image_size": config.image_size or (init.image_size if init else picture_size(labeled.uris)),
+            "classes": list(labeled.classes),
+        }
+    )
+    return Inputs(resolved, labeled, val, init, selection, None if feedback == NO_FEEDBACK else feedback)
+
+
+def picture_size(uris: list[str]) -> int:
+    """The median side in pixels of a sample of the pictures, as a multiple of 16 within [48, 112]."""
+    sample = [Item(uri, "", 0) for uri in uris[:: max(1, len(uris) // _SAMPLE)]]
+    sides = []
+    for read in read_objects(sample, MAX_PICTURE_BYTES):
+        try:
+            with Image.open(io.BytesIO(read.data or b"")) as image:
+                sides.append(sum(image.size) / 2)
+        except (UnidentifiedImageError, OSError):
+            continue
+    median = float(np.median(sides)) if sides else _SMALLEST
+    return int(np.clip(round(median / _MULTIPLE) * _MULTIPLE, _SMALLEST, _LARGEST))
+
+
+# --- on a rank ---
+
+
+def make_recipe(config: TrainBackboneConfig, start: Start, world: World) -> SupervisedRecipe:
+    """The recipe of one rank, from the URIs in ``config``: data and weights never travel as arguments."""
+    import torch
+
+    from ray_fer.feedback.actor import load_snapshot
+    from ray_fer.training.supervised import SupervisedRecipe
+
+    torch.manual_seed(config.seed)
+    inputs = open_inputs(config, *_read_manifests(config, quiet=world.rank > 0))
+    model, mean, std = _build(inputs)
+    feedback, class_weights = None, None
+    if inputs.feedback is not None:
+        classes = inputs.labeled.classes
+        feedback = functools.partial(_feed_back, inputs.feedback, classes, start.run_name)
+        class_weights = load_snapshot(inputs.feedback, classes, start.feedback_version).loss_weights.tolist()
+    return SupervisedRecipe(
+        *(inputs.config, model, mean, std, inputs.labeled, inputs.val, inputs.selection, world),
+        feedback=feedback,
+        class_weights=class_weights,
+    )
+
+
+def _feed_back(
+    uri: str, classes: tuple[str, ...], run_name: str, confusion: NDArray[np.int64], epoch: int
+) -> dict[str, Any]:
+    import ray
+
+    from ray_fer.feedback.actor import get_feedback_actor
+
+    actor = get_feedback_actor(uri, classes)
+    snapshot: dict[str, Any] = ray.get(actor.update.remote(confusion.tolist(), f"{run_name}/epoch-{epoch + 1}"))
+    return snapshot
+
+
+def _build(inputs: Inputs) -> tuple[torch.nn.Module, tuple[float, ...], tuple[float, ...]]:
+    from ray_fer.models.backbone import build_backbone, local_pretrained, normalisation
+
+    config, init = inputs.config, inputs.init
+    assert config.backbone is not None
+    assert config.image_size is not None
+    model = build_backbone(
+        *(config.backbone, len(inputs.labeled.classes), config.image_size),
+        pretrained=local_pretrained(config.pretrained) if config.pretrained else None,
+        init=init,
+        classes=inputs.labeled.classes,
+    )
+    return (model, init.mean, init.std) if init else (model, *normalisation(model))
+
+
+# --- checks ---
+
+
+def _read_manifests(config: TrainBackboneConfig, quiet: bool = False) -> tuple[Manifest, Manifest]:
+    labeled = _readable("labeled", read_manifest(config.labeled, config.classes), quiet)
+    val = _readable("val", read_manifest(config.val, labeled.classes), quiet)
+    check_disjoint(labeled, val)
+    if config.init and config.pretrained:
+        raise UserError("init and pretrained: give one of them")
+    return labeled, val
+
+
+def _readable(name: str, manifest: Manifest, quiet: bool) -> Manifest:
+    """The labelled rows whose file is there; what is on S3 is only found missing when it is read."""
+    manifest = manifest.labeled()
+    if not len(manifest):
+        raise UserError(f"{name}: no labelled row")
+    there = np.array([storage.is_remote(uri) or os.path.exists(uri) for uri in manifest.uris])
+    missing = int((~there).sum())
+    if missing == 0:
+        return manifest
+    first = manifest.uris[int(np.argmin(there))]
+    if missing > MAX_BAD_SHARE * len(there):
+        raise UserError(f"{name}: {missing} of {len(there)} pictures are not there, the first: {first}")
+    if not quiet:
+        log.warning("%s: %d of %d pictures are not there and left out, the first: %s", name, missing, len(there), first)
+    return manifest.take(there)
+
+
+def _pretrained_name(config: TrainBackboneConfig) -> str | None:
+    if not config.pretrained or not storage.is_dir(config.pretrained):
+        return None
+    try:
+        return str(storage.read_json(storage.join(config.pretrained, "config.json"))["architecture"])
+    except (FileNotFoundError, ValueError, KeyError):
+        raise UserError(f"pretrained={config.pretrained}: no config.json that names an architecture") from None
+
+
+def _identity(config: TrainBackboneConfig, inputs: Inputs) -> dict[str, Any]:
+    """What decides the result: the arguments, and digests of what they point at."""
+    arguments = {key: value for key, value in config.model_dump().items() if key not in _FREE}
+    contents = {"labeled": _digest(inputs.labeled), "val": _digest(inputs.val)}
+    if inputs.init is not None:
+        contents["init"] = inputs.init.id
+    if inputs.selection is not None:
+        contents["pseudo"] = _sha256(inputs.selection.info)
+    return {"arguments": arguments, "contents": contents}
+
+
+def _digest(manifest: Manifest) -> str:
+    return _sha256([manifest.uris, manifest.labels.tolist(), manifest.classes])
+
+
+def _sha256(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _is_finished(out: str, identity: dict[str, Any]) -> bool:
+    if not storage.exists(storage.join(out, "config.json")):
+        return False
+    provenance = storage.join(out, "provenance.json")
+    document = storage.read_json(provenance) if storage.exists(provenance) else {}
+    if "identity" not in document:
+        raise UserError(f"out={out} holds a model that this job did not train; choose another out")
+    _compare(out, "a model trained", document["identity"], identity)
+    return True
+
+
+def _claim(run_folder: str, out: str, identity: dict[str, Any], inputs: Inputs) -> Start:
+    """Marks ``out`` as this run's, or finds the mark of its earlier part."""
+    uri = storage.join(run_folder, _CLAIM)
+    if storage.exists(uri):
+        claim = storage.read_json(uri)
+        _compare(out, "an unfinished run", claim["identity"], identity)
+        return Start(**claim["start"])
+    from ray_fer.feedback.actor import load_snapshot
+
+    feedback_version = load_snapshot(inputs.feedback, inputs.labeled.classes).version if inputs.feedback else None
+    start = Start(f"{out.rsplit('/', 1)[-1]}-{_sha256([out, identity])[:8]}", feedback_version)
+    storage.write_json(uri, {"identity": identity, "start": asdict(start)})
+    return start
+
+
+def _compare(out: str, what: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    old, new = theirs["arguments"], ours["arguments"]
+    differing = [f"{key}={old.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    old, new = theirs["contents"], ours["contents"]
+    differing += [f"another content of {key}" for key in sorted({*old} & {*new}) if old[key] != new[key]]
+    if differing:
+        raise UserError(f"out={out} holds {what} with {', '.join(differing)}; choose another out")
+
+
+# --- run and publication ---
+
+
+def _run(inputs: Inputs, folder: str, start: Start) -> Outcome:
+    _build(inputs)  # weights that do not fit are found here
+    from ray_fer import cluster
+    from ray_fer.feedback.actor import get_feedback_actor
+    from ray_fer.training.runner import Run, fit
+
+    cluster.connect()
+    # Held here, or the actor would end with the rank that asked first.
+    actor = get_feedback_actor(inputs.feedback, inputs.labeled.classes) if inputs.feedback else None
+    config = inputs.config
+    log.info(
+        "training %s at %d px on %d labelled and %d pseudo-labelled faces, %d classes",
+        *(config.backbone, config.image_size, len(inputs.labeled), _pseudo_count(inputs), len(inputs.labeled.classes)),
+    )
+    run = Run(
+        folder=folder,
+        make=functools.partial(make_recipe, config, start),
+        workers=config.workers,
+        zero_stage=config.zero_stage,
+        precision=config.precision,
+        max_failures=config.max_failures,
+    )
+    outcome = fit(run)
+    del actor
+    return outcome
+
+
+def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: dict[str, Any], start: Start) -> None:
+    from ray_fer.models.artifact import save_artifact
+
+    model, mean, std = _build(inputs)
+    model.load_state_dict(outcome.weights)
+    assert inputs.config.image_size is not None
+    selection = inputs.selection.info if inputs.selection else None
+    provenance = {
+        "identity": identity,
+        "config": inputs.config.model_dump(),
+        "counts": {"labeled": len(inputs.labeled), "val": len(inputs.val), "pseudo": _pseudo_count(inputs)},
+        "parents": {"init": inputs.init.id if inputs.init else None, "selection": selection},
+        "feedback": {"uri": inputs.feedback, "version_at_start": start.feedback_version},
+        "packages": {name: version(name) for name in _PACKAGES},
+        "python": sys.version.split()[0],
+        "git_commit": _git_commit(),
+    }
+    save_artifact(
+        *(out, model),
+        classes=inputs.labeled.classes,
+        image_size=inputs.config.image_size,
+        mean=mean,
+        std=std,
+        metrics={"val": outcome.best, "history": outcome.history, "resumed": outcome.resumed},
+        provenance=provenance,
+    )
+
+
+def _summary(out: str) -> dict[str, Any]:
+    from ray_fer.models.artifact import PROVENANCE, open_artifact
+
+    artifact = open_artifact(out)
+    provenance = storage.read_json(storage.join(out, PROVENANCE))
+    best, resumed = artifact.metrics["val"], artifact.metrics["resumed"]
+    return {
+        "model": out,
+        "id": artifact.id,
+        "classes": list(artifact.classes),
+        "val_macro_f1": best["macro_f1"],
+        "val_accuracy": best["accuracy"],
+        "best_epoch": best["epoch"],
+        "epochs": len(artifact.metrics["history"]),
+        **provenance["counts"],
+        "feedback_version": best.get("feedback_version"),
+        "resumed_from_epoch": resumed[-1] if resumed else None,
+    }
+
+
+def _pseudo_count(inputs: Inputs) -> int:
+    return len(inputs.selection.uris) if inputs.selection else 0
+
+
+def _git_commit() -> str | None:
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    answer = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return answer.stdout.strip() if answer.returncode == 0 else None

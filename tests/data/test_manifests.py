@@ -1,0 +1,250 @@
+"""manifests: what is read, and the one line that tells what is wrong."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest, resolve, write_manifest
+from ray_fer.errors import UserError
+
+
+def csv(folder: Path, text: str, name: str = "m.csv") -> str:
+    path = folder / name
+    path.write_bytes(text.encode())
+    return str(path)
+
+
+def names(manifest: Manifest) -> list[str | None]:
+    return [manifest.classes[label] if label >= 0 else None for label in manifest.labels.tolist()]
+
+
+def error(uri: str, classes: Sequence[str] | None = None, split: str | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        read_manifest(uri, classes, split)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_csv(tmp_path: Path) -> None:
+    text = "path,label,note\na.png,Happy,x\nsub/b.png,neutral,\ns3://bucket/c.png,happiness,y\n/abs/d.png,,z\n"
+    manifest = read_manifest(csv(tmp_path, text))
+    assert manifest.uris == [f"{tmp_path}/a.png", f"{tmp_path}/sub/b.png", "s3://bucket/c.png", "/abs/d.png"]
+    assert manifest.classes == ("neutral", "happiness")
+    assert manifest.labels.dtype == np.int64
+    assert manifest.labels.tolist() == [1, 0, 1, -1]
+    assert (manifest.subjects, manifest.videos, manifest.frames, manifest.groups) == (None, None, None, None)
+    assert len(manifest) == 4
+    assert manifest.counts().tolist() == [1, 2]
+
+
+def test_labeled_and_take_keep_columns_together(tmp_path: Path) -> None:
+    text = "path,label,subject,video,frame,group\na,sad,s1,v,3,g1\nb,,s2,v,,g2\nc,fear,,w,5,\n"
+    manifest = read_manifest(csv(tmp_path, text)).labeled()
+    assert manifest.uris == [f"{tmp_path}/a", f"{tmp_path}/c"]
+    assert names(manifest) == ["sadness", "fear"]
+    assert (manifest.subjects, manifest.videos) == (["s1", ""], ["v", "w"])
+    assert (manifest.frames, manifest.groups) == ([3, 5], ["g1", ""])
+    assert manifest.take(np.array([1, 1])).frames == [5, 5]
+
+
+def test_missing_frames_are_minus_one(tmp_path: Path) -> None:
+    assert read_manifest(csv(tmp_path, "path,label,frame\na,sad,\nb,sad,007\n")).frames == [-1, 7]
+
+
+def test_declared_classes_set_the_order(tmp_path: Path) -> None:
+    uri = csv(tmp_path, "path,label\na,happy\nb,2\nc,-1\nd,Meh\n")
+    manifest = read_manifest(uri, ["Happy", "meh", "anger"])
+    assert manifest.classes == ("happiness", "meh", "anger")
+    assert names(manifest) == ["happiness", "anger", None, "meh"]
+
+
+def test_all_splits_share_the_classes(tmp_path: Path) -> None:
+    uri = csv(tmp_path, "path,label,split\na,sad,train\nb,happy,train\nc,fear,val\n")
+    train, val = read_manifest(uri, split="train"), read_manifest(uri, split="val")
+    assert train.classes == val.classes == ("fear", "happiness", "sadness")
+    assert (names(train), names(val)) == (["sadness", "happiness"], ["fear"])
+    assert len(read_manifest(uri)) == 3
+
+
+def test_byte_order_mark_windows_lines_and_spaces(tmp_path: Path) -> None:
+    manifest = read_manifest(csv(tmp_path, "\ufeffpath,label\r\na.png , sad\r\n"))
+    assert (manifest.uris, names(manifest)) == ([f"{tmp_path}/a.png"], ["sadness"])
+
+
+def test_numbers_as_paths_stay_text(tmp_path: Path) -> None:
+    assert read_manifest(csv(tmp_path, "path,label\n007,sad\n1e3,sad\nnull,sad\n")).uris == [
+        f"{tmp_path}/{name}" for name in ("007", "1e3", "null")
+    ]
+
+
+def test_unlabeled_manifest_has_no_classes(tmp_path: Path) -> None:
+    manifest = read_manifest(csv(tmp_path, "path,label\na,\n"))
+    assert (manifest.classes, manifest.labels.tolist(), len(manifest.labeled())) == ((), [-1], 0)
+
+
+def parquet(folder: Path, **columns: pa.Array) -> str:
+    pyarrow.parquet.write_table(pa.table(columns), folder / "m.parquet")
+    return str(folder / "m.parquet")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pa.array(["sad", None, "happy"]),
+        pa.array(["sad", None, "happy"]).dictionary_encode(),
+        pa.array(["sad", "", "happy"], pa.large_string()),
+        pa.array([1, None, 0], pa.int32()),
+        pa.array([1.0, None, 0.0]),
+        pa.array([1, -1, 0], pa.int8()),
+    ],
+)
+def test_parquet(tmp_path: Path, labels: pa.Array) -> None:
+    uri = parquet(tmp_path, path=pa.array(["a", "b", "c"]), label=labels, image=pa.array([b"", b"", b""]))
+    assert names(read_manifest(uri, ["happiness", "sadness"])) == ["sadness", None, "happiness"]
+
+
+def test_parquet_errors(tmp_path: Path) -> None:
+    uri = parquet(tmp_path, path=pa.array(["a", "b"]), label=pa.array(["sad", "foo"]))
+    assert error(uri).startswith(f"{uri}: row 2: unknown class 'foo'")
+    uri = parquet(tmp_path, path=pa.array(["a"]), label=pa.array([0.5]))
+    assert error(uri, ["sad"]) == f"{uri}: column `label` is double, not text"
+    uri = parquet(tmp_path, path=pa.array(["a"]), x=pa.array([1]))
+    assert error(uri) == f"{uri}: no column `label` (has: path, x)"
+    uri = parquet(tmp_path, path=pa.array([], pa.string()), label=pa.array([], pa.string()))
+    assert error(uri) == f"{uri}: the manifest is empty"
+    (tmp_path / "m.parquet").write_bytes(b"no parquet")
+    assert error(uri).startswith(f"{uri}: ")
+
+
+def test_csv_errors(tmp_path: Path) -> None:
+    uri = csv(tmp_path, "path;label\na;sad\n")
+    assert error(uri) == f"{uri}: no column `path` (has: path;label)"
+    assert error(csv(tmp_path, "path,class\na,sad\n")) == f"{uri}: no column `label` (has: path, class)"
+    assert error(csv(tmp_path, "path,label,path\na,sad,b\n")) == f"{uri}: two columns `path`"
+    assert error(csv(tmp_path, "path,label\n")) == f"{uri}: the manifest is empty"
+    assert error(csv(tmp_path, "")).startswith(f"{uri}: ")
+    assert "3" in error(csv(tmp_path, "path,label\na,sad\nb,sad,c\n"))
+    assert error(csv(tmp_path, "path,label\na,sad\n,sad\n")) == f"{uri}: row 3: empty path"
+    assert error(csv(tmp_path, "path,label,frame\na,sad,x\n")) == f"{uri}: row 2: frame 'x' is not a number"
+    (tmp_path / "m.csv").write_bytes("path,label\nä,sad\n".encode("utf-16"))
+    assert error(uri).startswith(f"{uri}: ")
+
+
+def test_unknown_class_names_the_row_and_what_is_known(tmp_path: Path) -> None:
+    uri = csv(tmp_path, "path,label\na,sad\nb,foo\nc,foo\n")
+    known = "neutral, anger, disgust, fear, happiness, sadness, surprise, contempt, other"
+    assert error(uri) == f"{uri}: row 3: unknown class 'foo' (known: {known})"
+    assert error(uri, ["sad", "happy"]) == f"{uri}: row 3: unknown class 'foo' (known: sadness, happiness)"
+
+
+def test_a_class_outside_the_declared_ones_is_an_error(tmp_path: Path) -> None:
+    uri = csv(tmp_path, "path,label\na,sad\nb,contempt\n")
+    assert error(uri, ["sad"]) == f"{uri}: row 3: unknown class 'contempt' (known: sadness)"
+
+
+def test_index_labels_need_declared_classes(tmp_path: Path) -> None:
+    uri = csv(tmp_path, "path,label\na,0\nb,2\n")
+    assert error(uri) == f"{uri}: row 2: label 0 is an index: declare the classes that it counts"
+    assert error(uri, ["sad", "happy"]) == f"{uri}: row 3: label 2 is beyond the 2 classes sadness, happiness"
+
+
+def test_row_numbers_are_the_editors(tmp_path: Path) -> None:
+    uri = csv(tmp_path, 'path,label\n\na,sad\n"b\nb",sad\n\n\nc,foo\nd,sad\n')
+    assert error(uri).startswith(f"{uri}: row 8: unknown class 'foo'")
+
+
+def test_duplicates(tmp_path: Path) -> None:
+    uri = csv(tmp_path, "path,label\na,sad\nb,sad\n./a,happy\n")
+    assert error(uri) == f"{uri}: row 4: {tmp_path}/a has another label than in row 2"
+    assert len(read_manifest(csv(tmp_path, "path,label\na,sad\na,sad\n"))) == 2
+    assert len(read_manifest(csv(tmp_path, "path,label,frame\na.mp4,sad,1\na.mp4,happy,2\n"))) == 2
+
+
+def test_split_errors(tmp_path: Path) -> None:
+    uri = csv(tmp_path, "path,label,split\na,sad,train\nb,sad,test\n")
+    assert error(uri, split="val") == f"{uri}: no row of split 'val' (there are: test, train)"
+    uri = csv(tmp_path, "path,label\na,sad\n")
+    assert error(uri, split="val") == f"{uri}: split 'val' is wanted, but there is no column `split`"
+
+
+def test_class_set_errors(tmp_path: Path) -> None:
+    uri = csv(tmp_path, "path,label\na,sad\n")
+    assert error(uri, ["sad", "sadness"]) == "classes: sadness is there twice"
+    assert error(uri, []) == "classes: none"
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    assert error(f"{tmp_path}/no.csv") == f"{tmp_path}/no.csv: cannot read the manifest (FileNotFoundError)"
+    assert error(f"{tmp_path}/no") == f"{tmp_path}/no: no .csv or .parquet file and no folder"
+
+
+def test_a_folder_is_an_image_folder(tmp_path: Path) -> None:
+    for name in ("Happy/a.png", "sad/b.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    manifest = read_manifest(str(tmp_path))
+    assert manifest.uris == [f"{tmp_path}/Happy/a.png", f"{tmp_path}/sad/b.jpg"]
+    assert names(manifest) == ["happiness", "sadness"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "path", "expected"),
+    [
+        ("/a/b", "c.png", "/a/b/c.png"),
+        ("/a/b", "./c.png", "/a/b/c.png"),
+        ("/a/b", "../c.png", "/a/c.png"),
+        ("s3://x/b", "../c//d.png", "s3://x/c/d.png"),
+        ("s3://x/b", "s3://y/./c.png", "s3://y/./c.png"),
+        ("/a/b", "/c.png", "/c.png"),
+        ("/a/b", "dir.d/c.png", "/a/b/dir.d/c.png"),
+    ],
+)
+def test_resolve(folder: str, path: str, expected: str) -> None:
+    assert resolve(folder, path) == expected
+
+
+def test_write_and_read_again(tmp_path: Path) -> None:
+    manifest = Manifest(
+        [f"{tmp_path}/x/a,b.png", "/elsewhere/b.png"],
+        np.array([1, -1]),
+        ("sadness", "neutral"),
+        subjects=["s", ""],
+        frames=[4, -1],
+    )
+    uri = f"{tmp_path}/m.csv"
+    write_manifest(uri, manifest, splits=["train", "val"])
+    assert Path(uri).read_text() == (
+        'path,label,subject,split,frame\n"x/a,b.png",neutral,s,train,4\n/elsewhere/b.png,,,val,-1\n'
+    )
+    again = read_manifest(uri, manifest.classes)
+    assert (again.uris, again.subjects, again.frames) == (manifest.uris, manifest.subjects, manifest.frames)
+    np.testing.assert_array_equal(again.labels, manifest.labels)
+
+
+def side(**columns: list[str] | None) -> Manifest:
+    uris = columns.pop("uris", None) or ["x"]
+    return Manifest(uris, np.zeros(len(uris), np.int64), ("neutral",), **columns)  # type: ignore[arg-type]
+
+
+def test_check_disjoint() -> None:
+    check_disjoint(side(uris=["a"], subjects=["s"]), side(uris=["b"], subjects=["t"]))
+    check_disjoint(side(uris=["a"], subjects=[""]), side(uris=["b"], subjects=[""]))
+    check_disjoint(side(uris=["a"], subjects=["s"]), side(uris=["b"]))
+    for column, word in (("subjects", "subject"), ("videos", "video"), ("groups", "group")):
+        train = side(uris=["a", "b", "c"], **{column: ["p", "q", "r"]})
+        val = side(uris=["d", "e"], **{column: ["r", "q"]})
+        with pytest.raises(UserError, match=re.escape(f"{word} q and 1 more in both training and validation")):
+            check_disjoint(train, val)
+    with pytest.raises(UserError, match="picture a in both"):
+        check_disjoint(side(uris=["a"]), side(uris=["a"]))
+
+
+def test_a_large_manifest(tmp_path: Path) -> None:
+    rows = "".join(f"faces/{i:06d}.png,sad\n" for i in range(100_000))
+    assert len(read_manifest(csv(tmp_path, "path,label\n" + rows))) == 100_000

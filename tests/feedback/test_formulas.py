@@ -1,0 +1,366 @@
+"""The feedback maps: hand-computed values, and the properties that keep the loop from running away."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from ray_fer.feedback.formulas import (
+    FeedbackConfig,
+    FeedbackState,
+    class_rates,
+    debias_target,
+    feedback,
+    initial_state,
+    log_weight_target,
+    loss_weights,
+    sampling_probabilities,
+    sampling_weights,
+    snapshot,
+    threshold_target,
+)
+
+CONFIG = FeedbackConfig()
+HAND = np.array([[40, 10, 0], [10, 40, 0], [20, 10, 20]])
+UNIFORM = np.full(3, 1 / 3)
+TIGHT = {"rtol": 0, "atol": 1e-12}
+
+
+def random_matrices(n: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Matrices of 2 to 9 classes with at least 100 examples, random empty rows and columns, and a predicted mix."""
+    rng = np.random.default_rng(seed)
+    while n:
+        k = int(rng.integers(2, 10))
+        rows = rng.dirichlet(np.full(k, 10 ** rng.uniform(-1.5, 1)), size=k)
+        counts = np.floor(rows * 10 ** rng.uniform(0, 4, size=(k, 1)))
+        counts[rng.random(k) < 0.15] = 0
+        counts[:, rng.random(k) < 0.15] = 0
+        if counts.sum() >= 100:
+            n -= 1
+            yield counts, rng.dirichlet(np.full(k, 0.3))
+
+
+def random_state(k: int, rng: np.random.Generator) -> FeedbackState:
+    return dataclasses.replace(
+        initial_state(k, CONFIG),
+        log_weights=tuple(rng.uniform(-math.log(1.5), math.log(2), k)),
+        thresholds=tuple(rng.uniform(0.60, 0.95, k)),
+        log_debias=tuple(rng.uniform(-0.5, 0.5, k)),
+    )
+
+
+def assert_neutral(state: FeedbackState) -> None:
+    view = snapshot(state)
+    k = len(state.thresholds)
+    np.testing.assert_allclose(view.loss_weights, np.ones(k), **TIGHT)
+    np.testing.assert_allclose(view.sampling_weights, np.ones(k), **TIGHT)
+    np.testing.assert_allclose(view.thresholds, np.full(k, 0.8), **TIGHT)
+    np.testing.assert_allclose(view.log_debiasing_prior, np.full(k, -math.log(k)), **TIGHT)
+
+
+# The maps on one matrix, by hand. Recalls .8 .8 .4, mean 2/3; precisions 4/7 2/3 1, mean 47/63; pseudo-count 5.
+
+
+def test_rates_by_hand() -> None:
+    rates = class_rates(HAND)
+    assert rates.mean_recall == pytest.approx(2 / 3)
+    assert rates.mean_precision == pytest.approx(47 / 63)
+    np.testing.assert_allclose(rates.recall, [0.787879, 0.787879, 0.424242], atol=1e-6)
+    np.testing.assert_allclose(rates.recall_se, [0.055124, 0.055124, 0.066642], atol=1e-6)
+    np.testing.assert_allclose(rates.precision, [0.583069, 0.672772, 0.949206], atol=1e-6)
+    np.testing.assert_allclose(rates.precision_se[:2], [0.056932, 0.058197], atol=1e-6)
+
+
+def test_log_weights_by_hand() -> None:
+    # 2 (-.121212 + .055124) twice, and 2 (.242424 - .066642): one standard error is ignored.
+    target = log_weight_target(class_rates(HAND), CONFIG)
+    np.testing.assert_allclose(target, [-0.132176, -0.132176, 0.351565], atol=2e-6)
+    state = feedback(HAND, None, initial_state(3))
+    np.testing.assert_allclose(state.log_weights, 0.3 * target, **TIGHT)
+
+
+def test_loss_and_sampling_weights_by_hand() -> None:
+    ell = np.log([2.0, 1.0, 0.5])
+    np.testing.assert_allclose(loss_weights(ell, 1.0), np.array([2.0, 1.0, 0.5]) / 3.5 * 3, **TIGHT)
+    np.testing.assert_allclose(loss_weights(ell, 1.0, [2, 1, 2]), np.array([2.0, 1.0, 0.5]) / 1.2, **TIGHT)
+    np.testing.assert_allclose(sampling_weights(ell, 0.5), [math.sqrt(2), 1, math.sqrt(0.5)], **TIGHT)
+
+
+def test_thresholds_by_hand() -> None:
+    # Up .3 (.162963 - .056932) and .3 (.073259 - .058197); the precise but missed third class down .2 x .175783.
+    target = threshold_target(class_rates(HAND), 0.8, CONFIG)
+    np.testing.assert_allclose(target, [0.831809, 0.804519, 0.764843], atol=2e-6)
+    np.testing.assert_allclose(feedback(HAND, None, initial_state(3)).thresholds, 0.8 + 0.3 * (target - 0.8), **TIGHT)
+
+
+def test_debiasing_by_hand() -> None:
+    # One EM step from the uniform mix. The channel is [45 10 0; 10 45 0; 20 10 25] / 55, so the predicted mix it
+    # expects is (75 65 25) / 165 and the classes are revised by the factors below, which add up to 3.
+    factors = (
+        np.array([(45 * 55 / 75 + 10 * 55 / 65), (10 * 55 / 75 + 45 * 55 / 65), (20 * 55 / 75 + 10 * 55 / 65 + 55)])
+        / 55
+    )
+    np.testing.assert_allclose(factors, [0.753846, 0.825641, 1.420513], atol=1e-6)
+    target = debias_target(HAND, UNIFORM, FeedbackConfig(em_steps=1))
+    np.testing.assert_allclose(target, 0.5 * np.log(0.95 * factors + 0.05), **TIGHT)
+    np.testing.assert_allclose(target, [-0.133186, -0.090546, 0.168053], atol=2e-6)
+
+
+def test_debiasing_finds_the_mix_behind_the_predictions() -> None:
+    channel = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.2, 0.2, 0.6]])
+    mix = np.array([0.5, 0.3, 0.2])
+    exact = FeedbackConfig(em_steps=2000, em_pull=0.0, lam=1.0)
+    delta = debias_target(channel * 1e6, mix @ channel, exact)
+    np.testing.assert_allclose(delta, np.log(mix / (mix @ channel)), atol=2e-3)
+
+
+def test_snapshot_is_the_documented_function_of_the_state() -> None:
+    state = feedback(HAND, UNIFORM, initial_state(3))
+    view = snapshot(state, [2, 1, 1])
+    ell, delta = np.array(state.log_weights), np.array(state.log_debias)
+    assert (view.loss_weights * [0.5, 0.25, 0.25]).sum() == pytest.approx(1)
+    np.testing.assert_allclose(view.loss_weights / view.loss_weights[0], np.exp(ell / 2 - ell[0] / 2), **TIGHT)
+    np.testing.assert_allclose(view.sampling_weights, np.exp(ell / 2), **TIGHT)
+    np.testing.assert_allclose(np.exp(view.log_debiasing_prior), np.exp(-delta) / np.exp(-delta).sum(), **TIGHT)
+    assert view.version == 1
+    with pytest.raises(ValueError, match="read-only"):
+        view.thresholds[0] = 0.0
+
+
+# Neutral inputs.
+
+
+@pytest.mark.parametrize("diagonal", [[0, 0, 0, 0], [50, 50, 50, 50], [400, 30, 7, 1], [300, 0, 20, 5]])
+def test_empty_and_perfect_matrices_are_neutral(diagonal: list[int]) -> None:
+    state = initial_state(4)
+    for _ in range(5):
+        state = feedback(np.diag(diagonal), [0.7, 0.2, 0.1, 0.0], state)
+    assert_neutral(state)
+    assert state.version == 5
+
+
+def test_class_without_validation_examples_is_neutral() -> None:
+    counts = np.array([[80, 10, 10], [0, 0, 0], [30, 20, 50]])
+    state = feedback(counts, [0.5, 0.3, 0.2], initial_state(3))
+    assert (state.log_weights[1], state.thresholds[1], state.log_debias[1]) == (0.0, 0.8, 0.0)
+    assert state.log_weights[0] < 0 < state.log_weights[2]
+
+
+def test_never_predicted_class_keeps_its_threshold_and_gains_weight() -> None:
+    counts = np.array([[90, 0, 10], [40, 0, 60], [10, 0, 90]])
+    state = feedback(counts, [0.5, 0.0, 0.5], initial_state(3))
+    assert state.thresholds[1] == 0.8
+    assert state.log_weights[1] == pytest.approx(0.3 * math.log(2))
+    assert all(map(math.isfinite, state.log_debias))
+
+
+def test_collapse_to_one_class_is_countered() -> None:
+    counts = np.zeros((7, 7))
+    counts[:, 3] = [100, 80, 20, 60, 10, 300, 5]
+    state = initial_state(7)
+    for _ in range(20):
+        state = feedback(counts, np.eye(7)[3], state)
+    view = snapshot(state)
+    assert view.loss_weights[3] < 1
+    assert view.loss_weights[3] < np.delete(view.loss_weights, 3).min()
+    assert view.sampling_weights[3] < 1
+    assert view.log_debiasing_prior[3] == view.log_debiasing_prior.max()
+    for array in (view.loss_weights, view.sampling_weights, view.thresholds, view.log_debiasing_prior):
+        assert np.isfinite(array).all()
+
+
+# Bounds, symmetry, dynamics.
+
+
+def test_every_factor_stays_in_its_box() -> None:
+    rng = np.random.default_rng(0)
+    for counts, q_hat in random_matrices(1500, seed=1):
+        k = len(counts)
+        view = snapshot(feedback(counts, q_hat, random_state(k, rng)), rng.dirichlet(np.ones(k)))
+        root = math.sqrt(3) * (1 + 1e-12)
+        assert 1 / root <= view.loss_weights.min() <= view.loss_weights.max() <= root
+        assert math.sqrt(1 / 1.5) - 1e-12 <= view.sampling_weights.min()
+        assert view.sampling_weights.max() <= math.sqrt(2) + 1e-12
+        assert 0.60 - 1e-12 <= view.thresholds.min() <= view.thresholds.max() <= 0.95 + 1e-12
+        assert np.ptp(view.log_debiasing_prior) <= 1 + 1e-12
+        assert np.exp(view.log_debiasing_prior).sum() == pytest.approx(1)
+
+
+def test_order_of_the_classes_does_not_matter() -> None:
+    rng = np.random.default_rng(2)
+    for counts, q_hat in random_matrices(300, seed=3):
+        order = rng.permutation(len(counts))
+        state = random_state(len(counts), rng)
+        shuffled = dataclasses.replace(
+            state,
+            **{
+                name: tuple(np.array(getattr(state, name))[order])
+                for name in ("log_weights", "thresholds", "log_debias")
+            },
+        )
+        plain = snapshot(feedback(counts, q_hat, state))
+        other = snapshot(feedback(counts[np.ix_(order, order)], q_hat[order], shuffled))
+        for name in ("loss_weights", "sampling_weights", "thresholds", "log_debiasing_prior"):
+            np.testing.assert_allclose(getattr(other, name), getattr(plain, name)[order], rtol=0, atol=1e-9)
+
+
+def test_repeated_matrix_converges_and_does_not_wind_up() -> None:
+    target = log_weight_target(class_rates(HAND), CONFIG)
+    state = initial_state(3)
+    for rounds in range(1, 101):
+        state = feedback(HAND, UNIFORM, state)
+        np.testing.assert_allclose(state.log_weights, (1 - 0.7**rounds) * target, **TIGHT)
+    settled = feedback(HAND, UNIFORM, state)
+    np.testing.assert_allclose(settled.thresholds, threshold_target(class_rates(HAND), 0.8, CONFIG), **TIGHT)
+    np.testing.assert_allclose(settled.log_debias, debias_target(HAND, UNIFORM, CONFIG), **TIGHT)
+
+
+def test_wild_round_is_forgotten_geometrically() -> None:
+    good = np.diag([60, 60, 60])
+    wild = np.roll(np.diag([60, 60, 60]), 1, axis=1) + np.array([[0, 0, 0], [0, 0, 0], [60, 0, 0]])
+    hit = feedback(wild, [1, 0, 0], feedback(good, UNIFORM, initial_state(3)))
+    state = hit
+    for rounds in range(1, 21):
+        state = feedback(good, UNIFORM, state)
+        np.testing.assert_allclose(state.log_weights, 0.7**rounds * np.array(hit.log_weights), **TIGHT)
+        np.testing.assert_allclose(
+            np.array(state.thresholds) - 0.8, 0.7**rounds * (np.array(hit.thresholds) - 0.8), **TIGHT
+        )
+        np.testing.assert_allclose(state.log_debias, 0.7**rounds * np.array(hit.log_debias), **TIGHT)
+
+
+# Hold, roll-back, brake.
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.full((3, 3), np.nan),
+        np.where(np.eye(3), np.inf, 50),
+        HAND - 10 * np.eye(3) * [0, 0, 3],
+        np.diag([33, 33, 33]),
+    ],
+    ids=["nan", "infinite", "negative", "99 examples"],
+)
+def test_bad_matrix_holds_the_state(bad: np.ndarray) -> None:
+    state = feedback(HAND, UNIFORM, initial_state(3))
+    assert feedback(bad, UNIFORM, state, accepted_share=0.0) is state
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (2, 2), (3,), (9,)])
+def test_wrong_shape_raises(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="confusion matrix has shape"):
+        feedback(np.full(shape, 100), None, initial_state(3))
+
+
+def test_wrong_q_hat_shape_raises() -> None:
+    with pytest.raises(ValueError, match="q_hat has shape"):
+        feedback(HAND, [0.5, 0.5], initial_state(3))
+
+
+@pytest.mark.parametrize("q_hat", [None, [math.nan, 0.5, 0.5], [-1, 1, 1], [0, 0, 0]])
+def test_unusable_q_hat_holds_the_debiasing_only(q_hat: list[float] | None) -> None:
+    state = feedback(HAND, UNIFORM, initial_state(3))
+    after = feedback(HAND, q_hat, state)
+    assert after.log_debias == state.log_debias
+    assert after.log_weights != state.log_weights
+
+
+def test_empty_matrix_relaxes_a_biased_state() -> None:
+    state = feedback(HAND, UNIFORM, initial_state(3))
+    relaxed = feedback(np.zeros((3, 3)), UNIFORM, state)
+    np.testing.assert_allclose(relaxed.log_weights, 0.7 * np.array(state.log_weights), **TIGHT)
+    np.testing.assert_allclose(relaxed.log_debias, 0.7 * np.array(state.log_debias), **TIGHT)
+    assert relaxed.best_macro_f1 == state.best_macro_f1
+
+
+def test_two_clear_losses_roll_back_for_one_round() -> None:
+    good, poor = np.diag([100, 100, 100]), HAND * 2
+    state = feedback(good, UNIFORM, initial_state(3))
+    assert (state.best_macro_f1, state.best_version) == (1.0, 0)
+    once = feedback(poor, UNIFORM, state)
+    assert once.worse_rounds == 1
+    assert once.log_weights[2] > 0
+    twice = feedback(poor, UNIFORM, once)
+    assert twice.worse_rounds == 0
+    np.testing.assert_allclose(twice.log_weights, 0.7 * np.array(once.log_weights), **TIGHT)
+    np.testing.assert_allclose(np.array(twice.thresholds) - 0.8, 0.7 * (np.array(once.thresholds) - 0.8), **TIGHT)
+    thrice = feedback(poor, UNIFORM, twice)
+    assert thrice.log_weights[2] > twice.log_weights[2]
+    assert (thrice.best_macro_f1, thrice.best_version) == (1.0, 0)
+
+
+def test_loss_within_the_noise_does_not_roll_back() -> None:
+    state = feedback(np.diag([100, 100, 100]), UNIFORM, initial_state(3))
+    for _ in range(4):
+        state = feedback(HAND * 2, UNIFORM, state, macro_f1_se=1.0)
+        assert state.worse_rounds == 0
+
+
+def test_volume_brake_lowers_tau0_after_two_scarce_rounds_down_to_the_floor() -> None:
+    state, good = initial_state(3), np.diag([100, 100, 100])
+    seen = []
+    for share in (0.04, 0.20, 0.04, 0.04, 0.04, 0.04):
+        state = feedback(good, None, state, accepted_share=share)
+        seen.append(round(state.tau0, 10))
+    assert seen == [0.8, 0.8, 0.8, 0.78, 0.78, 0.76]
+    for _ in range(100):
+        state = feedback(good, None, state, accepted_share=0.0)
+    assert state.tau0 == 0.60
+    np.testing.assert_allclose(state.thresholds, np.full(3, 0.60), atol=1e-6)
+
+
+def test_harmful_prior_is_withdrawn() -> None:
+    state = feedback(HAND, UNIFORM, initial_state(3))
+    after = feedback(HAND, UNIFORM, state, prior_helps=False)
+    np.testing.assert_allclose(after.log_debias, 0.7 * np.array(state.log_debias), **TIGHT)
+
+
+# Ablation, storage, configuration, sampling.
+
+
+@pytest.mark.parametrize(
+    ("part", "factor", "neutral"),
+    [
+        ("loss_weights", "loss_weights", 1.0),
+        ("sampling_weights", "sampling_weights", 1.0),
+        ("thresholds", "thresholds", 0.8),
+        ("debiasing", "log_debiasing_prior", -math.log(3)),
+    ],
+)
+def test_each_part_can_be_switched_off(part: str, factor: str, neutral: float) -> None:
+    config = dataclasses.replace(CONFIG, **{part: False})
+    full = snapshot(feedback(HAND, [0.2, 0.3, 0.5], initial_state(3)))
+    ablated = snapshot(feedback(HAND, [0.2, 0.3, 0.5], initial_state(3, config), config, accepted_share=0.01))
+    for name in ("loss_weights", "sampling_weights", "thresholds", "log_debiasing_prior"):
+        expected = np.full(3, neutral) if name == factor else getattr(full, name)
+        np.testing.assert_allclose(getattr(ablated, name), expected, **TIGHT)
+
+
+def test_state_survives_json() -> None:
+    state = feedback(HAND, UNIFORM, initial_state(3))
+    assert FeedbackState.from_json(json.loads(json.dumps(state.to_json(), allow_nan=False))) == state
+    fresh = initial_state(3)
+    assert FeedbackState.from_json(json.loads(json.dumps(fresh.to_json()))) == fresh
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("beta", 0.0), ("beta", 1.5), ("tau_min", 0.4), ("tau0", 0.99), ("rho", -0.1), ("a", 0.0)]
+)
+def test_config_refuses_what_breaks_the_bounds(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match="feedback: "):
+        FeedbackConfig(**{field: value})
+
+
+def test_sampling_guard_caps_repeats_and_redistributes() -> None:
+    # Evenly, each class would get 1/3 of 300 draws; the class of 5 images may have 20 and the rest share 280.
+    np.testing.assert_allclose(
+        sampling_probabilities(np.ones(3), [5, 1000, 1000], 300, gamma=0.0), [20 / 300, 140 / 300, 140 / 300], **TIGHT
+    )
+    np.testing.assert_allclose(
+        sampling_probabilities([2, 1, 1], [100, 400, 0], 100), [2 * 10 / 40, 20 / 40, 0], **TIGHT
+    )
+    np.testing.assert_allclose(sampling_probabilities([2, 1], [10, 30], 1000), [0.25, 0.75], **TIGHT)

@@ -1,0 +1,105 @@
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from ray_fer.errors import UserError
+from ray_fer.labeling.commit import Committer
+from ray_fer.labeling.table import FILE_SCHEMA, create_table, open_table, read_keys, table_classes, write_file
+
+CLASSES = ("neutral", "anger")
+
+
+def rows(*names: str, status: str = "ok", identity: str = "v1") -> pa.Table:
+    common = {"identity": identity, "status": status, "run": "r", "labelled_at": datetime.now(UTC)}
+    good = {"probs": [0.25, 0.75], "label": "anger", "confidence": 0.75} if status == "ok" else {}
+    return pa.Table.from_pylist([{"uri": name, **common, **good} for name in names], schema=FILE_SCHEMA)
+
+
+def held(uri: str) -> Counter[str]:
+    return Counter(DeltaTable(uri).to_pyarrow_table()["uri"].to_pylist())
+
+
+def test_a_file_is_invisible_until_it_is_committed(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    table = create_table(uri, CLASSES)
+    file = write_file(uri, "m", rows("a", "b"), "x")
+    assert held(uri) == {}
+    assert Committer(table, "m", "r").commit([file]) == 0
+    assert held(uri) == {"a": 1, "b": 1}
+    assert table_classes(DeltaTable(uri)) == CLASSES
+
+
+def test_polars_and_pyarrow_read_the_probabilities(tmp_path: Path) -> None:
+    import polars as pl
+
+    uri = str(tmp_path / "t")
+    table = create_table(uri, CLASSES)
+    Committer(table, "m", "r").commit([write_file(uri, "m", rows("a"), "x")])
+    assert pl.read_delta(uri)["probs"].to_list() == [[0.25, 0.75]]
+    assert DeltaTable(uri).to_pyarrow_table()["model"].to_pylist() == ["m"]
+
+
+def test_keys_of_one_model_only(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    table = create_table(uri, CLASSES)
+    Committer(table, "m", "r").commit([write_file(uri, "m", rows("a"), "x")])
+    Committer(table, "n", "r").commit([write_file(uri, "n", rows("b"), "x")])
+    assert [batch["uri"].to_pylist() for batch in read_keys(table, "n")] == [["b"]]
+
+
+def test_two_runs_at_once_hold_every_image_once(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    ours, theirs = (Committer(create_table(uri, CLASSES), "m", run) for run in ("ours", "theirs"))
+    theirs.commit([write_file(uri, "m", rows("a", "b"), "x")])
+    assert ours.commit([write_file(uri, "m", rows("b", "c"), "y"), write_file(uri, "m", rows("a"), "z")]) == 2
+    theirs.commit([write_file(uri, "m", rows("d"), "x")])
+    assert ours.commit([write_file(uri, "m", rows("e"), "y")]) == 0
+    assert ours.commit([write_file(uri, "m", rows("d"), "y")]) == 1
+    assert theirs.commit([write_file(uri, "m", rows("c"), "x")]) == 1
+    assert held(uri) == {"a": 1, "b": 1, "c": 1, "d": 1, "e": 1}
+
+
+def test_many_runs_at_once(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    create_table(uri, CLASSES)
+    names = [f"{number:02d}" for number in range(24)]
+
+    def run(name: str) -> int:
+        committer = Committer(create_table(uri, CLASSES), "m", name)
+        return sum(committer.commit([write_file(uri, "m", rows(*names[i : i + 4]), name)]) for i in range(0, 24, 4))
+
+    with ThreadPoolExecutor(4) as pool:
+        left_out = sum(pool.map(run, "abcd"))
+    assert held(uri) == dict.fromkeys(names, 1)
+    assert left_out == 3 * 24
+
+
+def test_another_model_or_identity_of_the_other_run_is_no_conflict(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    committer, theirs = Committer(create_table(uri, CLASSES), "m", "ours"), create_table(uri, CLASSES)
+    Committer(theirs, "n", "theirs").commit([write_file(uri, "n", rows("a"), "x")])
+    Committer(theirs, "m", "theirs").commit([write_file(uri, "m", rows("b", identity="v0"), "x")])
+    Committer(theirs, "m", "theirs").commit([write_file(uri, "m", rows("c", status="missing"), "x")])
+    assert committer.commit([write_file(uri, "m", rows("a", "b", "c"), "y")]) == 0
+    assert held(uri) == {"a": 2, "b": 2, "c": 2}
+
+
+def test_other_classes_are_refused(tmp_path: Path) -> None:
+    create_table(str(tmp_path / "t"), CLASSES)
+    with pytest.raises(UserError, match=r"its classes are neutral, anger; the model's are anger, neutral"):
+        open_table(str(tmp_path / "t"), ("anger", "neutral"))
+
+
+def test_a_foreign_table_is_refused(tmp_path: Path) -> None:
+    write_deltalake(str(tmp_path / "t"), pa.table({"uri": ["a"]}))
+    with pytest.raises(UserError, match="without the column 'identity'"):
+        open_table(str(tmp_path / "t"))
+
+
+def test_no_table(tmp_path: Path) -> None:
+    assert open_table(str(tmp_path / "t")) is None

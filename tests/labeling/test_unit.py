@@ -1,0 +1,89 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from ray_fer.data.sources import list_sources
+from ray_fer.labeling.table import FILE_SCHEMA
+from ray_fer.labeling.unit import decode_items, infer, pixels_from_arrow, pixels_to_arrow, to_table
+from ray_fer.models.engines import OpenVINOEngine, TorchEngine, softmax
+from tests.images import CLASSES, picture, tiny_model, write_pictures
+
+LIMITS = {"max_pixels": 1 << 20, "max_bytes": 1 << 20}
+
+
+def keys_of(folder: Path) -> pa.Table:
+    return pa.concat_tables(list_sources([str(folder)], Counter()))
+
+
+def test_every_object_becomes_one_row(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", range(7))
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"not a picture")
+    (tmp_path / "in" / "big.png").write_bytes(bytes(2 << 20))
+    (tmp_path / "in" / "gone.jpg").write_bytes(picture(9))
+    keys = keys_of(tmp_path / "in")
+    (tmp_path / "in" / "gone.jpg").unlink()
+    artifact = tiny_model(str(tmp_path / "model"))
+    engine = TorchEngine(artifact)
+    rows = []
+    for batch in decode_items(keys, image_size=32, batch_size=4, **LIMITS):
+        infer(batch, engine, CLASSES, 4)
+        rows += batch.rows
+    table = to_table(rows, "run-1")
+    assert table.schema == FILE_SCHEMA
+    assert sorted(table["uri"].to_pylist()) == sorted(keys["uri"].to_pylist())
+    assert Counter(table["status"].to_pylist()) == {"ok": 7, "undecodable": 1, "too_large": 1, "missing": 1}
+    for row in table.to_pylist():
+        if row["status"] == "ok":
+            data = Path(row["uri"]).read_bytes()
+            assert row["digest"] == xxhash.xxh3_128_digest(data)
+            assert abs(sum(row["probs"]) - 1) < 1e-6
+            assert row["label"] == CLASSES[int(np.argmax(row["probs"]))]
+            assert row["confidence"] == max(row["probs"])
+        else:
+            assert row["probs"] is None
+            assert row["error"]
+
+
+def test_the_batching_does_not_change_the_predictions(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", range(9))
+    artifact = tiny_model(str(tmp_path / "model"))
+    keys = keys_of(tmp_path / "in")
+    found = []
+    for size in (2, 16):
+        engine = OpenVINOEngine(artifact, batch_size=size)
+        probs = {}
+        for batch in decode_items(keys, image_size=32, batch_size=size, **LIMITS):
+            infer(batch, engine, CLASSES, size)
+            probs |= {row["uri"]: row["probs"] for row in batch.rows}
+        found.append(np.array([probs[uri] for uri in keys["uri"].to_pylist()]))
+    assert np.abs(found[0] - found[1]).max() < 1e-5
+
+
+def test_an_overwritten_object_is_recorded_as_what_was_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(picture(1))
+    keys = keys_of(tmp_path)
+    path.write_bytes(picture(2) + b"\0")
+    (batch,) = decode_items(keys, image_size=32, batch_size=4, **LIMITS)
+    assert batch.rows[0]["identity"] == keys_of(tmp_path)["identity"][0].as_py()
+    assert batch.rows[0]["identity"] != keys["identity"][0].as_py()
+
+
+def test_pixels_survive_arrow() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
+    column = pa.chunked_array([pixels_to_arrow(pixels)])
+    assert (pixels_from_arrow(column, 8) == pixels).all()
+    some = column.filter(pa.array([True, False, True, True, False]))
+    assert (pixels_from_arrow(some, 8) == pixels[[0, 2, 3]]).all()
+
+
+def test_engines_agree(tmp_path: Path) -> None:
+    artifact = tiny_model(str(tmp_path / "model"))
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
+    torch_probs = softmax(TorchEngine(artifact)(pixels))
+    openvino_probs = softmax(OpenVINOEngine(artifact, batch_size=8)(pixels))
+    assert np.abs(torch_probs - openvino_probs).max() < 1e-5
+    assert (torch_probs.argmax(1) == openvino_probs.argmax(1)).all()

@@ -1,0 +1,200 @@
+"""The main job on real processes: every image exactly once per content and model, whatever dies on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from deltalake import DeltaTable
+
+from ray_fer import storage
+from tests.images import CLASSES, picture, tiny_model, write_pictures
+from tests.system.jobs import ROOT, failing_job, run_job, start_job
+
+
+def rows_of(table: str) -> list[dict[str, object]]:
+    rows = DeltaTable(table, storage_options=storage.delta_options(table)).to_pyarrow_table().to_pylist()
+    return [dict(row) for row in rows]
+
+
+def keys_of(table: str) -> Counter[tuple[object, ...]]:
+    return Counter((row["uri"], row["identity"], row["model"]) for row in rows_of(table))
+
+
+def wait_for_rows(table: str, rows: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        if Path(table, "_delta_log").exists() and len(rows_of(table)) >= rows:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the job committed nothing")
+
+
+def test_incremental_on_s3_in_two_halves(s3: str, tmp_path: Path, model: str) -> None:
+    """Source, model and table on S3; new, overwritten and deleted objects; another model; a table once more in full."""
+    fs, bucket = storage.filesystem(s3)
+    fs.pipe({f"{bucket}/faces/half-1/{i:03d}.jpg": picture(i) for i in range(60)})
+    fs.pipe({f"{bucket}/faces/odd/a b+c%20ä#?.jpg": picture(500), f"{bucket}/faces//double.jpg": picture(501)})
+    fs.pipe({f"{bucket}/faces/readme.txt": b"no image", f"{bucket}/faces-other/x.jpg": picture(999)})
+    teacher = f"{s3}/models/teacher"
+    storage.upload_folder(Path(model), teacher, last="config.json")
+    arguments = (f"source={s3}/faces", f"teacher={teacher}", f"table={s3}/tables/predictions")
+
+    first = run_job("pseudo_label", *arguments)
+    assert (first["listed"], first["skipped"], first["labelled"]) == (62, 1, 62)
+    assert first["statuses"] == {"ok": 62}
+
+    fs.pipe({f"{bucket}/faces/half-2/{i:03d}.jpg": picture(100 + i) for i in range(40)})
+    fs.pipe({f"{bucket}/faces/half-1/{i:03d}.jpg": picture(200 + i) for i in range(5)})
+    fs.rm(f"{bucket}/faces/half-1/059.jpg")
+    second = run_job("pseudo_label", *arguments, f"select={s3}/selection", "selection.threshold=0.01")
+    assert (second["listed"], second["already_labelled"], second["labelled"]) == (101, 56, 45)
+    assert second["selection"]["left_out"] == {"superseded": 5, "failed": 0, "duplicate": 0, "excluded": 0}
+    assert second["selection"]["accepted"] == 102
+
+    third = run_job("pseudo_label", *arguments)
+    assert (third["labelled"], third["version"]) == (0, second["version"])
+
+    keys = keys_of(f"{s3}/tables/predictions")
+    assert len(keys) == 107
+    assert set(keys.values()) == {1}
+    entry = fs.info(f"{bucket}/faces/half-1/000.jpg")
+    assert (f"{s3}/faces/half-1/000.jpg", entry["ETag"].strip('"'), first["model"]) in keys
+
+    other = run_job("pseudo_label", *arguments[:1], f"teacher={tiny_model(str(tmp_path / 'b'), 1).uri}", arguments[2])
+    assert other["labelled"] == 101
+    assert other["model"] != first["model"]
+
+
+def test_killed_in_the_middle_and_run_again(tmp_path: Path, model: str) -> None:
+    """SIGKILL of the driver, of its whole Ray; meanwhile objects arrive, are overwritten and vanish."""
+    source, table = tmp_path / "in", str(tmp_path / "table")
+    write_pictures(source, range(600))
+    arguments = (f"source={source}", f"teacher={model}", f"table={table}", "unit_rows=32", "commit_seconds=0")
+    process = start_job("pseudo_label", *arguments)
+    wait_for_rows(table, 64, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    survived = len(rows_of(table))
+    assert 64 <= survived < 600
+
+    write_pictures(source, range(600, 630))
+    changed = sorted(source.rglob("*.jpg"))[:20]
+    for i, path in enumerate(changed):
+        path.write_bytes(picture(2000 + i))
+    gone = sorted(source.rglob("*.jpg"))[-10:]
+    for path in gone:
+        path.unlink()
+    summary = run_job("pseudo_label", *arguments)
+    assert summary["already_labelled"] + summary["labelled"] == 620
+
+    keys = keys_of(table)
+    assert set(keys.values()) == {1}
+    stats = ((path, path.stat()) for path in source.rglob("*.jpg"))
+    now = {(str(path), f"{stat.st_size}-{stat.st_mtime_ns}") for path, stat in stats}
+    assert now <= {(uri, identity) for uri, identity, _ in keys}
+    assert run_job("pseudo_label", *arguments)["labelled"] == 0
+
+
+def test_a_killed_actor_costs_nothing(tmp_path: Path, model: str) -> None:
+    source, table = tmp_path / "in", str(tmp_path / "table")
+    write_pictures(source, range(800))
+    arguments = (f"source={source}", f"teacher={model}", f"table={table}", "unit_rows=32", "commit_seconds=0")
+    process = start_job("pseudo_label", *arguments)
+    wait_for_rows(table, 64, process)
+    actors = subprocess.run(
+        ["pgrep", "-s", str(os.getsid(process.pid)), "-f", "LabelActor"], capture_output=True, text=True
+    )
+    assert actors.stdout.split(), "no actor to kill"
+    os.kill(int(actors.stdout.split()[0]), signal.SIGKILL)
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err[-3000:]
+    keys = keys_of(table)
+    assert len(keys) == 800
+    assert set(keys.values()) == {1}
+
+
+def test_two_runs_at_once(tmp_path: Path, model: str) -> None:
+    source, table = tmp_path / "in", str(tmp_path / "table")
+    write_pictures(source, range(300))
+    arguments = (
+        f"source={source}",
+        f"teacher={model}",
+        f"table={table}",
+        "unit_rows=32",
+        "commit_seconds=0",
+        "actors=1",
+    )
+    both = [start_job("pseudo_label", *arguments) for _ in range(2)]
+    for process in both:
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err[-3000:]
+    keys = keys_of(table)
+    assert len(keys) == 300
+    assert set(keys.values()) == {1}
+
+
+def test_the_gpu_graph_gives_the_same_rows(tmp_path: Path, model: str) -> None:
+    """Decoding tasks feeding inference actors, on a cluster that believes it has GPUs; the engine stays on the CPU."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys, ray\n"
+        "from ray_fer.config import load_config\n"
+        "from ray_fer.labeling import pseudo_label\n"
+        "ray.init(address='local', num_cpus=3, num_gpus=2)\n"
+        "print(pseudo_label.pseudo_label(load_config('pseudo_label', sys.argv[1:])))\n"
+    )
+    source = tmp_path / "in"
+    write_pictures(source, range(90))
+    (source / "bad.jpg").write_bytes(b"no picture")
+    tables = {}
+    for device in ("cpu", "cuda"):
+        table = str(tmp_path / device)
+        arguments = [f"source={source}", f"teacher={model}", f"table={table}", f"device={device}", "precision=float32"]
+        command = [sys.executable, str(script), *arguments, "unit_rows=40", "engine=torch", "batch_size=4"]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stderr[-4000:]
+        tables[device] = {row["uri"]: row for row in rows_of(table)}
+    assert len(tables["cpu"]) == len(tables["cuda"]) == 91
+    for uri, row in tables["cpu"].items():
+        other = tables["cuda"][uri]
+        assert [row[key] for key in ("identity", "digest", "label", "status", "error", "model")] == [
+            other[key] for key in ("identity", "digest", "label", "status", "error", "model")
+        ]
+        assert (row["probs"] or []) == pytest.approx(other["probs"] or [], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("teacher=/nowhere", "/nowhere: no model artifact there"),
+        ("source=/nowhere", "source=/nowhere: no such file or folder"),
+        ("batch=3", "batch: no such key"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(change: str, message: str, tmp_path: Path, model: str) -> None:
+    write_pictures(tmp_path / "in", range(1))
+    status, err = failing_job(
+        "pseudo_label", f"source={tmp_path / 'in'}", f"teacher={model}", f"table={tmp_path / 't'}", change
+    )
+    assert status == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_other_classes_than_the_table(tmp_path: Path, model: str) -> None:
+    write_pictures(tmp_path / "in", range(1))
+    table = f"table={tmp_path / 't'}"
+    run_job("pseudo_label", f"source={tmp_path / 'in'}", f"teacher={model}", table)
+    other = tiny_model(str(tmp_path / "other"), classes=(*CLASSES, "fear")).uri
+    status, err = failing_job("pseudo_label", f"source={tmp_path / 'in'}", f"teacher={other}", table)
+    assert status == 2
+    assert "its classes are neutral, anger, happiness; the model's are neutral, anger, happiness, fear" in err

@@ -1,0 +1,199 @@
+"""Training on real Ray Train and DeepSpeed: what is published, and what survives the loss of whom."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from ray_fer import storage
+from ray_fer.models.artifact import open_artifact
+from tests.system.jobs import failing_job, run_job, start_job
+from tests.training.toy import CLASSES, PLACES, SMALL, write_faces, write_selection
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faces")
+    write_faces(folder / "train", (24, 12, 12), seed=1)
+    write_faces(folder / "val", (40, 40, 40), seed=2)
+    write_faces(folder / "more", (10, 10, 10), seed=3)
+    write_selection(folder / "selection", folder / "more")
+    return folder
+
+
+def arguments(faces: Path, out: object, *more: str) -> list[str]:
+    return [f"labeled={faces / PLACES['labeled']}", f"val={faces / PLACES['val']}", f"out={out}", *SMALL, *more]
+
+
+def history(out: Path) -> list[list[float]]:
+    metrics = json.loads((out / "metrics.json").read_text())
+    return [[row["epoch"], row["loss"], row["macro_f1"], row["nll"]] for row in metrics["history"]]
+
+
+def wait_for_epoch(out: Path, epoch: int, process: subprocess.Popen[str]) -> None:
+    """Until the checkpoint of ``epoch`` (from 1) is there and the next epoch has begun."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        for state in (out / ".run").rglob("state.json"):
+            try:
+                if json.loads(state.read_text())["epoch"] >= epoch:
+                    return
+            except (ValueError, FileNotFoundError):
+                continue
+        time.sleep(0.02)
+    raise AssertionError("no checkpoint")
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    found = subprocess.run(["pgrep", "-s", str(process.pid), "-f", "RayTrainWorker"], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(faces: Path) -> tuple[Path, dict[str, Any]]:
+    """A student trained without any accident: 12 epochs, feedback on."""
+    out = faces / "undisturbed"
+    return out, run_job("train_backbone", *arguments(faces, out, f"pseudo={faces / 'selection'}", "epochs=12"))
+
+
+def test_what_is_published(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = undisturbed
+    assert summary["classes"] == list(CLASSES)
+    assert (summary["epochs"], summary["labeled"], summary["val"], summary["pseudo"]) == (12, 48, 120, 30)
+    assert summary["resumed_from_epoch"] is None
+    assert summary["val_macro_f1"] > 0.8
+    artifact = open_artifact(str(out))
+    assert artifact.id == summary["id"]
+    model = timm.create_model(f"local-dir:{out}", pretrained=True)
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
+    metrics = artifact.metrics
+    best = max(metrics["history"], key=lambda row: row["macro_f1"])
+    assert metrics["val"]["epoch"] == best["epoch"] == summary["best_epoch"]
+    assert metrics["val"]["macro_f1"] == best["macro_f1"] == summary["val_macro_f1"]
+    provenance = json.loads((out / "provenance.json").read_text())
+    assert provenance["config"]["backbone"] == "test_resnet"
+    assert provenance["parents"]["selection"]["teacher"] == "0123"
+    assert provenance["feedback"]["version_at_start"] == 0
+    versions = [json.loads(path.read_text()) for path in sorted((out / "feedback").iterdir())]
+    assert [version["source"].partition("/")[2] for version in versions] == [f"epoch-{n}" for n in range(1, 13)]
+    assert not (out / ".run").exists()
+
+    started = time.monotonic()
+    again = run_job("train_backbone", *arguments(faces, out, f"pseudo={faces / 'selection'}", "epochs=12", "workers=2"))
+    assert time.monotonic() - started < 20
+    assert again | {"seconds": 0} == summary | {"seconds": 0}
+    status, err = failing_job("train_backbone", *arguments(faces, out, "epochs=12", "seed=4"))
+    assert status == 2
+    assert err.strip() == (
+        f"error: out={out} holds a model trained with pseudo={faces / 'selection'}, seed=0; choose another out"
+    )
+
+
+def test_the_driver_is_killed(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
+    """Twice in the middle of an epoch; the result is that of the undisturbed run to the last bit."""
+    out = faces / "driver-killed"
+    job = arguments(faces, out, f"pseudo={faces / 'selection'}", "epochs=12")
+    for epoch in (2, 6):
+        process = start_job("train_backbone", *job)
+        wait_for_epoch(out, epoch, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    status, err = failing_job("train_backbone", *job[:-1], "epochs=13")
+    assert status == 2
+    assert "holds an unfinished run with epochs=12" in err
+    summary = run_job("train_backbone", *job)
+    assert 6 <= summary["resumed_from_epoch"] < 12
+    assert history(out) == history(undisturbed[0])
+    assert summary["id"] == undisturbed[1]["id"]
+
+
+def test_a_worker_is_killed(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
+    out = faces / "worker-killed"
+    process = start_job("train_backbone", *arguments(faces, out, f"pseudo={faces / 'selection'}", "epochs=12"))
+    wait_for_epoch(out, 2, process)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    stdout, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err[-3000:]
+    summary = json.loads(stdout.splitlines()[-1])
+    assert 2 <= summary["resumed_from_epoch"] < 12
+    assert summary["id"] == undisturbed[1]["id"]
+    assert "going on after epoch" in err
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_two_workers_become_one(faces: Path, stage: int) -> None:
+    """Two ranks sharing their batches over gloo; half-way, the number of workers changes."""
+    out = faces / f"stage-{stage}"
+    job = arguments(faces, out, "epochs=8", f"zero_stage={stage}")
+    process = start_job("train_backbone", *job, "workers=2")
+    wait_for_epoch(out, 3, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    _, err = process.communicate()
+    assert "ninja" not in err.lower()
+    summary = run_job("train_backbone", *job, "workers=1")
+    assert 3 <= summary["resumed_from_epoch"] < 8
+    assert summary["val_macro_f1"] > 0.5
+
+
+def test_everything_on_s3(faces: Path, s3: str) -> None:
+    fs, bucket = storage.filesystem(s3)
+    for place in ("train", "val"):
+        fs.put(f"{faces / place}/", f"{bucket}/{place}/", recursive=True)
+    places = [f"labeled={s3}/train/manifest.csv", f"val={s3}/val/manifest.csv", f"out={s3}/models/teacher"]
+    summary = run_job("train_backbone", *places, *SMALL, "epochs=3")
+    assert (summary["model"], summary["labeled"], summary["epochs"]) == (f"{s3}/models/teacher", 48, 3)
+    assert open_artifact(summary["model"]).id == summary["id"]
+    assert storage.list_dir(f"{s3}/models/teacher") == sorted(
+        ["model.safetensors", "config.json", "metrics.json", "provenance.json"]
+    )
+
+
+def test_an_error_of_the_user_on_a_worker_is_one_line(faces: Path, tmp_path: Path) -> None:
+    val = write_faces(tmp_path / "val", (10, 10, 10), seed=5)
+    for number in range(5):
+        (tmp_path / "val" / f"anger-{number}.png").write_bytes(b"damaged")
+    job = [argument for argument in arguments(faces, tmp_path / "out", "epochs=2") if not argument.startswith("val=")]
+    status, err = failing_job("train_backbone", *job, f"val={val}")
+    assert status == 2
+    assert (
+        err.strip().splitlines()[-1].startswith("error: val: 2 of 30 pictures cannot be read, more than 5%; the last")
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("labeled=/nowhere.csv", "/nowhere.csv: cannot read the manifest"),
+        ("backbone=resnet10tt", "backbone=resnet10tt: timm has no such model"),
+        ("init=/nowhere", "/nowhere: no model artifact there"),
+        ("pseudo=/nowhere", "pseudo=/nowhere: no selection there"),
+        ("pretrained=/nowhere.pth", "pretrained=/nowhere.pth: no such file or folder"),
+    ],
+)
+def test_bad_input_needs_no_cluster(change: str, message: str, faces: Path, tmp_path: Path) -> None:
+    status, err = failing_job("train_backbone", *arguments(faces, tmp_path / "out"), change)
+    assert status == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_a_student_starts_from_its_teacher(
+    faces: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    job = [argument for argument in arguments(faces, tmp_path / "out") if "backbone" not in argument]
+    more = (f"init={undisturbed[0]}", "epochs=1", "learning_rate=1e-9", "ema_decay=0")
+    summary = run_job("train_backbone", *job, *more)
+    assert summary["val_macro_f1"] > 0.5
+    theirs, ours = (load_file(folder / "model.safetensors") for folder in (undisturbed[0], tmp_path / "out"))
+    assert torch.allclose(theirs["conv1.weight"], ours["conv1.weight"], atol=1e-6)

@@ -1,0 +1,155 @@
+import math
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ray_fer.data.manifests import read_manifest
+from ray_fer.errors import UserError
+from ray_fer.models.backbone import build_backbone
+from ray_fer.training.loop import World
+from ray_fer.training.supervised import SupervisedRecipe, Targets, joint_loss, read_selection
+from tests.training.engine import PlainEngine, run_epochs
+from tests.training.toy import CLASSES, config, write_faces, write_selection
+
+HALF = (0.5, 0.5, 0.5)
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faces")
+    write_faces(folder / "train", (24, 12, 12), seed=1)
+    write_faces(folder / "val", (10, 10, 10), seed=2)
+    write_faces(folder / "more", (10, 10, 10), seed=3)
+    write_selection(folder / "selection", folder / "more")
+    return folder
+
+
+def recipe_of(faces: Path, *arguments: str, world: World | None = None, **others: Any) -> SupervisedRecipe:
+    settings = config(faces, *arguments)
+    torch.manual_seed(settings.seed)
+    labeled, val = read_manifest(settings.labeled), read_manifest(settings.val, CLASSES)
+    selection = read_selection(settings.pseudo, CLASSES) if settings.pseudo else None
+    model = build_backbone("test_resnet", 3, 32)
+    return SupervisedRecipe(settings, model, HALF, HALF, labeled, val, selection, world or World(), **others)
+
+
+def test_the_loss_by_hand() -> None:
+    logits = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 1.0]])
+    targets = Targets(
+        labels=torch.tensor([0, 0]),
+        label_weights=torch.tensor([1.0, 0.0]),  # the second is unreadable
+        soft=torch.tensor([[0.25, 0.75]]),
+        soft_weights=torch.tensor([1.0]),
+        label_count=2,
+        soft_count=1,
+    )
+    log_p = [[-math.log(1 + math.exp(-2)), -math.log(1 + math.exp(2))]]  # of rows 0 and 2, both 2 apart
+    labelled = -(0.9 * log_p[0][0] + 0.1 * log_p[0][1]) * 0.5 / 2
+    soft = -(0.25 * log_p[0][0] + 0.75 * log_p[0][1]) * (0.25 * 0.5 + 0.75 * 1.5)
+    loss = joint_loss(logits, targets, torch.tensor([0.5, 1.5]), label_smoothing=0.2, pseudo_weight=3.0)
+    assert loss.item() == pytest.approx(labelled + 3.0 * soft, rel=1e-6)
+
+
+def test_a_step_has_labelled_and_pseudo_labelled_faces(faces: Path) -> None:
+    recipe = recipe_of(faces, f"pseudo={faces / 'selection'}", "pseudo_ratio=2", "batch_size=8")
+    steps = list(recipe.steps(0))
+    assert len(steps) == recipe.steps_per_epoch == 6  # 48 labelled faces
+    assert recipe.images_per_epoch == 6 * 24
+    for step in steps:
+        assert step.inputs.shape == (24, 3, 32, 32)
+        assert [Path(uri).parent.name for uri in step.uris] == ["train"] * 8 + ["more"] * 16
+        assert step.data.soft.shape == (16, 3)
+    drawn = np.bincount(np.concatenate([step.data.labels.numpy() for step in steps]), minlength=3)
+    assert drawn.sum() == 48
+    pseudo = [uri for step in steps for uri in step.uris[8:]]
+    assert {pseudo.count(uri) for uri in set(pseudo)} <= {3, 4}  # 96 draws of 30 equal weights
+
+
+def test_ranks_share_a_step_and_its_loss(faces: Path) -> None:
+    whole = recipe_of(faces, f"pseudo={faces / 'selection'}", "batch_size=6")
+    parts = [recipe_of(faces, f"pseudo={faces / 'selection'}", "batch_size=6", world=World(rank, 2)) for rank in (0, 1)]
+    steps = [next(recipe.steps(3)) for recipe in (whole, *parts)]
+    assert sorted(steps[0].uris) == sorted(steps[1].uris + steps[2].uris)
+    logits = {uri: torch.randn(3) for uri in steps[0].uris}
+    losses = [
+        recipe.loss(torch.stack([logits[uri] for uri in step.uris]), step)
+        for recipe, step in zip((whole, *parts), steps, strict=True)
+    ]
+    assert (losses[1] + losses[2]).item() / 2 == pytest.approx(losses[0].item(), rel=1e-5)
+
+
+def test_it_learns_and_repeats_itself(faces: Path) -> None:
+    runs = []
+    for _ in range(2):
+        recipe = recipe_of(faces, "epochs=8", "learning_rate=0.01")
+        losses = run_epochs(recipe, range(8))
+        score, metrics = recipe.validate(7)
+        runs.append((losses, score, metrics["confusion_matrix"]))
+    assert runs[0] == runs[1]
+    assert runs[0][0][-1] < runs[0][0][0]
+    assert runs[0][1] > 0.8
+
+
+def test_an_epoch_depends_on_nothing_but_weights_and_state(faces: Path) -> None:
+    recipe = recipe_of(faces, "epochs=4")
+    engine = PlainEngine(recipe)
+    run_epochs(recipe, range(2), engine)
+    twin = recipe_of(faces, "epochs=4", "seed=0")
+    twin.model.load_state_dict(recipe.model.state_dict())
+    twin.ema_model.load_state_dict(recipe.ema_model.state_dict())
+    twin.load_state(recipe.state())
+    other = PlainEngine(twin)
+    other.optimizer.load_state_dict(deepcopy(engine.optimizer.state_dict()))
+    assert run_epochs(recipe, range(2, 4), engine) == run_epochs(twin, range(2, 4), other)
+    assert recipe.validate(3) == twin.validate(3)
+
+
+def test_feedback_sets_the_weights_of_the_next_epoch(faces: Path) -> None:
+    seen = []
+
+    def feedback(confusion: np.ndarray, epoch: int) -> dict[str, Any]:
+        seen.append((confusion.sum(), epoch))
+        return {"loss_weights": [0.5, 1.0, 1.5], "version": 7}
+
+    recipe = recipe_of(faces, feedback=feedback, class_weights=[1.5, 1.0, 0.5])
+    assert recipe.class_weights.tolist() == [1.5, 1.0, 0.5]
+    _, metrics = recipe.validate(4)
+    assert seen == [(30, 4)]
+    assert metrics["feedback_version"] == 7
+    assert recipe.state()["class_weights"] == [0.5, 1.0, 1.5]
+
+
+def test_an_unreadable_picture_has_no_say(faces: Path, tmp_path: Path) -> None:
+    manifest = write_faces(tmp_path / "val", (10, 10, 10), seed=5)
+    (tmp_path / "val" / "anger-0.png").write_bytes(b"damaged")
+    recipe = recipe_of(faces, f"val={manifest}")
+    _, metrics = recipe.validate(0)
+    assert metrics["n"] == 29
+
+
+def test_a_loss_that_is_not_finite_names_the_pictures(faces: Path) -> None:
+    recipe = recipe_of(faces)
+    with torch.no_grad():
+        recipe.model.get_classifier().weight.fill_(math.nan)
+    with pytest.raises(UserError, match=r"the loss became nan in epoch 1, step 1: .*train/\w+-\d+\.png") as error:
+        run_epochs(recipe, range(1))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [(("neutral", "anger"), "its classes neutral, anger are not those"), (CLASSES[::-1], "are not those of labeled")],
+)
+def test_a_selection_of_other_classes(faces: Path, tmp_path: Path, classes: tuple[str, ...], message: str) -> None:
+    uri = write_selection(tmp_path, faces / "more", classes)
+    with pytest.raises(UserError, match=message):
+        read_selection(uri, CLASSES)
+
+
+def test_no_selection(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pseudo=.*: no selection there"):
+        read_selection(str(tmp_path), CLASSES)
