@@ -39,7 +39,7 @@ def normalise(uri: str) -> str:
         uri = uri.removeprefix("file://")
     if not is_remote(uri):
         return os.path.abspath(os.path.expanduser(uri))
-    if not uri.startswith("s3://") or not uri.removeprefix("s3://").strip("/"):
+    if not uri.startswith("s3://") or uri.removeprefix("s3://")[:1] in ("", "/"):
         raise UserError(f"{uri}: not a local path and not an s3://bucket/key URI")
     return uri.rstrip("/")
 
@@ -82,7 +82,9 @@ def list_dir(uri: str) -> list[str]:
         entries = fs.ls(path, detail=False)
     except FileNotFoundError:
         return []
-    return sorted(name for name in (entry.rstrip("/").rsplit("/", 1)[-1] for entry in entries) if name)
+    # Consoles mark a folder by an empty object of its own name: it lists itself.
+    below = (entry.rstrip("/") for entry in entries)
+    return sorted(entry.rsplit("/", 1)[-1] for entry in below if entry != path.rstrip("/"))
 
 
 def read_bytes(uri: str) -> bytes:
@@ -105,8 +107,12 @@ def write_bytes(uri: str, data: bytes) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(target)
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def read_json(uri: str) -> Any:
@@ -127,13 +133,14 @@ def delete(uri: str) -> None:
 
 
 def upload_folder(folder: Path, uri: str, last: str) -> None:
-    """Copies the files of a local folder to ``uri``, the file named ``last`` after all others.
+    """Copies the files of a local folder to ``uri``, the file ``last`` after all others.
 
-    Its presence is therefore the mark of a whole copy.
+    Its presence is therefore the mark of a whole copy; that of an older copy there is taken away first.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in sorted(files, key=lambda path: path.name == last):
-        write_bytes(join(uri, path.relative_to(folder).as_posix()), path.read_bytes())
+    delete(join(uri, last))
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    for name in sorted(names, key=lambda name: name == last):
+        write_bytes(join(uri, name), (folder / name).read_bytes())
 
 
 def local_copy(uri: str, only: str | None = None) -> Path:
@@ -144,12 +151,17 @@ def local_copy(uri: str, only: str | None = None) -> Path:
     Args:
         uri: the folder.
         only: copy just the file of this name.
+
+    Raises:
+        FileNotFoundError: when there is nothing to download.
     """
     fs, path = filesystem(uri)
     if not is_remote(uri):
         return Path(path)
-    found = fs.find(path, detail=True)
+    found = {name: entry for name, entry in fs.find(path, detail=True).items() if not name.endswith("/")}
     files = {name: entry for name, entry in found.items() if only is None or name == f"{path}/{only}"}
+    if not files:
+        raise FileNotFoundError(uri if only is None else join(uri, only))
     identity = [(name, entry.get("ETag") or str(entry.get("LastModified"))) for name, entry in sorted(files.items())]
     cache_key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     cached = Path(tempfile.gettempdir()) / f"ray_fer-cache-{os.getuid()}" / cache_key

@@ -16,15 +16,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ray_fer.evaluation.metrics import Reliability, class_scores
-from ray_fer.evaluation.plots import (
-    DPI,
-    class_histogram,
+from ray_fer.evaluation.metric_plots import (
     class_score_bars,
     confusion_plot,
     coverage_plot,
     reliability_plot,
 )
+from ray_fer.evaluation.metrics import Reliability, class_scores
+from ray_fer.evaluation.plot_style import DPI
+from ray_fer.evaluation.plots import class_histogram
 
 PIXELS_PER_INCH = 82
 STYLE = """
@@ -98,6 +98,9 @@ class Report:
         Raises:
             ValueError: A row does not have one value per column.
         """
+        for row in rows:
+            if len(row) != len(columns):
+                raise ValueError(f"a row of {len(row)} values in a table of {len(columns)} columns: {list(row)}")
         numeric = [all(_is_number(row[k]) for row in rows) for k in range(len(columns))]
         head = "".join(_cell("th", name, right) for name, right in zip(columns, numeric, strict=True))
         body = "".join(
@@ -116,7 +119,8 @@ class Report:
         width = round(int.from_bytes(png[16:20], "big") * PIXELS_PER_INCH / DPI)
         note = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
         self._figures.append(
-            f'<figure style="width: {width}px"><img alt="{html.escape(caption)}" src="data:image/png;base64,{source}">{note}</figure>'
+            f'<figure style="width: {width}px"><img alt="{html.escape(caption)}" '
+            f'src="data:image/png;base64,{source}">{note}</figure>'
         )
         return self
 
@@ -153,22 +157,25 @@ CAPTIONS = {
 
 
 def evaluation_figures(metrics: Mapping[str, Any], probs: ArrayLike, labels: ArrayLike) -> dict[str, bytes]:
-    """The pictures of an evaluation as PNG, by name: `confusion_matrix`, `per_class_f1`, `reliability`, `class_mix`, `coverage`.
+    """The pictures of an evaluation as PNG, by name.
+
+    They are `confusion_matrix`, `per_class_f1`, `reliability`, `class_mix` and `coverage`.
 
     Args:
         metrics: The result of `ray_fer.evaluation.metrics.evaluate_probs`.
         probs: Probabilities, (N, K).
         labels: True class indices, (N,); rows with -1 are ignored.
     """
-    known = np.asarray(labels) != -1
-    p, y, classes = np.asarray(probs)[known], np.asarray(labels)[known], metrics["classes"]
+    truth = np.asarray(labels, dtype=np.int64)
+    known = truth != -1
+    p, y, classes = np.asarray(probs)[known], truth[known], metrics["classes"]
     predictions = p.argmax(axis=1)
     mix = {
         "true labels": np.bincount(y, minlength=len(classes)),
         "predictions": np.bincount(predictions, minlength=len(classes)),
     }
     return {
-        **_metric_figures(metrics),
+        **metric_figures(metrics),
         "class_mix": class_histogram(mix, classes),
         "coverage": coverage_plot(p.max(axis=1, initial=0.0), predictions == y),
     }
@@ -210,7 +217,7 @@ def evaluation_report(
         "n/a is a ratio without examples or without predictions.",
     )
     report.section("Figures")
-    for name, png in (figures or _metric_figures(metrics)).items():
+    for name, png in (figures or metric_figures(metrics)).items():
         report.figure(png, CAPTIONS.get(name, name))
     report.section("Most frequent confusions").table(
         ["true", "predicted", "examples", "share of the true class"], _confusions(metrics)
@@ -218,7 +225,8 @@ def evaluation_report(
     return report.html()
 
 
-def _metric_figures(metrics: Mapping[str, Any]) -> dict[str, bytes]:
+def metric_figures(metrics: Mapping[str, Any]) -> dict[str, bytes]:
+    """The pictures that the result of `ray_fer.evaluation.metrics.evaluate_probs` alone allows, as PNG, by name."""
     classes, confusion, bins = metrics["classes"], np.asarray(metrics["confusion_matrix"]), metrics["reliability"]
     reliability = Reliability(
         edges=np.asarray(bins["edges"], dtype=np.float64),

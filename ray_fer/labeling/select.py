@@ -1,7 +1,9 @@
 """From predictions to pseudo-labels: one pass over the table, no image, no GPU, redone for every feedback version.
 
-Of each object only the newest prediction counts, of each picture (by digest) only one object, and pictures that are
-also in an excluded manifest (validation, test, the labelled set) never become pseudo-labels.
+Of each object only the newest content counts, of each picture (by digest) only one object, and pictures that are also
+in an excluded manifest (validation, test, the labelled set) never become pseudo-labels. The newest content is the one
+labelled last: an object that was overwritten and then restored is not labelled again, so it is not told from its
+content in between.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,11 +60,10 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
         UserError: when the table holds no prediction of the teacher, or its classes are others.
     """
     artifact = open_artifact(config.teacher)
-    table = open_table(config.table, artifact.classes)
-    if table is None:
-        raise UserError(f"table={config.table}: no predictions table there")
+    table = _opened(config, artifact)
     model = _model_in(table, artifact, config)
-    predictions, left_out = newest_predictions(table, model, excluded_digests(config.selection.exclude))
+    excluded = excluded_digests(config.selection.exclude, artifact.classes)
+    predictions, left_out = newest_predictions(table, model, excluded)
     if predictions.is_empty():
         raise UserError(f"table={config.table}: no usable prediction of teacher={config.teacher}")
 
@@ -116,6 +118,26 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
     return summary | {"selection": storage.normalise(config.out)}
 
 
+def predicted_counts(config: SelectPseudoLabelsConfig) -> npt.NDArray[np.int64]:
+    """How often the teacher's predictions name each class, int64 (K,), over every usable row of the table.
+
+    Raises:
+        UserError: when the table holds no prediction of the teacher, or its classes are others.
+    """
+    artifact = open_artifact(config.teacher)
+    table = _opened(config, artifact)
+    rows = table.to_pyarrow_dataset(partitions=[("model", "=", _model_in(table, artifact, config))])
+    counts = Counter(rows.to_table(columns=["label"]).column("label").drop_null().to_pylist())
+    return np.array([counts[name] for name in artifact.classes], np.int64)
+
+
+def _opened(config: SelectPseudoLabelsConfig, artifact: Artifact) -> DeltaTable:
+    table = open_table(config.table, artifact.classes)
+    if table is None:
+        raise UserError(f"table={config.table}: no predictions table there")
+    return table
+
+
 def _model_in(table: DeltaTable, artifact: Artifact, config: SelectPseudoLabelsConfig) -> str:
     formats = ("float32", "bfloat16") if config.precision == "auto" else (config.precision,)
     for model in map(artifact.model_id, formats):
@@ -127,6 +149,9 @@ def _model_in(table: DeltaTable, artifact: Artifact, config: SelectPseudoLabelsC
 def newest_predictions(table: DeltaTable, model: str, excluded: set[bytes]) -> tuple[pl.DataFrame, dict[str, int]]:
     """The usable predictions of ``model``: (uri, probs), sorted by uri.
 
+    Of the rows about one content of an object a success counts before a failure, however late that failure came: two
+    runs at once may read the same object, and only one of them in vain.
+
     Args:
         table: the predictions.
         model: a model id.
@@ -135,10 +160,12 @@ def newest_predictions(table: DeltaTable, model: str, excluded: set[bytes]) -> t
     Returns:
         The predictions, and how many rows were left out as ``superseded``, ``failed``, ``duplicate`` and ``excluded``.
     """
-    columns = ["uri", "digest", "probs", "status", "labelled_at"]
-    rows = table.to_pyarrow_dataset(partitions=[("model", "=", model)]).to_table(columns=columns)
+    columns = ["uri", "identity", "digest", "probs", "status", "labelled_at"]
+    rows = table.to_pyarrow_dataset(file_pruning_predicate=[("model", "=", model)]).to_table(columns=columns)
     frame = pl.DataFrame(pl.from_arrow(rows))
-    newest = frame.sort("uri", "labelled_at").unique("uri", keep="last", maintain_order=True)
+    seen = pl.col("labelled_at").max().over("uri", "identity")
+    order = [pl.col("uri"), seen, pl.col("identity"), pl.col("status") == OK, pl.col("labelled_at")]
+    newest = frame.sort(order).unique("uri", keep="last", maintain_order=True)
     good = newest.filter(pl.col("status") == OK)
     unique = good.unique("digest", keep="first", maintain_order=True)
     kept = unique.filter(~pl.col("digest").is_in(pl.Series("digest", list(excluded), pl.Binary).implode()))
@@ -151,12 +178,31 @@ def newest_predictions(table: DeltaTable, model: str, excluded: set[bytes]) -> t
     return kept.select("uri", "probs"), left_out
 
 
-def excluded_digests(manifests: Sequence[str]) -> set[bytes]:
-    """Digests of the pictures that the manifests name; pictures that cannot be read are passed over."""
+def excluded_digests(manifests: Sequence[str], classes: Sequence[str]) -> set[bytes]:
+    """Digests of the pictures that the manifests name; pictures that cannot be read are passed over with a warning.
+
+    Args:
+        manifests: whose pictures.
+        classes: what labels mean that are no expressions.
+    """
     digests: set[bytes] = set()
     for manifest in manifests:
-        items = [Item(uri, "", 0) for uri in read_manifest(manifest).uris]
-        digests.update(
-            xxhash.xxh3_128_digest(read.data) for read in read_objects(items, _ANY_SIZE) if read.data is not None
-        )
+        items = [Item(uri, "", 0) for uri in _uris(manifest, classes)]
+        unread = 0
+        for read in read_objects(items, _ANY_SIZE):
+            if read.data is None:
+                unread += 1
+            else:
+                digests.add(xxhash.xxh3_128_digest(read.data))
+        if unread:
+            log.warning(
+                "exclude=%s: %d of %d pictures cannot be read, so they are not excluded", manifest, unread, len(items)
+            )
     return digests
+
+
+def _uris(manifest: str, classes: Sequence[str]) -> list[str]:
+    try:
+        return read_manifest(manifest).uris
+    except UserError:
+        return read_manifest(manifest, classes).uris

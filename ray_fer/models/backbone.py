@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from timm.data.config import resolve_model_data_config
 
 from ray_fer import storage
@@ -14,12 +18,17 @@ from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact, load_model
 
 DEFAULT_BACKBONE = "resnet10t"
+# What timm, torch and safetensors raise for files that hold no weights, or others.
+_BAD_WEIGHTS = (
+    *(RuntimeError, KeyError, ValueError, AttributeError, AssertionError),
+    *(OSError, EOFError, pickle.UnpicklingError, SafetensorError),
+)
 
 
 def check_backbone(name: str) -> None:
     """Raises `UserError` when timm has no backbone of this name, with the closest ones it has."""
     if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('_')[0].split('.')[0]}*")[:5]
+        close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5)
         raise UserError(
             f"backbone={name}: timm has no such model" + (f" (near it: {', '.join(close)})" if close else "")
         )
@@ -41,29 +50,26 @@ def build_backbone(
         n_classes: outputs of the head.
         image_size: input side in pixels; given to models whose weights depend on it (vision transformers).
         pretrained: a timm folder or a weight file (``.safetensors``, or a ``.pth`` read without unpickling code); its
-            classifier is dropped when it has other classes.
+            classifier is dropped unless it is a folder with as many classes.
         init: an artifact to start from; its head is kept when it has the same ``classes`` in the same order.
         classes: names in the order of the logits, compared with those of ``init``.
 
     Raises:
-        UserError: when the weights do not fit the backbone.
+        UserError: when the backbone cannot have that size, or the weights do not fit it.
     """
     arguments: dict[str, Any] = {"num_classes": n_classes}
     if _has_fixed_size(name):
         arguments["img_size"] = image_size
-    try:
-        if pretrained is None:
-            model = timm.create_model(name, **arguments)
-        elif Path(pretrained).is_dir():
-            model = timm.create_model(f"local-dir:{pretrained}", pretrained=True, **arguments)
-        else:
-            overlay = {"file": pretrained, "custom_load": False}
-            model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
-        if init is not None:
+    if pretrained is not None:
+        model = _from_pretrained(name, pretrained, arguments)
+    else:
+        model = timm.create_model(name, **arguments)
+    _check_size(model, name, image_size)
+    if init is not None:
+        try:
             _start_from(model, init, keep_head=init.classes == classes)
-    except (RuntimeError, KeyError, FileNotFoundError) as error:
-        where = init.uri if init else pretrained or name
-        raise UserError(f"{where}: its weights do not fit backbone={name}: {str(error).splitlines()[0]}") from None
+        except RuntimeError as error:
+            raise UserError(f"{init.uri}: its weights do not fit backbone={name}: {_line(error)}") from None
     return model
 
 
@@ -94,17 +100,69 @@ def _has_fixed_size(name: str) -> bool:
     return bool(config is not None and config.fixed_input_size)
 
 
+def _from_pretrained(name: str, pretrained: str, arguments: dict[str, Any]) -> torch.nn.Module:
+    folder = Path(pretrained)
+    source, overlay = name, dict[str, Any]()
+    if folder.is_dir():
+        held = _architecture(folder)
+        if held != name.split(".")[0]:
+            raise UserError(f"pretrained={pretrained}: holds a {held}, not backbone={name}")
+        source = f"local-dir:{pretrained}"
+    else:
+        overlay = {"pretrained_cfg_overlay": {"file": pretrained, "custom_load": False}}
+    try:
+        # timm passes over what a file lacks, so weights of another model would count as pretrained without a word.
+        # Two models of one seed tell what was not loaded: it is equal in both.
+        with torch.random.fork_rng(devices=[]):
+            seed = torch.initial_seed() ^ 0x5EED
+            torch.manual_seed(seed)
+            fresh = dict(timm.create_model(source, **arguments).named_parameters())
+            torch.manual_seed(seed)
+            model: torch.nn.Module = timm.create_model(source, pretrained=True, **overlay, **arguments)
+        head = _head_names(model)
+        for key, value in model.named_parameters():
+            random = value.ndim > 1 and bool((value != value.flatten()[0]).any())
+            if random and key not in head and torch.equal(value, fresh[key]):
+                raise RuntimeError(f"nothing there for {key}")
+    except _BAD_WEIGHTS as error:
+        raise UserError(f"pretrained={pretrained}: its weights do not fit backbone={name}: {_line(error)}") from None
+    return model
+
+
+def _check_size(model: torch.nn.Module, name: str, image_size: int) -> None:
+    """Lets one picture through: a backbone tells only then that its patches or windows do not divide the side."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, 3, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f"backbone={name}: cannot see pictures of image_size={image_size}: {_line(error)}") from None
+    finally:
+        model.train()
+
+
+def _architecture(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "config.json").read_text())["architecture"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"pretrained={folder}: no config.json that names an architecture") from None
+
+
 def _start_from(model: torch.nn.Module, init: Artifact, *, keep_head: bool) -> None:
     state = load_model(init).state_dict()
-    if not keep_head:
-        head = {name for name, _ in model.named_parameters() if name.startswith(_head_prefix(model))}
-        state = {key: value for key, value in state.items() if key not in head}
+    head = set() if keep_head else _head_names(model)
+    state = {key: value for key, value in state.items() if key not in head}
     missing, unexpected = model.load_state_dict(state, strict=False)
-    wrong = [*unexpected, *([] if not keep_head else missing)]
+    wrong = [*unexpected, *(key for key in missing if key not in head)]
     if wrong:
         raise RuntimeError(f"{wrong[0]} does not match")
 
 
-def _head_prefix(model: torch.nn.Module) -> str:
+def _head_names(model: torch.nn.Module) -> set[str]:
     classifier = getattr(model, "default_cfg", {}).get("classifier", "fc")
-    return str(classifier)
+    prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    return {name for name, _ in model.named_parameters() if name.startswith(tuple(f"{prefix}." for prefix in prefixes))}
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact, load_model
 
 Pixels = npt.NDArray[np.uint8]
@@ -112,8 +113,15 @@ def resolve_precision(precision: str, on_gpu: bool) -> str:
 
 
 def make_engine(artifact: Artifact, name: str, *, batch_size: int, device: str, precision: str) -> Engine:
-    """The engine ``name`` (``auto``: OpenVINO on a CPU in float32, torch otherwise)."""
-    if name == "openvino" or (name == "auto" and device == "cpu" and precision == "float32"):
+    """The engine ``name`` (``auto``: OpenVINO on a CPU in float32, torch otherwise).
+
+    Raises:
+        UserError: for OpenVINO in another number format or place: its predictions would carry another model's id.
+    """
+    fits_openvino = device == "cpu" and precision == "float32"
+    if name == "openvino" and not fits_openvino:
+        raise UserError(f"engine=openvino: computes in float32 on the CPU, not in {precision} on {device}")
+    if name == "openvino" or (name == "auto" and fits_openvino):
         return OpenVINOEngine(artifact, batch_size=batch_size)
     return TorchEngine(artifact, device=device, precision=precision)
 

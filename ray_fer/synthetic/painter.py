@@ -98,9 +98,9 @@ class Painter:
         """The shaded picture: RGB in [0, 255], shape (size, size, 3)."""
         size = self.soft.width
         shading = _layer(self.shade.reduce(self.scale), size * 0.006) * _layer(self.soft, size * 0.035)
-        picture: NDArray[np.float32] = np.asarray(self.canvas.reduce(self.scale), np.float32)
-        picture = picture * np.clip(shading, 0.2, 1.8)[:, :, None]
-        return picture
+        flat = np.asarray(self.canvas.reduce(self.scale), np.float32)
+        shaded: NDArray[np.float32] = flat * np.clip(shading, 0.2, 1.8)[:, :, None]
+        return shaded
 
 
 def _layer(layer: Image.Image, sigma: float) -> NDArray[np.float32]:

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+
+from ray_fer import storage
+from ray_fer.config import SelectPseudoLabelsConfig, load_config
+from ray_fer.errors import UserError
+from ray_fer.feedback.actor import FeedbackStore
+from ray_fer.labeling.commit import Committer
+from ray_fer.labeling.select import SELECTION_SCHEMA, excluded_digests, newest_predictions, select_pseudo_labels
+from ray_fer.labeling.table import FILE_SCHEMA, create_table, open_table, write_file
+from ray_fer.models.artifact import Artifact
+from tests.images import CLASSES, picture, tiny_model
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return tiny_model(str(tmp_path_factory.mktemp("teacher") / "m"))
+
+
+def ok(uri: str, probs: Sequence[float], identity: str = "v1", minute: int = 0, digest: bytes | None = None) -> Row:
+    return {
+        "uri": uri,
+        "identity": identity,
+        "digest": digest or xxhash.xxh3_128_digest(f"{uri} {identity}".encode()),
+        "source": "s",
+        "probs": list(probs),
+        "label": CLASSES[int(np.argmax(probs))],
+        "confidence": max(probs),
+        "status": "ok",
+        "run": "r",
+        "labelled_at": START + timedelta(minutes=minute),
+    }
+
+
+def failed(uri: str, status: str = "unreadable", identity: str = "v1", minute: int = 0) -> Row:
+    common = {"uri": uri, "identity": identity, "source": "s", "status": status, "error": "x", "run": "r"}
+    return common | {"labelled_at": START + timedelta(minutes=minute)}
+
+
+def write(uri: str, model: str, *files: list[Row], classes: tuple[str, ...] = CLASSES) -> None:
+    """Each list of rows is a file of a run of its own, in the order in which they were committed."""
+    table = create_table(uri, classes)
+    # Straight to the log: the committer keeps rows of two runs from meeting, selection must not rely on it.
+    for number, rows in enumerate(files):
+        file = write_file(uri, model, pa.Table.from_pylist(rows, schema=FILE_SCHEMA), f"r{number}")
+        Committer(create_table(uri, classes), model, f"r{number}")._try([file])
+    table.update_incremental()
+
+
+def newest(tmp_path: Path, *files: list[Row], excluded: set[bytes] = frozenset()) -> tuple[dict[str, Any], Any]:  # type: ignore[assignment]
+    uri = str(tmp_path / "t")
+    write(uri, "m", *files)
+    table = open_table(uri)
+    assert table is not None
+    frame, left_out = newest_predictions(table, "m", excluded)
+    return dict(zip(frame["uri"].to_list(), frame["probs"].to_list(), strict=True)), left_out
+
+
+A, B = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
+NONE = {"superseded": 0, "failed": 0, "duplicate": 0, "excluded": 0}
+
+
+# --- which predictions count ---
+
+
+def test_an_overwritten_object_counts_as_what_it_is_now(tmp_path: Path) -> None:
+    found = newest(tmp_path, [ok("x", B, "v2", minute=5)], [ok("x", A, "v1"), ok("y", A)])
+    assert found == ({"x": B, "y": A}, NONE | {"superseded": 1})
+
+
+def test_what_became_of_an_object_counts_even_if_it_cannot_be_read(tmp_path: Path) -> None:
+    """The prediction of the old content would be a wrong label for the new one."""
+    found = newest(tmp_path, [ok("x", A, "v1")], [failed("x", "undecodable", "v2", minute=5)])
+    assert found == ({}, NONE | {"superseded": 1, "failed": 1})
+
+
+@pytest.mark.parametrize("minute", [-5, 0, 5])
+def test_a_success_supersedes_a_failure_of_the_same_content(minute: int, tmp_path: Path) -> None:
+    found = newest(tmp_path, [failed("x", minute=minute), failed("x", minute=minute + 1)], [ok("x", A)])
+    assert found == ({"x": A}, NONE | {"superseded": 2})
+
+
+def test_a_late_failure_of_the_same_content_still_tells_that_it_is_the_newest(tmp_path: Path) -> None:
+    found = newest(tmp_path, [ok("x", A, "v1", 0), ok("x", B, "v2", 5), failed("x", "unreadable", "v1", 9)])
+    assert found == ({"x": A}, NONE | {"superseded": 2})
+
+
+def test_the_newest_of_two_successes_counts(tmp_path: Path) -> None:
+    found = newest(tmp_path, [ok("x", B, minute=5), ok("x", A, minute=0)])
+    assert found == ({"x": B}, NONE | {"superseded": 1})
+
+
+def test_only_failures(tmp_path: Path) -> None:
+    assert newest(tmp_path, [failed("x"), failed("y", "missing")]) == ({}, NONE | {"failed": 2})
+
+
+def test_the_same_picture_counts_once(tmp_path: Path) -> None:
+    rows = [ok("b", A, digest=b"1"), ok("a", A, digest=b"1"), ok("c", B, digest=b"2")]
+    assert newest(tmp_path, rows) == ({"a": A, "c": B}, NONE | {"duplicate": 1})
+
+
+def test_excluded_pictures_are_left_out(tmp_path: Path) -> None:
+    rows = [ok("a", A, digest=b"1"), ok("b", B, digest=b"2"), ok("c", B, digest=b"2")]
+    assert newest(tmp_path, rows, excluded={b"2", b"3"}) == ({"a": A}, NONE | {"duplicate": 1, "excluded": 1})
+
+
+def test_other_models_do_not_count(tmp_path: Path) -> None:
+    write(str(tmp_path / "t"), "other", [ok("x", A), ok("z", A)])
+    assert newest(tmp_path, [ok("x", B)])[0] == {"x": B}
+
+
+# --- excluded manifests ---
+
+
+def manifest(folder: Path, rows: dict[str, str]) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "m.csv").write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in rows.items()))
+    return str(folder / "m.csv")
+
+
+@pytest.mark.parametrize("label", ["anger", "1", "", "own"])
+def test_manifests_exclude_by_content_whatever_their_labels(label: str, tmp_path: Path) -> None:
+    uri = manifest(tmp_path, {"a.jpg": label, "b.jpg": ""})
+    for name, seed in (("a.jpg", 1), ("b.jpg", 2)):
+        (tmp_path / name).write_bytes(picture(seed))
+    wanted = {xxhash.xxh3_128_digest(picture(seed)) for seed in (1, 2)}
+    assert excluded_digests([uri], (*CLASSES, "own")) == wanted
+
+
+def test_pictures_that_cannot_be_excluded_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    uri = manifest(tmp_path, {"a.jpg": "anger", "gone.jpg": "anger"})
+    (tmp_path / "a.jpg").write_bytes(picture(1))
+    assert len(excluded_digests([uri], CLASSES)) == 1
+    assert f"exclude={uri}: 1 of 2 pictures cannot be read" in caplog.text
+
+
+# --- the job ---
+
+PROBS = [[0.9, 0.05, 0.05], [0.15, 0.7, 0.15], [0.1, 0.85, 0.05], [0.2, 0.2, 0.6], [0.34, 0.33, 0.33]]
+
+
+def config(tmp_path: Path, teacher: Artifact, *arguments: str) -> SelectPseudoLabelsConfig:
+    given = (f"table={tmp_path}/t", f"teacher={teacher.uri}", f"out={tmp_path}/out", *arguments)
+    return load_config("select_pseudo_labels", given)  # type: ignore[no-any-return]
+
+
+def select(tmp_path: Path, teacher: Artifact, *arguments: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    if not (tmp_path / "t").exists():
+        rows = [ok(f"u{number}", probs) for number, probs in enumerate(PROBS)]
+        write(str(tmp_path / "t"), teacher.model_id("float32"), rows)
+    summary = select_pseudo_labels(config(tmp_path, teacher, *arguments))
+    table = pq.read_table(tmp_path / "out" / "selection.parquet")
+    assert table.schema.equals(SELECTION_SCHEMA)
+    assert storage.read_json(f"{tmp_path}/out/selection.json") == {
+        key: value for key, value in summary.items() if key != "selection"
+    }
+    return summary, table.to_pylist()
+
+
+def test_soft_targets_are_the_predictions(tmp_path: Path, teacher: Artifact) -> None:
+    summary, rows = select(tmp_path, teacher)
+    assert [(row["uri"], row["label"]) for row in rows] == [("u0", "neutral"), ("u2", "anger")]
+    np.testing.assert_allclose([row["target"] for row in rows], [PROBS[0], PROBS[2]], rtol=1e-6)
+    np.testing.assert_allclose([row["confidence"] for row in rows], [0.9, 0.85], rtol=1e-6)
+    assert [row["weight"] for row in rows] == [1, 1]
+    assert summary["accepted"] == 2
+    assert summary["considered"] == 5
+    assert summary["counts"] == {"neutral": 1, "anger": 1, "happiness": 0}
+    assert summary["predicted"] == {"neutral": 2, "anger": 2, "happiness": 1}
+    assert summary["thresholds"] == dict.fromkeys(CLASSES, 0.8)
+    assert summary["feedback_version"] == 0
+    assert summary["left_out"] == NONE
+    assert summary["model"] == teacher.model_id("float32")
+
+
+def test_hard_targets_are_the_class(tmp_path: Path, teacher: Artifact) -> None:
+    _, rows = select(tmp_path, teacher, "selection.targets=hard", "selection.threshold=0.6")
+    assert [row["label"] for row in rows] == ["neutral", "anger", "anger", "happiness"]
+    assert [row["target"] for row in rows] == np.eye(3)[[0, 1, 1, 2]].tolist()
+
+
+def test_nothing_accepted_is_an_empty_selection(tmp_path: Path, teacher: Artifact) -> None:
+    summary, rows = select(tmp_path, teacher, "selection.threshold=1")
+    assert rows == []
+    assert summary["accepted"] == 0
+
+
+def test_feedback_moves_the_thresholds_around_the_config_s(tmp_path: Path, teacher: Artifact) -> None:
+    confusion = [[80, 20, 0], [2, 98, 0], [60, 0, 40]]
+    store = FeedbackStore(str(tmp_path / "feedback"), CLASSES)
+    version = 0
+    for epoch in range(5):
+        version = store.update(confusion, f"epoch-{epoch}")["version"]
+    snapshot = store.snapshot()
+    moves = np.array(snapshot["thresholds"]) - 0.8
+    assert np.ptp(moves) > 0.01
+    summary, rows = select(tmp_path, teacher, f"feedback={tmp_path}/feedback", "selection.threshold=0.5")
+    assert summary["feedback_version"] == version == 5
+    np.testing.assert_allclose(list(summary["thresholds"].values()), np.clip(0.5 + moves, 0.05, 1), atol=1e-4)
+    tilted = np.array(PROBS) / np.exp(snapshot["log_debiasing_prior"])
+    debiased = {f"u{k}": p / p.sum() for k, p in enumerate(tilted)}
+    assert {row["uri"] for row in rows} == {uri for uri, p in debiased.items() if p.max() >= 0.5 + moves[p.argmax()]}
+    for row in rows:
+        np.testing.assert_allclose(row["target"], debiased[row["uri"]], rtol=1e-5)
+        weight = snapshot["sampling_weights"][CLASSES.index(row["label"])]
+        assert row["weight"] == pytest.approx(weight, rel=1e-5)
+
+
+def test_neutral_feedback_changes_nothing(tmp_path: Path, teacher: Artifact) -> None:
+    without = select(tmp_path, teacher)
+    assert select(tmp_path, teacher, f"feedback={tmp_path}/none")[1] == without[1]
+
+
+def test_either_number_format_is_found(tmp_path: Path, teacher: Artifact) -> None:
+    write(str(tmp_path / "t"), teacher.model_id("bfloat16"), [ok("x", A)])
+    assert select(tmp_path, teacher)[0]["model"] == teacher.model_id("bfloat16")
+    with pytest.raises(UserError, match="holds no prediction of teacher="):
+        select(tmp_path, teacher, "precision=float32")
+
+
+def test_what_is_in_the_validation_set_is_not_selected(tmp_path: Path, teacher: Artifact) -> None:
+    val = manifest(tmp_path / "val", {"a.jpg": "anger"})
+    (tmp_path / "val" / "a.jpg").write_bytes(picture(1))
+    rows = [ok("leak", A, digest=xxhash.xxh3_128_digest(picture(1))), ok("fine", A)]
+    write(str(tmp_path / "t"), teacher.model_id("float32"), rows)
+    summary, selected = select(tmp_path, teacher, f"selection.exclude=[{val}]")
+    assert [row["uri"] for row in selected] == ["fine"]
+    assert summary["left_out"]["excluded"] == 1
+
+
+def test_what_cannot_be_selected_from_is_one_line(tmp_path: Path, teacher: Artifact) -> None:
+    with pytest.raises(UserError, match=f"table={tmp_path}/t: no predictions table there"):
+        select_pseudo_labels(config(tmp_path, teacher))
+    create_table(str(tmp_path / "t"), CLASSES)
+    with pytest.raises(UserError, match=f"table={tmp_path}/t: holds no prediction of teacher={teacher.uri}"):
+        select_pseudo_labels(config(tmp_path, teacher))
+    write(str(tmp_path / "t"), teacher.model_id("float32"), [failed("x")])
+    with pytest.raises(UserError, match=f"table={tmp_path}/t: no usable prediction of teacher={teacher.uri}"):
+        select_pseudo_labels(config(tmp_path, teacher))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_table_of_other_classes_is_refused(tmp_path: Path, teacher: Artifact) -> None:
+    write(str(tmp_path / "t"), "m", [ok("x", A)], classes=CLASSES[::-1])
+    with pytest.raises(UserError, match="its classes are happiness, anger, neutral; the model's are neutral, anger"):
+        select_pseudo_labels(config(tmp_path, teacher))

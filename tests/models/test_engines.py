@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis.extra import numpy as hnp
+
+from ray_fer.errors import UserError
+from ray_fer.models.artifact import Artifact, load_model, save_artifact
+from ray_fer.models.backbone import build_backbone
+from ray_fer.models.engines import (
+    Engine,
+    Normalised,
+    OpenVINOEngine,
+    TorchEngine,
+    make_engine,
+    resolve_precision,
+    softmax,
+)
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIZE, BATCH = 32, 4
+BACKBONES = ["test_resnet", "test_vit", "test_efficientnet"]
+# Probabilities; both compute in float32 and differ by the order of their sums.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    made = {}
+    for name in BACKBONES:
+        torch.manual_seed(3)
+        model = build_backbone(name, 4, SIZE)
+        with torch.no_grad():
+            model.get_classifier().weight.mul_(20)
+        made[name] = save_artifact(
+            str(tmp_path_factory.mktemp("models") / name),
+            model,
+            classes=("a", "b", "c", "d"),
+            image_size=SIZE,
+            mean=MEAN,
+            std=STD,
+            metrics={},
+            provenance={},
+        )
+    return made
+
+
+@pytest.fixture(scope="module")
+def engines(artifacts: dict[str, Artifact]) -> dict[str, Engine]:
+    return {
+        name: make_engine(artifact, "auto", batch_size=BATCH, device="cpu", precision="float32")
+        for name, artifact in artifacts.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def openvino(engines: dict[str, Engine]) -> Engine:
+    return engines["test_resnet"]
+
+
+def pictures(count: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (count, 4, 4, 3), np.uint8)
+    return np.ascontiguousarray(coarse.repeat(SIZE // 4, axis=1).repeat(SIZE // 4, axis=2))
+
+
+def test_pixels_are_scaled_and_normalised() -> None:
+    seen = Normalised(torch.nn.Flatten(), MEAN, STD)(torch.tensor([[[[0, 128, 255]]]], dtype=torch.uint8))
+    by_hand = [(0 - MEAN[0]) / STD[0], (128 / 255 - MEAN[1]) / STD[1], (1 - MEAN[2]) / STD[2]]
+    torch.testing.assert_close(seen, torch.tensor([by_hand]))
+
+
+def test_torch_is_what_timm_computes(artifacts: dict[str, Artifact]) -> None:
+    pixels = pictures(3)
+    for name in BACKBONES:
+        x = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(
+            STD
+        ).view(3, 1, 1)
+        with torch.no_grad():
+            wanted = load_model(artifacts[name])(x).numpy()
+        logits = TorchEngine(artifacts[name])(pixels)
+        assert logits.dtype == np.float32
+        np.testing.assert_allclose(softmax(logits), softmax(wanted), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_openvino_is_what_torch_computes(name: str, artifacts: dict[str, Artifact], engines: dict[str, Engine]) -> None:
+    pixels = pictures(BATCH, seed=1)
+    ours = softmax(engines[name](pixels))
+    theirs = softmax(TorchEngine(artifacts[name])(pixels))
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+    assert (ours.argmax(axis=1) == theirs.argmax(axis=1)).all()
+    assert np.ptp(theirs, axis=0).max() > 100 * TOLERANCE, "predictions that do not differ would prove nothing"
+
+
+def test_a_small_batch_is_padded_without_a_trace(openvino: Engine) -> None:
+    pixels = pictures(BATCH)
+    whole = openvino(pixels)
+    for rows in range(1, BATCH):
+        part = openvino(pixels[:rows])
+        assert part.shape == (rows, 4)
+        np.testing.assert_allclose(part, whole[:rows], atol=1e-5)
+
+
+def test_results_are_the_caller_s_to_keep(openvino: Engine) -> None:
+    first = openvino(pictures(BATCH, seed=1))
+    kept = first.copy()
+    openvino(pictures(BATCH, seed=2))
+    assert (first == kept).all()
+
+
+def test_pictures_need_not_lie_in_a_row(openvino: Engine) -> None:
+    pixels = pictures(2 * BATCH)
+    np.testing.assert_allclose(openvino(pixels[::2]), openvino(np.ascontiguousarray(pixels[::2])), atol=1e-6)
+
+
+def test_bfloat16_is_close_and_another_model(artifacts: dict[str, Artifact]) -> None:
+    artifact, pixels = artifacts["test_resnet"], pictures(BATCH)
+    exact, rough = (softmax(TorchEngine(artifact, precision=p)(pixels)) for p in ("float32", "bfloat16"))
+    assert rough.dtype == np.float32
+    assert (exact != rough).any()
+    np.testing.assert_allclose(rough, exact, atol=0.1)
+
+
+def test_the_engine_follows_the_device_and_the_format(artifacts: dict[str, Artifact], openvino: Engine) -> None:
+    assert isinstance(openvino, OpenVINOEngine), "auto in float32 on a CPU"
+    for name, precision in (("auto", "bfloat16"), ("torch", "float32")):
+        engine = make_engine(artifacts["test_resnet"], name, batch_size=1, device="cpu", precision=precision)
+        assert isinstance(engine, TorchEngine)
+        assert engine.autocast == (precision == "bfloat16")
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cpu", "bfloat16"), ("cuda", "float32")])
+def test_openvino_does_not_pass_for_what_it_is_not(device: str, precision: str, artifacts: dict[str, Artifact]) -> None:
+    message = f"engine=openvino: computes in float32 on the CPU, not in {precision} on {device}"
+    with pytest.raises(UserError, match=message):
+        make_engine(artifacts["test_resnet"], "openvino", batch_size=1, device=device, precision=precision)
+
+
+def test_the_number_format() -> None:
+    assert [resolve_precision("auto", on_gpu) for on_gpu in (False, True)] == ["float32", "bfloat16"]
+    assert resolve_precision("bfloat16", False) == "bfloat16"
+    assert resolve_precision("float32", True) == "float32"
+
+
+@settings(deadline=None, max_examples=50)
+@given(hnp.arrays(np.float32, (3, 5), elements={"min_value": -10000, "max_value": 10000}))
+def test_softmax(logits: np.ndarray) -> None:
+    kept = logits.copy()
+    probs = softmax(logits)
+    assert probs.dtype == np.float32
+    assert (logits == kept).all()
+    assert (probs >= 0).all()
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(softmax(logits.astype(np.float64) - 7), probs, atol=1e-6)
+    assert (np.take_along_axis(probs, logits.argmax(axis=1)[:, None], axis=1)[:, 0] == probs.max(axis=1)).all()
+
+
+def test_softmax_by_hand() -> None:
+    np.testing.assert_allclose(softmax(np.log([[1.0, 2.0, 5.0]])), [[0.125, 0.25, 0.625]], rtol=1e-6)
+    assert softmax(np.empty((0, 3), np.float32)).shape == (0, 3)

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pyarrow.fs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_fer import storage
+from ray_fer.errors import UserError
+
+# --- names ---
+
+
+@pytest.mark.parametrize(
+    ("uri", "remote"),
+    [("/a", False), ("a/b", False), ("file:///a", False), ("s3://b/k", True), ("gs://b", True), ("a:b", False)],
+)
+def test_what_is_remote(uri: str, remote: bool) -> None:
+    assert storage.is_remote(uri) == remote
+
+
+@pytest.mark.parametrize(
+    ("uri", "wanted"),
+    [
+        ("/a/b/", "/a/b"),
+        ("/a/../b//c", "/b/c"),
+        ("file:///a/b", "/a/b"),
+        ("s3://bucket", "s3://bucket"),
+        ("s3://bucket/key//", "s3://bucket/key"),
+        ("s3://bucket/a/../b", "s3://bucket/a/../b"),
+    ],
+)
+def test_one_spelling(uri: str, wanted: str) -> None:
+    assert storage.normalise(uri) == wanted
+    assert storage.normalise(wanted) == wanted
+
+
+def test_relative_and_home_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert storage.normalise("a") == str(tmp_path / "a")
+    assert storage.normalise("~/a") == "/home/someone/a"
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/key", "http://host/x", "s3://", "s3:///", "s3:///key", "S3://bucket/key"])
+def test_other_schemes_are_refused(uri: str) -> None:
+    with pytest.raises(UserError, match=f"^{uri}: not a local path and not an s3://bucket/key URI$"):
+        storage.normalise(uri)
+
+
+def test_join() -> None:
+    assert storage.join("s3://b/", "a", "/c/") == "s3://b/a/c"
+    assert storage.join("/", "a") == "/a"
+    assert storage.join("x") == "x"
+
+
+segments = st.lists(st.text("abc.-_ é", min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+@settings(deadline=None)
+@given(segments, segments)
+def test_joining_is_associative(ours: list[str], theirs: list[str]) -> None:
+    assert storage.join("s3://b", *ours, *theirs) == storage.join(storage.join("s3://b", *ours), *theirs)
+
+
+# --- local files ---
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    uri = f"file://{tmp_path}/new/folder/x.bin"
+    assert not storage.exists(uri)
+    storage.write_bytes(uri, b"one")
+    storage.write_bytes(uri, b"two")
+    assert storage.exists(uri)
+    assert not storage.is_dir(uri)
+    assert storage.is_dir(f"{tmp_path}/new")
+    assert storage.read_bytes(uri) == b"two"
+    assert storage.list_dir(f"{tmp_path}/new/folder") == ["x.bin"]
+
+
+def test_json(tmp_path: Path) -> None:
+    document = {"é": [1, None, 0.5]}
+    storage.write_json(str(tmp_path / "x.json"), document)
+    assert storage.read_json(str(tmp_path / "x.json")) == document
+    assert (tmp_path / "x.json").read_text().endswith("}\n")
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    uri = str(tmp_path / "none")
+    assert storage.list_dir(uri) == []
+    storage.delete(uri)
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(uri)
+
+
+def test_names_are_sorted_and_not_paths(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "sub/c.txt"):
+        storage.write_bytes(str(tmp_path / name), b"")
+    assert storage.list_dir(str(tmp_path)) == ["a.txt", "b.txt", "sub"]
+
+
+def test_delete(tmp_path: Path) -> None:
+    for name in ("a", "sub/b", "sub/c"):
+        storage.write_bytes(str(tmp_path / name), b"")
+    storage.delete(str(tmp_path / "sub"))
+    storage.delete(str(tmp_path / "a"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "x"
+    target.write_bytes(b"old")
+
+    def full(self: Path, data: bytes) -> int:
+        with open(self, "wb") as file:
+            file.write(data[:1])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write_bytes(str(target), b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert target.read_bytes() == b"old"
+
+
+def test_a_folder_is_not_overwritten_by_a_file(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(IsADirectoryError):
+        storage.write_bytes(str(tmp_path / "x"), b"")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "x"
+    seen = []
+    replace = Path.replace
+
+    def watched(self: Path, other: Path) -> Path:
+        seen.append((target.read_bytes() if target.exists() else None, self.read_bytes()))
+        return replace(self, other)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    storage.write_bytes(str(target), b"one")
+    storage.write_bytes(str(target), b"two")
+    assert seen == [(None, b"one"), (b"one", b"two")]
+
+
+# --- folders ---
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("config.json", "model.bin", "sub/config.json", "zzz"):
+        storage.write_bytes(str(tmp_path / "folder" / name), name.encode())
+    return tmp_path / "folder"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_marker_of_an_upload_comes_last(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "target"
+    storage.write_bytes(str(target / "config.json"), b"of an older copy")
+    order = []
+    replace = Path.replace
+
+    def watched(self: Path, other: Path) -> Path:
+        order.append((other.relative_to(target).as_posix(), (target / "config.json").exists()))
+        return replace(self, other)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    storage.upload_folder(folder, str(target), last="config.json")
+    assert order == [(name, False) for name in ("model.bin", "sub/config.json", "zzz", "config.json")]
+    assert contents(target) == contents(folder)
+
+
+def test_a_local_folder_is_its_own_copy(folder: Path) -> None:
+    assert storage.local_copy(f"file://{folder}/") == folder
+
+
+# --- options of libraries ---
+
+
+@pytest.fixture
+def _no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("_no_endpoint")
+def test_options_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert storage.delta_options("/a") == {}
+    assert storage.delta_options("s3://b/t") == {"aws_conditional_put": "etag"}
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://host:1")
+    plain = {"aws_conditional_put": "etag", "aws_endpoint": "http://host:1", "aws_allow_http": "true"}
+    assert storage.delta_options("s3://b/t") == plain
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3")
+    encrypted = {"aws_conditional_put": "etag", "aws_endpoint": "https://s3", "aws_allow_http": "false"}
+    assert storage.delta_options("s3://b/t") == encrypted
+    assert storage.delta_options("/a") == {}
+
+
+def test_arrow_reads_the_same_file(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "x"), b"data")
+    fs, path = storage.arrow_filesystem(f"file://{tmp_path}/x")
+    assert isinstance(fs, pyarrow.fs.LocalFileSystem)
+    with fs.open_input_stream(path) as stream:
+        assert stream.read() == b"data"
