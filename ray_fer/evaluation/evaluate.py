@@ -4,6 +4,9 @@ A picture that cannot be read is listed and counted but neither scored nor fatal
 and a metric over the rest is what everybody wants. What would make the numbers wrong without anybody noticing is an
 error: a label that the model cannot predict.
 
+A temporal model is evaluated on a manifest of video frames, clip by clip, smoothed as it is when it predicts; its frame
+classifier is scored on the same frames, for that, smoothed, is what it has to beat.
+
 On a CPU one single-threaded engine runs per core, each doing whole batches (read, decode, infer), which measures faster
 than a pipeline of stages.
 """
@@ -31,11 +34,14 @@ from ray_fer.data.decode import DecodeError, decode_into
 from ray_fer.data.loading import MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, read_manifest
 from ray_fer.data.read import Item, Read, read_objects
+from ray_fer.data.video import clips_of, read_clip
 from ray_fer.errors import UserError
-from ray_fer.evaluation.metrics import evaluate_probs
+from ray_fer.evaluation.clips import ClipModel
+from ray_fer.evaluation.metrics import confusion_matrix, evaluate_probs, macro_f1
 from ray_fer.evaluation.report import evaluation_figures, evaluation_report
 from ray_fer.models.artifact import Artifact, open_artifact
 from ray_fer.models.engines import Engine, make_engine, softmax
+from ray_fer.models.temporal import is_temporal
 
 _LISTED = 100
 
@@ -49,10 +55,48 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         UserError: when the model or the manifest cannot be used, when a label is a class that the model lacks, or when
             nothing labelled could be read.
     """
+    if is_temporal(config.model):
+        return _evaluate_temporal(config)
     artifact = open_artifact(config.model)
     manifest = labelled_for(artifact.classes, config.data, config.split)
     probs, errors = predict_pictures(artifact, manifest.uris, config.batch_size)
     return publish(config, artifact.id, manifest, probs, errors)
+
+
+def _evaluate_temporal(config: EvaluateConfig) -> dict[str, Any]:
+    model = ClipModel(config.model, config.batch_size)
+    assert model.temporal is not None
+    manifest = labelled_for(model.classes, config.data, config.split)
+    probs, framewise, framewise_smoothed = (
+        np.full((len(manifest), len(model.classes)), np.nan, np.float32) for _ in range(3)
+    )
+    errors: dict[int, str] = {}
+    clips = clips_of(manifest)
+    for number, clip in enumerate(clips, start=1):
+        try:
+            found = model(read_clip(clip, model.backbone.image_size))
+        except UserError as error:
+            errors |= dict.fromkeys(clip.rows.tolist(), str(error))
+            continue
+        errors |= {
+            int(row): found.problems[frame]
+            for row, frame in zip(clip.rows, clip.frames.tolist(), strict=True)
+            if frame in found.problems
+        }
+        # A video file has frames that the manifest does not list.
+        _, listed, there = np.intersect1d(clip.frames, found.frames, return_indices=True)
+        if len(there):
+            rows = clip.rows[listed]
+            probs[rows] = found.smoothed(model.temporal.smoothing)[there]
+            framewise[rows] = found.framewise_smoothed(0)[there]
+            framewise_smoothed[rows] = found.framewise_smoothed(model.temporal.frame_smoothing)[there]
+        log.info("%d of %d clips", number, len(clips))
+    scored = (manifest.labels >= 0) & ~np.isnan(probs[:, 0])
+    scores = {
+        name: macro_f1(confusion_matrix(manifest.labels[scored], values[scored].argmax(axis=1), len(model.classes)))
+        for name, values in (("frame_macro_f1", framewise), ("frame_smoothed_macro_f1", framewise_smoothed))
+    }
+    return publish(config, model.id, manifest, probs, dict(sorted(errors.items())), scores)
 
 
 def labelled_for(classes: tuple[str, ...], data: str, split: str | None) -> Manifest:
@@ -65,8 +109,11 @@ def labelled_for(classes: tuple[str, ...], data: str, split: str | None) -> Mani
     """
     try:
         manifest = read_manifest(data, split=split)
-    except UserError:
-        return read_manifest(data, classes, split)
+    except UserError as error:
+        try:
+            return read_manifest(data, classes, split)
+        except UserError:
+            raise error from None
     used = {manifest.classes[label] for label in np.unique(manifest.labels) if label >= 0}
     if lacking := sorted(used - set(classes)):
         known = ", ".join(classes)
@@ -109,8 +156,10 @@ def predict_pictures(
                 errors[row] = problem
         if good:
             engine = engines.get()
-            probs[good] = softmax(engine(pixels[: len(good)]))
-            engines.put(engine)
+            try:
+                probs[good] = softmax(engine(pixels[: len(good)]))
+            finally:
+                engines.put(engine)
 
     with ThreadPoolExecutor(max(n_engines, 1)) as workers:
         for done, _ in enumerate(workers.map(run, starts), start=1):
@@ -120,7 +169,12 @@ def predict_pictures(
 
 
 def publish(
-    config: EvaluateConfig, model_id: str, manifest: Manifest, probs: NDArray[np.float32], errors: dict[int, str]
+    config: EvaluateConfig,
+    model_id: str,
+    manifest: Manifest,
+    probs: NDArray[np.float32],
+    errors: dict[int, str],
+    others: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """Writes what is known about N predictions to ``config.out`` and returns the job's summary.
 
@@ -130,6 +184,7 @@ def publish(
         manifest: N rows, labels and classes in the model's order.
         probs: float32 (N, K), NaN where there is no prediction.
         errors: why, by row number.
+        others: further scores by name, for metrics.json and the summary.
 
     Raises:
         UserError: when not one labelled row has a prediction.
@@ -149,10 +204,11 @@ def publish(
     report = storage.join(config.out, "report.html")
     storage.write_bytes(report, page.encode())
     storage.write_bytes(storage.join(config.out, "predictions.parquet"), _predictions(manifest, probs, errors))
-    document = {**place, **metrics, "n_unreadable": len(errors), "unreadable": unreadable}
+    document = {**place, **metrics, **(others or {}), "n_unreadable": len(errors), "unreadable": unreadable}
     storage.write_json(storage.join(config.out, "metrics.json"), document)
     return {
         **{key: metrics[key] for key in ("macro_f1", "accuracy", "n")},
+        **(others or {}),
         "unreadable": len(errors),
         "f1": {name: scores["f1"] for name, scores in metrics["per_class"].items()},
         "report": report,

@@ -108,12 +108,28 @@ def read_clips(uri: str) -> Iterator[LabelledClip]:
         table = table.filter(table["error"].is_null()).combine_chunks()
         labels = np.array([codes.get(label, -1) for label in table["label"].to_pylist()], np.int64)
         features, probs = (_matrix(table[column]) for column in ("feature", "probs"))
-        frames, videos = table["frame"].to_numpy(), np.array(table["video"].to_pylist())
-        # A unit's rows are written clip by clip, each in the order of time.
-        borders = np.flatnonzero(videos[1:] != videos[:-1]) + 1
-        for rows in np.split(np.arange(len(videos)), borders):
-            if len(rows):
-                yield LabelledClip(str(videos[rows[0]]), frames[rows], features[rows], probs[rows], labels[rows])
+        frames = table["frame"].to_numpy()
+        for video, rows in _videos(table):
+            yield LabelledClip(video, frames[rows], features[rows], probs[rows], labels[rows])
+
+
+def survey_clips(uri: str) -> Iterator[tuple[str, NDArray[np.int64], int]]:
+    """Of each clip that `read_clips` reads: its name, its frame numbers (M,), and how many of them have a label."""
+    for name in read_info(uri, "features")["files"]:
+        data = io.BytesIO(storage.read_bytes(storage.join(uri, FEATURES, name)))
+        table = pq.read_table(data, columns=["video", "frame", "label", "error"])
+        table = table.filter(table["error"].is_null()).combine_chunks()
+        frames, labelled = table["frame"].to_numpy(), table["label"].is_valid().to_numpy()
+        for video, rows in _videos(table):
+            yield video, frames[rows], int(labelled[rows].sum())
+
+
+def _videos(table: pa.Table) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """Name and rows of every clip: a unit is written clip by clip, each in the order of time."""
+    videos = np.array(table["video"].to_pylist())
+    for rows in np.split(np.arange(len(videos)), np.flatnonzero(videos[1:] != videos[:-1]) + 1):
+        if len(rows):
+            yield str(videos[rows[0]]), rows
 
 
 def _finished(uri: str) -> dict[str, Any] | None:

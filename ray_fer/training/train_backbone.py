@@ -8,16 +8,10 @@ answers at once, on an unfinished one goes on, and another command on the same `
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
-import json
 import logging
 import os
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +24,7 @@ from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
 from ray_fer.data.read import Item, read_objects
 from ray_fer.errors import UserError
+from ray_fer.training.claim import RUN, claim, digest, environment, identity_of, is_finished
 
 if TYPE_CHECKING:  # torch, timm and Ray take seconds to import, a mistyped path should not
     import torch
@@ -42,10 +37,7 @@ if TYPE_CHECKING:  # torch, timm and Ray take seconds to import, a mistyped path
 log = logging.getLogger(__name__)
 
 NO_FEEDBACK = "none"
-_RUN, _CLAIM = ".run", "claim.json"
-_FREE = ("out", "workers", "max_failures")  # change neither the model nor its checkpoints
 _SMALLEST, _LARGEST, _MULTIPLE, _SAMPLE = 48, 112, 16, 200
-_PACKAGES = ("ray", "torch", "timm", "deepspeed", "numpy", "pyarrow")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +88,9 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     inputs = open_inputs(config, labeled, val)
     identity = _identity(config, inputs)
     out = storage.normalise(config.out)
-    run_folder = storage.join(out, _RUN)
-    if not _is_finished(out, identity):
-        start = _claim(run_folder, out, identity, inputs)
+    run_folder = storage.join(out, RUN)
+    if not is_finished(out, identity):
+        start = Start(**claim(out, identity, functools.partial(_start, out, identity, inputs)))
         outcome = _run(inputs, run_folder, start)
         _publish(out, inputs, outcome, identity, start)
     storage.delete(run_folder)
@@ -231,57 +223,23 @@ def _pretrained_name(config: TrainBackboneConfig) -> str | None:
 
 
 def _identity(config: TrainBackboneConfig, inputs: Inputs) -> dict[str, Any]:
-    """What decides the result: the arguments, and digests of what they point at."""
-    arguments = {key: value for key, value in config.model_dump().items() if key not in _FREE}
     contents = {"labeled": _digest(inputs.labeled), "val": _digest(inputs.val)}
     if inputs.init is not None:
         contents["init"] = inputs.init.id
     if inputs.selection is not None:
-        contents["pseudo"] = _sha256(inputs.selection.info)
-    return {"arguments": arguments, "contents": contents}
+        contents["pseudo"] = digest(inputs.selection.info)
+    return identity_of(config, contents)
 
 
 def _digest(manifest: Manifest) -> str:
-    return _sha256([manifest.uris, manifest.labels.tolist(), manifest.classes])
+    return digest([manifest.uris, manifest.labels.tolist(), manifest.classes])
 
 
-def _sha256(document: Any) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-
-def _is_finished(out: str, identity: dict[str, Any]) -> bool:
-    if not storage.exists(storage.join(out, "config.json")):
-        return False
-    provenance = storage.join(out, "provenance.json")
-    document = storage.read_json(provenance) if storage.exists(provenance) else {}
-    if "identity" not in document:
-        raise UserError(f"out={out} holds a model that this job did not train; choose another out")
-    _compare(out, "a model trained", document["identity"], identity)
-    return True
-
-
-def _claim(run_folder: str, out: str, identity: dict[str, Any], inputs: Inputs) -> Start:
-    """Marks ``out`` as this run's, or finds the mark of its earlier part."""
-    uri = storage.join(run_folder, _CLAIM)
-    if storage.exists(uri):
-        claim = storage.read_json(uri)
-        _compare(out, "an unfinished run", claim["identity"], identity)
-        return Start(**claim["start"])
+def _start(out: str, identity: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
     from ray_fer.feedback.actor import load_snapshot
 
     feedback_version = load_snapshot(inputs.feedback, inputs.labeled.classes).version if inputs.feedback else None
-    start = Start(f"{out.rsplit('/', 1)[-1]}-{_sha256([out, identity])[:8]}", feedback_version)
-    storage.write_json(uri, {"identity": identity, "start": asdict(start)})
-    return start
-
-
-def _compare(out: str, what: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    old, new = theirs["arguments"], ours["arguments"]
-    differing = [f"{key}={old.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    old, new = theirs["contents"], ours["contents"]
-    differing += [f"another content of {key}" for key in sorted({*old} & {*new}) if old[key] != new[key]]
-    if differing:
-        raise UserError(f"out={out} holds {what} with {', '.join(differing)}; choose another out")
+    return asdict(Start(f"{out.rsplit('/', 1)[-1]}-{digest([out, identity])[:8]}", feedback_version))
 
 
 # --- run and publication ---
@@ -327,9 +285,7 @@ def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: dict[str, Any
         "counts": {"labeled": len(inputs.labeled), "val": len(inputs.val), "pseudo": _pseudo_count(inputs)},
         "parents": {"init": inputs.init.id if inputs.init else None, "selection": selection},
         "feedback": {"uri": inputs.feedback, "version_at_start": start.feedback_version},
-        "packages": {name: version(name) for name in _PACKAGES},
-        "python": sys.version.split()[0],
-        "git_commit": _git_commit(),
+        **environment(),
     }
     save_artifact(
         *(out, model),
@@ -364,11 +320,3 @@ def _summary(out: str) -> dict[str, Any]:
 
 def _pseudo_count(inputs: Inputs) -> int:
     return len(inputs.selection.uris) if inputs.selection else 0
-
-
-def _git_commit() -> str | None:
-    checkout = Path(__file__).parents[2]
-    if not (checkout / ".git").exists():
-        return None
-    answer = subprocess.run(["git", "-C", str(checkout), "rev-parse", "HEAD"], capture_output=True, text=True)
-    return answer.stdout.strip() if answer.returncode == 0 else None
