@@ -30,13 +30,13 @@ def main(job: str, function: Callable[[Any], dict[str, Any]]) -> None:
         print(f"usage: python jobs/{job}.py key=value …\n\n{job_help(job)}")
         sys.exit(0)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("botocore", "aiobotocore", "s3fs", "fsspec", "httpx", "matplotlib", "openvino"):
+    for noisy in ("botocore", "aiobotocore", "s3fs", "fsspec", "httpx", "matplotlib", "openvino", "timm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     started = time.time()
     try:
         summary = function(load_config(job, arguments))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

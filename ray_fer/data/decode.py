@@ -17,7 +17,7 @@ is refused here rather than handed on to Pillow, which only sees what simplejpeg
 """
 
 import io
-import os
+import re
 import threading
 import warnings
 from typing import Any
@@ -39,6 +39,7 @@ from PIL import (  # a plugin registers its format when imported
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
 )
+_ENDINGS = tuple(IMAGE_EXTENSIONS)
 MAX_PIXELS = 50_000_000
 BACKGROUND = 128
 """Grey level behind transparent pixels: the middle, so that a cut-out face gets neither a glowing nor a black frame."""
@@ -54,9 +55,11 @@ _PLUGINS = (
 _FORMATS = tuple(plugin.format for plugin in _PLUGINS)  # an MPO file opens as JPEG
 _JPEG_START = b"\xff\xd8\xff"
 _START_OF_SCAN = b"\xff\xda"
+_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # in coded data, 0xff is followed by 0 or is a restart
 # Every scan of a progressive JPEG walks the whole picture (30 ms for 50 Mpx) and may be 75 bytes long, so that a small
 # file could take hours. Encoders write about ten.
 _MAX_SCANS = 64
+_MAX_SEGMENTS = 10_000
 _LOST_DATA = ("Corrupt JPEG data", "remature end", "instead of RST", "Inconsistent progression")
 _CMYK = ("CMYK", "YCCK")
 
@@ -82,8 +85,8 @@ class DecodeError(Exception):
 
 
 def has_image_extension(uri: str) -> bool:
-    """Tell whether the last part of a path or URI ends like an image file, in any case."""
-    return os.path.splitext(uri)[1].lower() in IMAGE_EXTENSIONS
+    """Tell whether a path or URI ends like an image file, in any case; a file may be called nothing but `.jpg`."""
+    return uri.lower().endswith(_ENDINGS)
 
 
 def decode(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> UInt8Array:
@@ -130,8 +133,8 @@ def decode_into(data: bytes, out: UInt8Array, *, max_pixels: int = MAX_PIXELS) -
 
 def _decode_jpeg(data: bytes, out: UInt8Array, max_pixels: int) -> bool:
     """Decode by libjpeg-turbo at the smallest DCT scale that covers `out`; False if only Pillow may be able to."""
-    if (scans := data.count(_START_OF_SCAN)) > _MAX_SCANS:
-        raise DecodeError("undecodable", f"JPEG of {scans} scans")
+    if data.count(_START_OF_SCAN) > _MAX_SCANS and _has_too_many_scans(data):
+        raise DecodeError("undecodable", f"JPEG of more than {_MAX_SCANS} scans")
     size = len(out)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -204,15 +207,17 @@ def _scale_to_8_bit(values: NDArray[Any]) -> UInt8Array:
     """
     integer = values.dtype.kind == "i"
     with np.errstate(invalid="ignore"):  # widening a signalling NaN warns
-        levels = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+        levels = np.nan_to_num(values.astype(np.float64), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(levels.min()), float(levels.max())
     if low >= 0 and not integer and high <= 1:
         levels *= 255
     elif low >= 0 and integer and 255 < high <= 65535:
         levels /= 257
     elif low < 0 or high > 255:
-        levels = (levels - low) * 255 / max(high - low, np.finfo(np.float64).tiny)
-    return np.rint(levels).clip(0, 255).astype(np.uint8)
+        levels -= low
+        levels *= 255
+        levels /= max(high - low, np.finfo(np.float64).tiny)
+    return np.rint(levels, out=levels).clip(0, 255, out=levels).astype(np.uint8)
 
 
 def _finish(
@@ -241,6 +246,20 @@ def _upright(pixels: UInt8Array, orientation: int) -> UInt8Array:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return pixels
+
+
+def _has_too_many_scans(data: bytes) -> bool:
+    """Count scans up to the picture's end only: phones append a film, in which the marker's bytes occur by chance."""
+    position, scans = 2, 0
+    for _ in range(_MAX_SEGMENTS):
+        found = _MARKER.search(data, position)
+        if found is None or data[found.end() - 1] == 0xD9:
+            return False
+        scans += data[found.end() - 1] == 0xDA
+        if scans > _MAX_SCANS:
+            return True
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return True
 
 
 def _jpeg_orientation(data: bytes) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -19,6 +20,7 @@ import botocore.exceptions
 
 from ray_fer import storage
 from ray_fer.data.sources import local_identity
+from ray_fer.errors import one_line
 
 IN_FLIGHT = 64
 IN_FLIGHT_BYTES = 256 << 20
@@ -48,13 +50,16 @@ def read_objects(items: Iterable[Item], max_bytes: int) -> Iterator[Read]:
     """Reads ``items``; the results come in their order.
 
     Args:
-        items: all local, or all on S3.
+        items: local files and objects on S3 in any mixture.
         max_bytes: larger objects are not read and end as ``too_large``.
     """
     waiting: deque[tuple[Item, Future[Read]]] = deque()
     in_flight = 0
     for item in items:
         if not storage.is_remote(item.uri):
+            while waiting:
+                in_flight -= waiting[0][0].size
+                yield waiting.popleft()[1].result()
             yield _read_local(item, max_bytes)
             continue
         waiting.append((item, _start_s3(item, max_bytes)))
@@ -69,14 +74,17 @@ def read_objects(items: Iterable[Item], max_bytes: int) -> Iterator[Read]:
 
 def _read_local(item: Item, max_bytes: int) -> Read:
     try:
-        with open(item.uri, "rb", buffering=0) as file:
-            stat = os.fstat(file.fileno())
-            identity = local_identity(stat)
-            if stat.st_size > max_bytes:
-                return Read(item, identity, None, "too_large", f"{stat.st_size} bytes")
+        # Without O_NONBLOCK, a pipe that has taken the file's place would be waited for for ever.
+        with open(os.open(item.uri, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+            status = os.fstat(file.fileno())
+            identity = local_identity(status)
+            if not stat.S_ISREG(status.st_mode):
+                return Read(item, item.identity, None, "unreadable", "no longer a regular file")
+            if status.st_size > max_bytes:
+                return Read(item, identity, None, "too_large", f"{status.st_size} bytes")
             return Read(item, identity, file.read())
     except FileNotFoundError:
-        return Read(item, item.identity, None, "missing", "vanished since it was listed")
+        return Read(item, item.identity, None, "missing", "vanished since it was listed, or its name is not UTF-8")
     except OSError as error:
         return Read(item, item.identity, None, "unreadable", f"{type(error).__name__}: {error.strerror}")
 
@@ -99,5 +107,4 @@ async def _read_s3(fs: Any, item: Item, max_bytes: int) -> Read:
     except FileNotFoundError:
         return Read(item, item.identity, None, "missing", "vanished since it was listed")
     except (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError) as error:
-        message = " ".join(str(error).split())[:200]
-        return Read(item, item.identity, None, "unreadable", f"{type(error).__name__}: {message}")
+        return Read(item, item.identity, None, "unreadable", f"{type(error).__name__}: {one_line(error)}")

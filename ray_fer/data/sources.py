@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import botocore.exceptions
 import pyarrow as pa
 
 from ray_fer import storage
 from ray_fer.data.decode import has_image_extension
-from ray_fer.errors import UserError
+from ray_fer.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +28,9 @@ PAGE_SCHEMA = pa.schema(
 )
 
 
-def local_identity(stat: os.stat_result) -> str:
+def local_identity(status: os.stat_result) -> str:
     """Identity of a local file: its size and modification time in nanoseconds."""
-    return f"{stat.st_size}-{stat.st_mtime_ns}"
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def list_sources(sources: Sequence[str], counts: Counter[str]) -> Iterator[pa.Table]:
@@ -93,8 +95,8 @@ def _page(rows: list[tuple[str, str, int, str]]) -> pa.Table:
 
 def _list_local(source: str) -> Iterator[tuple[str, str, int]]:
     if os.path.isfile(source):
-        stat = os.stat(source)
-        yield source, local_identity(stat), stat.st_size
+        status = os.stat(source)
+        yield source, local_identity(status), status.st_size
         return
     if not os.path.isdir(source):
         raise UserError(f"source={source}: no such file or folder")
@@ -109,18 +111,21 @@ def _list_local(source: str) -> Iterator[tuple[str, str, int]]:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
-                elif entry.is_file():  # neither pipes nor devices: opening one could block for ever
+                else:
                     yield from _local_object(entry)
 
 
 def _local_object(entry: os.DirEntry[str]) -> Iterator[tuple[str, str, int]]:
     try:
-        stat = entry.stat()
-    except OSError:  # deleted since it was listed
+        status = entry.stat()
+    except OSError:  # deleted since it was listed, or a link to nothing or to itself
         return
-    # A name that is not UTF-8 cannot be a string column: it is kept readable, and its row will say that it is missing.
-    path = entry.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    yield path, local_identity(stat), stat.st_size
+    if stat.S_ISDIR(status.st_mode):
+        log.warning("%s is a link to a folder and is not followed: name it as a source of its own", entry.path)
+    elif stat.S_ISREG(status.st_mode):  # neither pipes nor devices
+        # A name that is not UTF-8 cannot be a string column: it is kept readable, and its row will say so.
+        path = entry.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        yield path, local_identity(status), status.st_size
 
 
 def _list_s3(source: str) -> Iterator[tuple[str, str, int]]:
@@ -135,8 +140,8 @@ def _list_s3(source: str) -> Iterator[tuple[str, str, int]]:
                 answer = fs.call_s3("list_objects_v2", **arguments)
             except FileNotFoundError:
                 raise UserError(f"source={source}: no such bucket") from None
-            except (OSError, ValueError) as error:
-                raise UserError(f"source={source}: cannot be listed ({' '.join(str(error).split())})") from None
+            except (OSError, ValueError, botocore.exceptions.BotoCoreError) as error:
+                raise UserError(f"source={source}: cannot be listed ({one_line(error)})") from None
             for entry in answer.get("Contents", ()):
                 if not single or entry["Key"] == key:
                     found = True

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Sequence
 
+import botocore.exceptions
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from ray_fer import storage
+from ray_fer.errors import one_line
 from ray_fer.labeling.ledger import KeySet, hash_keys
 from ray_fer.labeling.table import TRANSIENT, WrittenFile, files_of, read_keys, write_file
 
@@ -69,8 +71,8 @@ class Committer:
                 break
             except CommitFailedError:
                 continue
-            except (OSError, DeltaError) as error:
-                log.warning("commit: %s", " ".join(str(error).split())[:200])
+            except (OSError, DeltaError, botocore.exceptions.BotoCoreError) as error:
+                log.warning("commit: %s", one_line(error))
         else:
             raise RuntimeError(f"{self.table.table_uri}: no commit in {_TRIES} tries")
         self._seen.update(storage.join(self.table.table_uri, file.path) for file in ours)

@@ -22,14 +22,17 @@ import ray.data
 import torch
 
 from ray_fer.config import PseudoLabelConfig
+from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.table import OK, write_file
 from ray_fer.labeling.unit import Decoded, decode_items, infer, pixels_from_arrow, pixels_to_arrow, to_table
 from ray_fer.models.artifact import open_artifact
-from ray_fer.models.engines import make_engine
+from ray_fer.models.engines import Engine, make_engine
 
 log = logging.getLogger(__name__)
 
 GPU_BATCH_FACTOR = 16
+# Without a limit, Ray Data replaces actors that die while they start for ever.
+MAX_ACTOR_INIT_DEATHS = 8
 # Larger blocks are split by Ray Data on their way to the GPU.
 GPU_BLOCK_BYTES = 64 << 20
 
@@ -74,6 +77,9 @@ def label_units(units: Sequence[pa.Table], plan: Plan) -> Iterator[dict[str, Any
 
     Yields:
         For every written file, as it is done: path, bytes, rows, and the number of rows per status as ``counts``.
+
+    Raises:
+        UserError: when the teacher cannot be loaded on a worker.
     """
     _quieten()
     tagged = [unit.append_column("unit", pa.array([number] * unit.num_rows)) for number, unit in enumerate(units)]
@@ -91,6 +97,8 @@ def label_units(units: Sequence[pa.Table], plan: Plan) -> Iterator[dict[str, Any
     seen: set[int] = set()
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for row in block.to_pylist():
+            if reason := row.pop("reason", None):
+                raise UserError(reason)
             counts = {key.removeprefix("n_"): row.pop(key) for key in list(row) if key.startswith("n_")}
             first = row.pop("first")
             if first not in seen:
@@ -104,10 +112,12 @@ class LabelActor:
     def __init__(self, plan: Plan) -> None:
         _single_threaded()
         self.plan = plan
-        self.classes, self.engine = _load(plan)
+        self.classes, self.engine, self.reason = _load(plan)
 
     def __call__(self, keys: pa.Table) -> pa.Table:
         """Labels the unit ``keys``; returns the description of the written file."""
+        if self.engine is None:
+            return _no_engine(self.reason)
         rows: list[dict[str, Any]] = []
         for batch in self.plan.decode(keys):
             infer(batch, self.engine, self.classes, self.plan.batch_size)
@@ -152,10 +162,12 @@ class InferActor:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.classes, self.engine = _load(plan)
+        self.classes, self.engine, self.reason = _load(plan)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Labels a decoded block; returns the description of the written file."""
+        if self.engine is None:
+            return _no_engine(self.reason)
         rows = block.drop_columns(["first", "pixels"]).to_pylist()
         good = pa.array([row["status"] == OK for row in rows])
         pixels = pixels_from_arrow(block["pixels"].filter(good), self.plan.image_size)
@@ -163,11 +175,27 @@ class InferActor:
         return _write(self.plan, rows, int(block["first"][0].as_py()))
 
 
-def _load(plan: Plan) -> tuple[tuple[str, ...], Any]:
+def _load(plan: Plan) -> tuple[tuple[str, ...], Engine | None, str]:
+    # Ray Data replaces an actor whose constructor raises: what no replacement can mend is answered instead.
+    try:
+        return *_open(plan), ""
+    except UserError as error:
+        return (), None, str(error)
+    except OSError:
+        raise
+    except Exception as error:
+        return (), None, f"teacher={plan.config.teacher}: cannot be loaded ({type(error).__name__}: {one_line(error)})"
+
+
+def _no_engine(reason: str) -> pa.Table:
+    return pa.Table.from_pylist([{"reason": reason}])
+
+
+def _open(plan: Plan) -> tuple[tuple[str, ...], Engine]:
     artifact = open_artifact(plan.config.teacher)
     if artifact.model_id(plan.precision) != plan.model:
         # The weights were replaced since the run began: their predictions must not carry the old model's id.
-        raise RuntimeError(f"teacher={plan.config.teacher}: changed while the run was going on")
+        raise UserError(f"teacher={plan.config.teacher}: changed while the run was going on")
     device = plan.device
     if device == "cuda" and not torch.cuda.is_available():
         log.warning("Ray gave this actor a GPU that torch cannot use: it runs on the CPU")
@@ -179,9 +207,11 @@ def _load(plan: Plan) -> tuple[tuple[str, ...], Any]:
 
 
 def _quieten() -> None:
+    context = ray.data.DataContext.get_current()
     # The job has a progress line of its own, which also knows of commits.
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    context.enable_progress_bars = False
+    context.max_consecutive_actor_init_deaths = MAX_ACTOR_INIT_DEATHS
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _single_threaded() -> None:

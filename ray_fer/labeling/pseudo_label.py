@@ -18,16 +18,17 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
+import botocore.exceptions
 import pyarrow as pa
 
 from ray_fer import storage
 from ray_fer.config import PseudoLabelConfig, SelectPseudoLabelsConfig
 from ray_fer.data.sources import check_sources, list_sources
-from ray_fer.errors import UserError
+from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import Ledger
-from ray_fer.labeling.table import OK, WrittenFile, create_table, open_table, read_keys
-from ray_fer.models.artifact import Artifact, open_artifact
+from ray_fer.labeling.table import OK, WrittenFile, create_table, read_keys
+from ray_fer.models.artifact import Artifact, load_model, open_artifact
 from ray_fer.models.engines import resolve_precision
 
 log = logging.getLogger(__name__)
@@ -55,9 +56,7 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
     Raises:
         UserError: for bad input, before any cluster work; and when so many images fail that something else is wrong.
     """
-    artifact = open_artifact(config.teacher)
-    open_table(config.table, artifact.classes)
-    check_sources(config.source)
+    artifact = _checked(config)
     config = config.model_copy(update={"teacher": artifact.uri, "table": storage.normalise(config.table)})
 
     from ray_fer import cluster
@@ -82,6 +81,39 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
     return summary
 
 
+def _checked(config: PseudoLabelConfig) -> Artifact:
+    """The teacher, once everything that can be known to be wrong before the cluster is there has been looked at."""
+    places = [("table", config.table), ("select", config.select or "."), *(("source", uri) for uri in config.source)]
+    for key, uri in places:
+        try:
+            storage.normalise(uri)
+        except UserError as error:
+            raise UserError(f"{key}={error}") from None
+    try:
+        artifact = open_artifact(config.teacher)
+        load_model(artifact)
+    except UserError as error:
+        raise UserError(f"teacher={error}") from None
+    except Exception as error:  # timm, torch, safetensors and the store each raise their own
+        raise UserError(f"teacher={config.teacher}: cannot be loaded ({one_line(error)})") from None
+    check_sources(config.source)
+    for manifest in config.selection.exclude:
+        _check_exists("selection.exclude", manifest)
+    if config.feedback:
+        _check_exists("feedback", config.feedback)
+    create_table(config.table, artifact.classes)
+    return artifact
+
+
+def _check_exists(key: str, uri: str) -> None:
+    try:
+        found = storage.exists(uri)
+    except (OSError, botocore.exceptions.BotoCoreError) as error:
+        raise UserError(f"{key}={uri}: cannot be read ({one_line(error)})") from None
+    if not found:
+        raise UserError(f"{key}={uri}: no such file or folder")
+
+
 class _Run:
     """One run of the job: its counts, its table, and what is written but not committed."""
 
@@ -92,6 +124,10 @@ class _Run:
         device = config.device
         if device == "auto":
             device = "cuda" if cluster.accelerators() else "cpu"
+        elif device == "cuda" and not cluster.accelerators():
+            if cluster.is_local():
+                raise UserError("device=cuda: Ray finds no GPU on this machine")
+            log.warning("device=cuda: the cluster has no GPU yet; waiting until its autoscaler adds one")
         precision = resolve_precision(config.precision, device == "cuda")
         slots = cluster.accelerators() if device == "cuda" else cluster.cpus()
         self.config = config
@@ -172,7 +208,9 @@ class _Run:
         failed = done - self.statuses[OK]
         if done >= FEWEST_FOR_FAILURE_SHARE and failed > self.config.max_failure_share * done:
             worst, count = max(((s, c) for s, c in self.statuses.items() if s != OK), key=lambda pair: pair[1])
-            raise UserError(f"{failed} of {done} images failed ({count} {worst}); stopped by max_failure_share")
+            raise UserError(
+                f"max_failure_share={self.config.max_failure_share}: {failed} of {done} images failed ({count} {worst})"
+            )
 
     def summary(self) -> dict[str, Any]:
         """What the run did, for machines."""

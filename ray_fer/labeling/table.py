@@ -7,19 +7,19 @@ not is work for the next run.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import botocore.exceptions
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from ray_fer import storage
-from ray_fer.errors import UserError
+from ray_fer.errors import UserError, one_line
 
 OK = "ok"
 # Nothing will change until the object does.
@@ -69,10 +69,11 @@ def open_table(uri: str, classes: Sequence[str] | None = None) -> DeltaTable | N
     options = storage.delta_options(uri)
     try:
         if not DeltaTable.is_deltatable(uri, storage_options=options):
+            _check_vacant(uri)
             return None
         table = DeltaTable(uri, storage_options=options)
-    except (OSError, DeltaError) as error:
-        raise UserError(f"table={uri}: cannot be opened ({' '.join(str(error).split())[:300]})") from None
+    except (OSError, DeltaError, botocore.exceptions.BotoCoreError) as error:
+        raise UserError(f"table={uri}: cannot be opened ({one_line(error)})") from None
     names = {field.name for field in table.schema().fields}
     missing = [name for name in TABLE_SCHEMA.names if name not in names]
     if missing:
@@ -83,12 +84,23 @@ def open_table(uri: str, classes: Sequence[str] | None = None) -> DeltaTable | N
     return table
 
 
+def _check_vacant(uri: str) -> None:
+    others = [name for name in storage.list_dir(uri) if not name.startswith(("_", "."))]
+    if others:
+        raise UserError(f"table={uri}: no table is there but other files, like {others[0]!r}; choose an empty folder")
+
+
 def create_table(uri: str, classes: Sequence[str]) -> DeltaTable:
-    """Opens the table at ``uri``, making an empty one first where there is none."""
+    """Opens the table at ``uri``, making an empty one first where there is none.
+
+    Raises:
+        UserError: as `open_table`, and when it cannot be made.
+    """
     uri = storage.normalise(uri)
     if (table := open_table(uri, classes)) is not None:
         return table
-    with contextlib.suppress(DeltaError):  # made by another run since we looked
+    reason = ""
+    try:
         DeltaTable.create(
             uri,
             schema=TABLE_SCHEMA,
@@ -99,9 +111,11 @@ def create_table(uri: str, classes: Sequence[str]) -> DeltaTable:
             raise_if_key_not_exists=False,
             storage_options=storage.delta_options(uri),
         )
+    except (OSError, DeltaError) as error:  # or it was made by another run since we looked
+        reason = one_line(error)
     table = open_table(uri, classes)
     if table is None:
-        raise UserError(f"table={uri}: cannot be made there")
+        raise UserError(f"table={uri}: cannot be made ({reason})")
     return table
 
 

@@ -228,6 +228,21 @@ def test_many_scans_are_refused_at_once() -> None:
     assert status(data[:-2] + last * 5000 + b"\xff\xd9") == "undecodable"
 
 
+def test_a_film_behind_the_picture_is_no_scans() -> None:
+    """Phones append megabytes of film, in which the marker of a scan occurs by chance."""
+    for options in ({}, {"progressive": True}, {"restart_marker_blocks": 4}):
+        data = encoded(picture(), "JPEG", **options)
+        assert (decode(data + b"\xff\xda" * 1000, 32) == decode(data, 32)).all()
+
+
+def test_an_end_marker_in_a_comment_hides_no_scans() -> None:
+    data = encoded(picture(), "JPEG", progressive=True)
+    last = data.rfind(b"\xff\xda")
+    many = data[:-2] + data[last:-2] * 80 + b"\xff\xd9"
+    assert status(with_segment(many, 0xFE, b"\xff\xd9")) == "undecodable"
+    assert status(data[:2] + b"\xff\xe0\0\2" * 20_000 + many[2:]) == "undecodable"
+
+
 def test_twelve_bit_jpeg_is_undecodable() -> None:
     data = bytearray(encoded(picture(), "JPEG"))
     data[data.find(b"\xff\xc0") + 4] = 12
@@ -628,6 +643,8 @@ def test_fuzz(number: int) -> None:
         ("a.jpg", True),
         ("s3://bucket/dir.png/A.JPEG", True),
         ("x.JfIf", True),
+        ("s3://bucket/.jpg", True),
+        ("s3://bucket/x.jpg/", False),
         ("x.tar", False),
         ("s3://bucket/dir.png/readme", False),
         ("jpg", False),

@@ -2,9 +2,11 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import botocore.exceptions
 import pyarrow as pa
 import pytest
 
+from ray_fer import storage
 from ray_fer.data import sources
 from ray_fer.data.sources import check_sources, list_sources
 from ray_fer.errors import UserError
@@ -58,8 +60,39 @@ def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
     (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "itself.jpg").symlink_to(tmp_path / "itself.jpg")
     (tmp_path / "folder.jpg").mkdir()
     assert listed(tmp_path) == ["a.jpg"]
+
+
+def test_a_link_to_a_folder_is_not_followed_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.jpg").write_bytes(b"x")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(b"x")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    assert listed(tmp_path / "in") == ["a.jpg"]
+    assert f"{tmp_path}/in/link is a link to a folder and is not followed" in caplog.text
+    (tmp_path / "top").symlink_to(tmp_path / "elsewhere")
+    assert listed(tmp_path / "top") == ["b.jpg"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        botocore.exceptions.NoCredentialsError(),
+        botocore.exceptions.EndpointConnectionError(endpoint_url="http://nowhere"),
+        PermissionError("denied"),
+    ],
+)
+def test_a_store_that_cannot_be_listed_is_named(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Store:
+        def call_s3(self, *_: object, **__: object) -> None:
+            raise error
+
+    monkeypatch.setattr(storage, "filesystem", lambda uri: (Store(), uri.removeprefix("s3://")))
+    with pytest.raises(UserError, match=r"^source=s3://bucket/faces: cannot be listed \(.+\)$"):
+        check_sources(["s3://bucket/faces"])
 
 
 def test_strange_names_are_listed(tmp_path: Path) -> None:

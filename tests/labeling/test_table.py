@@ -44,6 +44,15 @@ def test_polars_and_pyarrow_read_the_probabilities(tmp_path: Path) -> None:
     assert DeltaTable(uri).to_pyarrow_table()["model"].to_pylist() == ["m"]
 
 
+def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "face.jpg").write_bytes(b"x")
+    with pytest.raises(UserError, match=f"table={tmp_path}: no table is there but other files, like 'face.jpg'"):
+        create_table(str(tmp_path), CLASSES)
+    assert [path.name for path in tmp_path.iterdir()] == ["face.jpg"]
+    with pytest.raises(UserError, match=f"table={tmp_path}/face.jpg: cannot be opened "):
+        create_table(str(tmp_path / "face.jpg"), CLASSES)
+
+
 def test_keys_of_one_model_only(tmp_path: Path) -> None:
     uri = str(tmp_path / "t")
     table = create_table(uri, CLASSES)
