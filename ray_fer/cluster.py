@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
+import threading
 import warnings
 
 import ray
+
+log = logging.getLogger(__name__)
 
 # Settings that workers need and that are no secrets. Credentials are not forwarded: a runtime environment is shown in
 # the dashboard. On a cluster they come from the nodes' roles or environment.
@@ -28,9 +33,49 @@ def connect() -> None:
     # Ray announces defaults that will change; nothing here relies on them.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+    # Ray 2.60 announces on every start that it guards a cluster in this process by a token.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    # Its C++ side warns of constructor arguments in the object store: ours are a few URIs, owned by the driver.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     variables = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
-    ray.init(logging_level=logging.WARNING, runtime_env={"env_vars": variables} if variables else None)
+    ray.init(
+        address="local" if _is_gone(_last_cluster()) else None,
+        logging_level=logging.WARNING,
+        # What the jobs have to say comes back as results; the workers' own lines stay in Ray's log folder.
+        log_to_driver=False,
+        runtime_env={"env_vars": variables} if variables else None,
+    )
     logging.getLogger("ray").setLevel(logging.WARNING)
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own handler would exit before a job has committed what is done.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def _last_cluster() -> str | None:
+    """The address that `ray start` left on this machine and that Ray would connect to."""
+    if os.environ.get("RAY_ADDRESS"):
+        return None
+    address: str | None = ray._private.services.find_bootstrap_address(None)
+    return address
+
+
+def _is_gone(address: str | None) -> bool:
+    """Whether nobody listens there any more: Ray itself would wait for minutes for a cluster that was killed."""
+    if address is None:
+        return False
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except OSError:
+        log.info("the Ray cluster at %s is gone: starting Ray in this process", address)
+        return True
+    return False
+
+
+def is_local() -> bool:
+    """Whether `connect` started Ray in this process, so that nobody will ever add a node."""
+    node = ray._private.worker._global_node
+    return node is not None and bool(node.is_head())
 
 
 def accelerators() -> int:

@@ -7,7 +7,7 @@ exist and what a value may be. A run's config is the YAML, then ``config=FILE`` 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -222,7 +222,6 @@ def load_config(job: str, arguments: Sequence[str]) -> Any:
     Raises:
         UserError: naming every wrong key and value at once, in one line.
     """
-    schema = SCHEMAS[job]
     layers = [OmegaConf.load(conf_file(job))]
     overrides = []
     for argument in arguments:
@@ -233,23 +232,40 @@ def load_config(job: str, arguments: Sequence[str]) -> Any:
             layers.append(_load_yaml(job, value))
         else:
             overrides.append(_override(job, key, value))
+    return _resolve(job, SCHEMAS[job], [*layers, *overrides])
+
+
+def section_config(section: str, job: str, values: Mapping[str, Any]) -> Any:
+    """The config of ``job`` as another job runs it: the defaults of its YAML under ``values``.
+
+    Args:
+        section: the key of the other job that the values come from; errors name it.
+        job: a name in `SCHEMAS`.
+        values: nested as in the YAML.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    return _resolve(section, SCHEMAS[job], [OmegaConf.load(conf_file(job)), OmegaConf.create(dict(values))])
+
+
+def _resolve(where: str, schema: type[JobConfig], layers: Sequence[Any]) -> Any:
     try:
-        merged = OmegaConf.merge(*layers, *overrides)
-        values = OmegaConf.to_container(merged, resolve=True)
+        values = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
     except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{job}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
     assert isinstance(values, dict)
     given = {key: value for key, value in values.items() if value != "???"}
-    return validate(job, schema, given)
+    return validate(where, schema, given)
 
 
-def validate(job: str, schema: type[JobConfig], values: dict[Any, Any]) -> Any:
+def validate(where: str, schema: type[JobConfig], values: dict[Any, Any]) -> Any:
     """An instance of ``schema``, or a `UserError` that names every wrong key in one line."""
     try:
         return schema.model_validate(values)
     except ValidationError as error:
         problems = "; ".join(_explain(schema, problem) for problem in error.errors())
-        raise UserError(f"{job}: {problems}") from None
+        raise UserError(f"{where}: {problems}") from None
 
 
 def _override(job: str, key: str, value: str) -> Any:

@@ -112,8 +112,8 @@ def labelled_for(classes: tuple[str, ...], data: str, split: str | None) -> Mani
     except UserError as error:
         try:
             return read_manifest(data, classes, split)
-        except UserError:
-            raise error from None
+        except UserError as second:
+            raise UserError(f"{error}; with the model's classes: {second}") from None
     used = {manifest.classes[label] for label in np.unique(manifest.labels) if label >= 0}
     if lacking := sorted(used - set(classes)):
         known = ", ".join(classes)

@@ -1,0 +1,217 @@
+"""The loop: label → select → train a student → validate → feed back, round after round.
+
+Every step is a job of its own whose result lies under ``out`` and which answers at once when it is asked again; this
+file only puts them in order. So there is no state to lose: what a round has is what is there, ``round.json`` is
+written last, and the same command after any interruption goes on where it was. A round labels whatever the sources hold
+when it begins; its selection is then kept, so that a student which is trained in two sittings learns from one set.
+
+    out/teacher/                   from labelled faces alone
+    out/predictions/               of every teacher, a Delta table
+    out/feedback/                  versions of the feedback state
+    out/round-N/selection/         pseudo-labels
+    out/round-N/student/           becomes the teacher if its validation macro-F1 is no worse
+    out/report.html
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from ray_fer import cluster, storage
+from ray_fer.config import (
+    PseudoLabelConfig,
+    SelectPseudoLabelsConfig,
+    SelfTrainConfig,
+    TrainBackboneConfig,
+    section_config,
+)
+from ray_fer.data.sources import check_sources
+from ray_fer.errors import UserError
+from ray_fer.evaluation.loop_report import loop_report
+from ray_fer.feedback.actor import FeedbackStore, get_feedback_actor
+from ray_fer.labeling.pseudo_label import pseudo_label
+from ray_fer.labeling.select import predicted_counts, select_pseudo_labels
+from ray_fer.models.artifact import Artifact, open_artifact
+from ray_fer.training.train_backbone import train_backbone
+
+log = logging.getLogger(__name__)
+
+Summary = dict[str, Any]
+
+_FROM_TEACHER = "teacher"
+_SET_BY_LOOP = {
+    "train": ("labeled", "val", "out", "seed", "init", "pseudo", "feedback"),
+    "student": ("labeled", "val", "out", "seed", "pseudo", "feedback"),
+    "label": ("source", "teacher", "table", "select", "feedback", "selection"),
+}
+
+
+def self_train(config: SelfTrainConfig) -> Summary:
+    """Runs the rounds that are not done yet.
+
+    Args:
+        config: see ``conf/self_train.yaml``.
+
+    Returns:
+        ``model`` (URI of the best model), ``val_macro_f1``, ``teacher_val_macro_f1``, ``rounds`` (what each did) and
+        ``report``.
+
+    Raises:
+        UserError: for bad input, before any cluster work where it can be known by then.
+    """
+    loop = _Loop(config)
+    loop.check()
+    first = loop.train_teacher()
+    teacher, rounds = first, []
+    for number in range(1, config.rounds + 1):
+        rounds.append(loop.round(number, teacher))
+        teacher = open_artifact(rounds[-1]["teacher"])
+    report = storage.join(loop.out, "report.html")
+    history = FeedbackStore(loop.place("feedback"), first.classes).history()
+    storage.write_bytes(report, loop_report(first, teacher, rounds, history).encode())
+    return {
+        "model": teacher.uri,
+        "val_macro_f1": _score(teacher),
+        "teacher_val_macro_f1": _score(first),
+        "rounds": rounds,
+        "report": report,
+    }
+
+
+class _Loop:
+    """The configs of the jobs that the loop runs, made from its own."""
+
+    def __init__(self, config: SelfTrainConfig) -> None:
+        self.config = config
+        self.out = storage.normalise(config.out)
+        for section, keys in _SET_BY_LOOP.items():
+            if taken := sorted(set(getattr(config, section)) & set(keys)):
+                raise UserError(f"self_train: {section}.{taken[0]}: set by the loop")
+
+    def place(self, *parts: str) -> str:
+        """A URI under ``out``."""
+        return storage.join(self.out, *parts)
+
+    def check(self) -> None:
+        """Finds what is wrong with the sections and the sources before anything is started."""
+        self._teacher_config()
+        self._student_config(1, self.out)
+        self._label_config(self.out)
+        self._select_config(1, self.out)
+        if self.config.rounds:
+            check_sources(self.config.source)
+
+    def train_teacher(self) -> Artifact:
+        """The model from labelled faces alone."""
+        log.info("teacher: %s", self.place("teacher"))
+        return open_artifact(train_backbone(self._teacher_config())["model"])
+
+    def round(self, number: int, teacher: Artifact) -> Summary:
+        """One round, or what is still missing of it; what ``round.json`` holds."""
+        done = self.place(f"round-{number}", "round.json")
+        if storage.exists(done):
+            return dict(storage.read_json(done))
+        log.info("round %d: the teacher is %s", number, teacher.uri)
+        selection = self._selected(number, teacher)
+        student = open_artifact(train_backbone(self._student_config(number, teacher.uri))["model"])
+        better = _score(student) >= _score(teacher)
+        summary = {
+            "round": number,
+            "labelled_by": teacher.uri,
+            "predictions": selection["considered"],
+            "accepted": selection["accepted"],
+            "accepted_per_class": selection["counts"],
+            "predicted_per_class": selection["predicted"],
+            "thresholds": selection["thresholds"],
+            "feedback_version": selection["feedback_version"],
+            "student": student.uri,
+            "teacher_val_macro_f1": _score(teacher),
+            "student_val_macro_f1": _score(student),
+            "teacher": student.uri if better else teacher.uri,
+        }
+        log.info(
+            "round %d: %d of %d pseudo-labels, student %.2f against %.2f: %s",
+            *(number, selection["accepted"], selection["considered"]),
+            *(100 * _score(student), 100 * _score(teacher)),
+            "it becomes the teacher" if better else "the teacher stays",
+        )
+        storage.write_json(done, summary)
+        return summary
+
+    def _selected(self, number: int, teacher: Artifact) -> Summary:
+        config = self._select_config(number, teacher.uri)
+        found = storage.join(config.out, "selection.json")
+        if storage.exists(found):
+            return dict(storage.read_json(found))
+        pseudo_label(self._label_config(teacher.uri))
+        self._feed_back(number, teacher, config)
+        selection = select_pseudo_labels(config)
+        if not selection["accepted"]:
+            storage.delete(config.out)
+            raise UserError(f"selection.threshold={config.selection.threshold}: no prediction is confident enough")
+        return selection
+
+    def _feed_back(self, number: int, teacher: Artifact, config: SelectPseudoLabelsConfig) -> None:
+        """The teacher's validation, the class mix that it sees in the sources, and how much was accepted last."""
+        confusion = teacher.metrics["val"]["confusion_matrix"]
+        counts = predicted_counts(config)
+        share = None
+        if number > 1:
+            last = storage.read_json(self.place(f"round-{number - 1}", "round.json"))
+            share = last["accepted"] / max(last["predictions"], 1)
+        cluster.connect()
+        import ray
+
+        actor = get_feedback_actor(self.place("feedback"), teacher.classes)
+        source = f"round-{number}/teacher-{teacher.id}"
+        ray.get(actor.update.remote(confusion, source, q_hat=counts.tolist(), accepted_share=share))
+
+    def _teacher_config(self) -> TrainBackboneConfig:
+        return self._train_config("train", "teacher", self.config.train, {})
+
+    def _student_config(self, number: int, teacher: str) -> TrainBackboneConfig:
+        folder = f"round-{number}"
+        mine = dict(self.config.student)
+        if mine.get("init") == _FROM_TEACHER:
+            mine["init"] = teacher
+        fixed = {"pseudo": self.place(folder, "selection"), "feedback": self.place("feedback")}
+        return self._train_config("student", f"{folder}/student", {**self.config.train, **mine}, fixed)
+
+    def _train_config(
+        self, section: str, place: str, values: Mapping[str, Any], fixed: Mapping[str, Any]
+    ) -> TrainBackboneConfig:
+        shared = {"labeled": self.config.labeled, "val": self.config.val, "seed": self.config.seed}
+        config: TrainBackboneConfig = section_config(
+            f"self_train: {section}", "train_backbone", {**values, **shared, **fixed, "out": self.place(place)}
+        )
+        return config
+
+    def _label_config(self, teacher: str) -> PseudoLabelConfig:
+        fixed = {"source": self.config.source, "teacher": teacher, "table": self.place("predictions")}
+        config: PseudoLabelConfig = section_config(
+            "self_train: label", "pseudo_label", {**self.config.label, **fixed, "select": None, "feedback": None}
+        )
+        return config
+
+    def _select_config(self, number: int, teacher: str) -> SelectPseudoLabelsConfig:
+        mine = dict(self.config.selection)
+        # A picture with a true label needs no pseudo-label, and one of the validation set must not have any.
+        mine["exclude"] = [self.config.labeled, self.config.val, *mine.get("exclude", ())]
+        config: SelectPseudoLabelsConfig = section_config(
+            "self_train: selection",
+            "select_pseudo_labels",
+            {
+                "table": self.place("predictions"),
+                "teacher": teacher,
+                "out": self.place(f"round-{number}", "selection"),
+                "feedback": self.place("feedback"),
+                "selection": mine,
+            },
+        )
+        return config
+
+
+def _score(artifact: Artifact) -> float:
+    return float(artifact.metrics["val"]["macro_f1"])

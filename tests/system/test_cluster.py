@@ -1,0 +1,115 @@
+"""`ray job submit` against a running cluster, and the file that describes an autoscaling one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from deltalake import DeltaTable
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from tests.images import write_pictures
+from tests.system.jobs import ROOT, kill_job, run_job
+from tests.system.servers import free_ports
+
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+@pytest.fixture
+def head() -> Iterator[str]:
+    """A cluster of one node that runs as a service of its own; the address of its dashboard."""
+    port, dashboard, client, agent = free_ports(4)
+    # Not under pytest's folders: Ray's sockets have paths of at most 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    process = subprocess.Popen(
+        [
+            *(RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"),
+            *(f"--temp-dir={folder}", f"--port={port}", f"--ray-client-server-port={client}"),
+            *(f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
+        ],
+        env=_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        address = f"http://127.0.0.1:{dashboard}"
+        deadline = time.monotonic() + 60
+        while not _answers(f"{address}/api/version"):
+            assert process.poll() is None
+            assert time.monotonic() < deadline, "the cluster did not start"
+            time.sleep(0.3)
+        yield address
+    finally:
+        process.terminate()  # it takes its daemons down; what lingers is killed
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        kill_job(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _environment() -> dict[str, str]:
+    # Like a user's of a cluster with token authentication, without touching the token in the home folder.
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    own["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | own
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=2)
+    except urllib.error.HTTPError:
+        return True  # it wants a token, which `ray job` knows where to find
+    except OSError:
+        return False
+    return True
+
+
+def test_the_same_line_after_ray_job_submit(head: str, tmp_path: Path, model: str) -> None:
+    source, table = tmp_path / "in", tmp_path / "table"
+    write_pictures(source, range(50))
+    line = ["python", "jobs/pseudo_label.py", f"source={source}", f"teacher={model}", f"table={table}"]
+    done = subprocess.run(
+        [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", *line],
+        cwd=ROOT,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    (summary,) = (json.loads(text) for text in done.stdout.splitlines() if text.startswith('{"job"'))
+    assert summary["labelled"] == 50
+    assert DeltaTable(str(table)).to_pyarrow_table().num_rows == 50
+
+
+def test_a_cluster_that_was_killed_is_not_waited_for(tmp_path: Path, model: str) -> None:
+    write_pictures(tmp_path / "in", range(5))
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    (folder / "ray").mkdir()
+    (folder / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{free_ports(1)[0]}")
+    arguments = (f"source={tmp_path / 'in'}", f"teacher={model}", f"table={tmp_path / 'table'}")
+    summary = run_job("pseudo_label", *arguments, env={"RAY_TMPDIR": str(folder), "RAY_ADDRESS": ""})
+    assert summary["labelled"] == 5
+    shutil.rmtree(folder)
+
+
+def test_cluster_yaml_is_what_ray_accepts() -> None:
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    validate_config(prepare_config(config))
+    types = config["available_node_types"]
+    assert types[config["head_node_type"]]["resources"] == {"CPU": 0}
+    assert types["gpu"]["max_workers"] + types["cpu"]["max_workers"] <= config["max_workers"]
+    assert all((ROOT / path).exists() for path in config["file_mounts"].values())

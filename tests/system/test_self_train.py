@@ -1,0 +1,125 @@
+"""The loop as a process: rounds over growing buckets, killed wherever it may be, and the report that it ends with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from deltalake import DeltaTable
+
+from tests.system.jobs import failing_job, run_job, start_job
+from tests.training.toy import PLACES, write_faces
+
+TRAIN = "{backbone: test_resnet, image_size: 32, batch_size: 16, warmup_epochs: 0, ema_decay: 0.8, epochs: 4}"
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("loop")
+    write_faces(folder / "train", (24, 12, 12), seed=1)
+    write_faces(folder / "val", (40, 40, 40), seed=2)
+    write_faces(folder / "bucket-a", (40, 30, 20), seed=3)
+    write_faces(folder / "bucket-b", (10, 20, 30), seed=4)
+    # A leak that nobody would see: a picture of the validation set lies in the bucket.
+    (folder / "bucket-a" / "leak.png").write_bytes((folder / "val" / "anger-0.png").read_bytes())
+    return folder
+
+
+def arguments(faces: Path, out: Path, *more: str) -> list[str]:
+    return [
+        *(f"labeled={faces / PLACES['labeled']}", f"val={faces / PLACES['val']}", f"source={faces / 'bucket-a'}"),
+        *(f"out={out}", f"train={TRAIN}", "student={init: teacher}"),
+        *("selection={rule: top_k, threshold: 0.6, per_class: 20}", *more),
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(faces: Path) -> tuple[Path, dict[str, Any]]:
+    out = faces / "undisturbed"
+    return out, run_job("self_train", *arguments(faces, out, "rounds=1"))
+
+
+def test_a_loop(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = undisturbed
+    (first,) = summary["rounds"]
+    assert first["predictions"] == 90  # the leak is left out
+    assert 20 <= first["accepted"] <= 60
+    assert sum(first["accepted_per_class"].values()) == first["accepted"]
+    assert summary["val_macro_f1"] == max(first["student_val_macro_f1"], first["teacher_val_macro_f1"])
+    assert summary["val_macro_f1"] > 0.8
+    page = (out / "report.html").read_text()
+    assert page.count("<img") >= 5
+    assert "http" not in page
+    sources = [json.loads(path.read_text())["source"] for path in sorted((out / "feedback").iterdir())]
+    assert sources[0].startswith("round-1/teacher-")
+    assert [source.partition("/")[2] for source in sources[1:]] == [f"epoch-{n}" for n in range(1, 5)]
+
+    made = (out / "teacher" / "config.json").stat().st_mtime_ns
+    again = run_job("self_train", *arguments(faces, out, "rounds=1"))
+    assert again | {"seconds": 0} == summary | {"seconds": 0}
+    assert (out / "teacher" / "config.json").stat().st_mtime_ns == made
+
+    # Another round, after another bucket has arrived.
+    both = f"source=[{faces / 'bucket-a'},{faces / 'bucket-b'}]"
+    more = run_job("self_train", *arguments(faces, out, "rounds=2", both))
+    assert more["rounds"][0] == first
+    assert more["rounds"][1]["predictions"] == 150
+    assert more["rounds"][1]["labelled_by"] == first["teacher"]
+
+
+def test_killed_again_and_again(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
+    """In the teacher's training, while labelling, in the student's training; then the same result to the last bit."""
+    out = faces / "killed"
+    job = arguments(faces, out, "rounds=1")
+    for place in ("teacher/.run/ray", "predictions/_delta_log", "round-1/student/.run/ray"):
+        process = start_job("self_train", *job)
+        _wait_for(out / place, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    summary = run_job("self_train", *job)
+    expected = json.loads(json.dumps(undisturbed[1]).replace(str(undisturbed[0]), str(out)))
+    ignored = {"seconds", "report"}
+    assert {k: v for k, v in summary.items() if k not in ignored} == {
+        k: v for k, v in expected.items() if k not in ignored
+    }
+    rows = DeltaTable(str(out / "predictions")).to_pyarrow_table(columns=["uri", "identity", "model"]).to_pylist()
+    assert len(rows) == len({tuple(row.values()) for row in rows}) == 91
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 180
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline, f"{path} does not appear"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train={epoch: 3}", "self_train: train: epoch: no such key, did you mean epochs?"),
+        ("student={out: x}", "self_train: student.out: set by the loop"),
+        ("selection={threshold: 3}", "self_train: selection: selection.threshold=3: input should be less than"),
+        ("label={unit_rows: 0}", "self_train: label: unit_rows=0: input should be greater than or equal to 1"),
+        ("source=/nowhere", "source=/nowhere: no such file or folder"),
+        ("val=/nowhere.csv", "/nowhere.csv: cannot read the manifest"),
+    ],
+)
+def test_bad_input_needs_no_cluster(change: str, message: str, faces: Path, tmp_path: Path) -> None:
+    status, err = failing_job("self_train", *arguments(faces, tmp_path / "out"), change)
+    assert status == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_no_pseudo_label_is_said(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
+    job = arguments(faces, undisturbed[0], "rounds=3", "selection={rule: threshold, threshold: 1.0}")
+    status, err = failing_job("self_train", *job)
+    assert status == 2
+    assert "selection.threshold=1.0: no prediction is confident enough" in err
