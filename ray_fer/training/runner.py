@@ -97,6 +97,9 @@ def fit(run: Run) -> Outcome:
         UserError: what a rank found wrong with the user's input.
     """
     storage.delete(storage.join(run.folder, _ERROR))
+    # A rank that reports an epoch waits until the controller looks; by default it looks every two seconds, which is
+    # longer than an epoch of a small set.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     lines = Queue(actor_options={"num_cpus": 0})
     trainer = ray.train.torch.TorchTrainer(
         _train,
