@@ -128,8 +128,12 @@ def write_json(uri: str, document: Any) -> None:
 def delete(uri: str) -> None:
     """Deletes a file or everything under a prefix; nothing happens where there is nothing."""
     fs, path = filesystem(uri)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    if not is_remote(uri):
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+    # By the objects' own keys: a recursive rm of s3fs names the prefixes too, which servers with real folders refuse.
+    elif keys := fs.find(path):
+        fs.rm(keys)
 
 
 def upload_folder(folder: Path, uri: str, last: str) -> None:

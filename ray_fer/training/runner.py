@@ -246,7 +246,9 @@ class _Rank:
 
     def _epoch(self, epoch: int) -> None:
         started = time.monotonic()
-        loss = train_epoch(self.recipe, self.engine, self.model, self.groups, epoch, whole=self._whole)
+        # Asked for anew: a loaded checkpoint has put others in their place.
+        groups = self.optimizer.param_groups
+        loss = train_epoch(self.recipe, self.engine, self.model, groups, epoch, whole=self._whole)
         seconds = time.monotonic() - started
         loss = sum(self.world.gather(loss)) / self.world.size
         self.world.average_buffers(self.model)
@@ -285,11 +287,10 @@ class _Rank:
         }
         # Fused: a third of the time of the plain loop on a CPU.
         optimizer = torch.optim.AdamW(self.recipe.parameter_groups(), lr=self.recipe.learning_rate(0), fused=True)
-        self.engine, wrapped, _, _ = deepspeed.initialize(
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=self.recipe.model, optimizer=optimizer, config=settings, dist_init_required=False
         )
         self.model: nn.Module = self.engine.module
-        self.groups: list[dict[str, Any]] = wrapped.param_groups
 
     def _whole(self) -> contextlib.AbstractContextManager[Any]:
         """Inside it, every rank sees whole weights, also where ZeRO stage 3 has cut them up."""

@@ -34,7 +34,7 @@ from ray_fer.feedback.actor import FeedbackStore, get_feedback_actor
 from ray_fer.labeling.pseudo_label import pseudo_label
 from ray_fer.labeling.select import predicted_counts, select_pseudo_labels
 from ray_fer.models.artifact import Artifact, open_artifact
-from ray_fer.training.train_backbone import train_backbone
+from ray_fer.training.train_backbone import open_inputs, train_backbone
 
 log = logging.getLogger(__name__)
 
@@ -95,13 +95,14 @@ class _Loop:
         return storage.join(self.out, *parts)
 
     def check(self) -> None:
-        """Finds what is wrong with the sections and the sources before anything is started."""
-        self._teacher_config()
+        """Finds what is wrong with the sections, the manifests and the sources before anything is started."""
+        teacher = self._teacher_config()
         self._student_config(1, self.out)
         self._label_config(self.out)
         self._select_config(1, self.out)
         if self.config.rounds:
             check_sources(self.config.source)
+        open_inputs(teacher, quiet=True)
 
     def train_teacher(self) -> Artifact:
         """The model from labelled faces alone."""

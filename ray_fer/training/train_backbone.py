@@ -84,8 +84,7 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     Raises:
         UserError: for anything wrong with the arguments or with what they point at.
     """
-    labeled, val = _read_manifests(config)
-    inputs = open_inputs(config, labeled, val)
+    inputs = open_inputs(config)
     identity = _identity(config, inputs)
     out = storage.normalise(config.out)
     run_folder = storage.join(out, RUN)
@@ -97,8 +96,17 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     return _summary(out)
 
 
-def open_inputs(config: TrainBackboneConfig, labeled: Manifest, val: Manifest) -> Inputs:
-    """Opens what ``config`` points at besides the manifests, and resolves what it leaves open."""
+def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
+    """Opens what ``config`` points at and resolves what it leaves open.
+
+    Args:
+        config: of the job.
+        quiet: say nothing of pictures that are left out.
+
+    Raises:
+        UserError: for anything wrong with the arguments or with what they point at.
+    """
+    labeled, val = _read_manifests(config, quiet)
     from ray_fer.models.artifact import open_artifact
     from ray_fer.models.backbone import DEFAULT_BACKBONE, check_backbone
     from ray_fer.training.supervised import read_selection
@@ -143,7 +151,7 @@ def make_recipe(config: TrainBackboneConfig, start: Start, world: World) -> Supe
     from ray_fer.training.supervised import SupervisedRecipe
 
     torch.manual_seed(config.seed)
-    inputs = open_inputs(config, *_read_manifests(config, quiet=world.rank > 0))
+    inputs = open_inputs(config, quiet=world.rank > 0)
     model, mean, std = _build(inputs)
     feedback, class_weights = None, None
     if inputs.feedback is not None:
@@ -187,7 +195,7 @@ def _build(inputs: Inputs) -> tuple[torch.nn.Module, tuple[float, ...], tuple[fl
 # --- checks ---
 
 
-def _read_manifests(config: TrainBackboneConfig, quiet: bool = False) -> tuple[Manifest, Manifest]:
+def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest, Manifest]:
     labeled = _readable("labeled", read_manifest(config.labeled, config.classes), quiet)
     val = _readable("val", read_manifest(config.val, labeled.classes), quiet)
     check_disjoint(labeled, val)

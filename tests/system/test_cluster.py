@@ -95,6 +95,7 @@ def test_the_same_line_after_ray_job_submit(head: str, tmp_path: Path, model: st
     assert DeltaTable(str(table)).to_pyarrow_table().num_rows == 50
 
 
+@pytest.mark.slow
 def test_a_cluster_that_was_killed_is_not_waited_for(tmp_path: Path, model: str) -> None:
     write_pictures(tmp_path / "in", range(5))
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))

@@ -11,9 +11,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import ray
 from deltalake import DeltaTable
 
 from ray_fer import storage
+from ray_fer.config import load_config
+from ray_fer.errors import UserError
+from ray_fer.labeling.pseudo_label import pseudo_label
+from ray_fer.labeling.table import create_table
 from tests.images import CLASSES, picture, tiny_model, write_pictures
 from tests.system.jobs import ROOT, failing_job, run_job, start_job
 
@@ -37,8 +42,8 @@ def wait_for_rows(table: str, rows: int, process: subprocess.Popen[str]) -> None
     raise AssertionError("the job committed nothing")
 
 
-def test_incremental_on_s3_in_two_halves(s3: str, tmp_path: Path, model: str) -> None:
-    """Source, model and table on S3; new, overwritten and deleted objects; another model; a table once more in full."""
+def test_incremental_on_s3_in_two_halves(s3: str, model: str) -> None:
+    """Source, model and table on S3; new, overwritten and deleted objects; nothing new."""
     fs, bucket = storage.filesystem(s3)
     fs.pipe({f"{bucket}/faces/half-1/{i:03d}.jpg": picture(i) for i in range(60)})
     fs.pipe({f"{bucket}/faces/odd/a b+c%20ä#?.jpg": picture(500), f"{bucket}/faces//double.jpg": picture(501)})
@@ -67,10 +72,6 @@ def test_incremental_on_s3_in_two_halves(s3: str, tmp_path: Path, model: str) ->
     assert set(keys.values()) == {1}
     entry = fs.info(f"{bucket}/faces/half-1/000.jpg")
     assert (f"{s3}/faces/half-1/000.jpg", entry["ETag"].strip('"'), first["model"]) in keys
-
-    other = run_job("pseudo_label", *arguments[:1], f"teacher={tiny_model(str(tmp_path / 'b'), 1).uri}", arguments[2])
-    assert other["labelled"] == 101
-    assert other["model"] != first["model"]
 
 
 def test_killed_in_the_middle_and_run_again(tmp_path: Path, model: str) -> None:
@@ -103,6 +104,7 @@ def test_killed_in_the_middle_and_run_again(tmp_path: Path, model: str) -> None:
     assert run_job("pseudo_label", *arguments)["labelled"] == 0
 
 
+@pytest.mark.slow
 def test_a_killed_actor_costs_nothing(tmp_path: Path, model: str) -> None:
     source, table = tmp_path / "in", str(tmp_path / "table")
     write_pictures(source, range(800))
@@ -121,6 +123,7 @@ def test_a_killed_actor_costs_nothing(tmp_path: Path, model: str) -> None:
     assert set(keys.values()) == {1}
 
 
+@pytest.mark.slow
 def test_two_runs_at_once(tmp_path: Path, model: str) -> None:
     source, table = tmp_path / "in", str(tmp_path / "table")
     write_pictures(source, range(300))
@@ -141,6 +144,7 @@ def test_two_runs_at_once(tmp_path: Path, model: str) -> None:
     assert set(keys.values()) == {1}
 
 
+@pytest.mark.slow
 def test_the_gpu_graph_gives_the_same_rows(tmp_path: Path, model: str) -> None:
     """Decoding tasks feeding inference actors, on a cluster that believes it has GPUs; the engine stays on the CPU."""
     script = tmp_path / "run.py"
@@ -172,29 +176,39 @@ def test_the_gpu_graph_gives_the_same_rows(tmp_path: Path, model: str) -> None:
         assert (row["probs"] or []) == pytest.approx(other["probs"] or [], abs=1e-5)
 
 
+@pytest.mark.slow
+def test_another_model_labels_everything_again(tmp_path: Path, model: str) -> None:
+    write_pictures(tmp_path / "in", range(30))
+    places = (f"source={tmp_path / 'in'}", f"table={tmp_path / 't'}")
+    first = run_job("pseudo_label", *places, f"teacher={model}")
+    other = run_job("pseudo_label", *places, f"teacher={tiny_model(str(tmp_path / 'other'), 1).uri}")
+    assert (first["labelled"], other["labelled"]) == (30, 30)
+    assert other["model"] != first["model"]
+    assert len(keys_of(str(tmp_path / "t"))) == 60
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ("teacher=/nowhere", "/nowhere: no model artifact there"),
         ("source=/nowhere", "source=/nowhere: no such file or folder"),
-        ("batch=3", "batch: no such key"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(change: str, message: str, tmp_path: Path, model: str) -> None:
+def test_bad_input_needs_no_cluster(change: str, message: str, tmp_path: Path, model: str) -> None:
     write_pictures(tmp_path / "in", range(1))
+    arguments = [f"source={tmp_path / 'in'}", f"teacher={model}", f"table={tmp_path / 't'}", change]
+    with pytest.raises(UserError, match=message):
+        pseudo_label(load_config("pseudo_label", arguments))
+    assert not ray.is_initialized()
+
+
+def test_other_classes_than_the_table_are_one_line_and_status_2(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", range(1))
+    create_table(str(tmp_path / "t"), CLASSES)
+    other = tiny_model(str(tmp_path / "other"), classes=(*CLASSES, "fear")).uri
     status, err = failing_job(
-        "pseudo_label", f"source={tmp_path / 'in'}", f"teacher={model}", f"table={tmp_path / 't'}", change
+        "pseudo_label", f"source={tmp_path / 'in'}", f"teacher={other}", f"table={tmp_path / 't'}"
     )
     assert status == 2
-    assert message in err
-    assert len(err.strip().splitlines()) == 1
-
-
-def test_other_classes_than_the_table(tmp_path: Path, model: str) -> None:
-    write_pictures(tmp_path / "in", range(1))
-    table = f"table={tmp_path / 't'}"
-    run_job("pseudo_label", f"source={tmp_path / 'in'}", f"teacher={model}", table)
-    other = tiny_model(str(tmp_path / "other"), classes=(*CLASSES, "fear")).uri
-    status, err = failing_job("pseudo_label", f"source={tmp_path / 'in'}", f"teacher={other}", table)
-    assert status == 2
     assert "its classes are neutral, anger, happiness; the model's are neutral, anger, happiness, fear" in err
+    assert len(err.strip().splitlines()) == 1

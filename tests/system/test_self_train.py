@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -13,6 +14,9 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
+from ray_fer.config import load_config
+from ray_fer.errors import UserError
+from ray_fer.training.self_train import self_train
 from tests.system.jobs import failing_job, run_job, start_job
 from tests.training.toy import PLACES, write_faces
 
@@ -65,7 +69,11 @@ def test_a_loop(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
     assert again | {"seconds": 0} == summary | {"seconds": 0}
     assert (out / "teacher" / "config.json").stat().st_mtime_ns == made
 
-    # Another round, after another bucket has arrived.
+
+@pytest.mark.slow
+def test_another_round_after_another_bucket_has_arrived(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = undisturbed
+    (first,) = summary["rounds"]
     both = f"source=[{faces / 'bucket-a'},{faces / 'bucket-b'}]"
     more = run_job("self_train", *arguments(faces, out, "rounds=2", both))
     assert more["rounds"][0] == first
@@ -73,6 +81,7 @@ def test_a_loop(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
     assert more["rounds"][1]["labelled_by"] == first["teacher"]
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
     """In the teacher's training, while labelling, in the student's training; then the same result to the last bit."""
     out = faces / "killed"
@@ -112,12 +121,12 @@ def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     ],
 )
 def test_bad_input_needs_no_cluster(change: str, message: str, faces: Path, tmp_path: Path) -> None:
-    status, err = failing_job("self_train", *arguments(faces, tmp_path / "out"), change)
-    assert status == 2
-    assert message in err
-    assert len(err.strip().splitlines()) == 1
+    with pytest.raises(UserError, match=re.escape(message)):
+        self_train(load_config("self_train", [*arguments(faces, tmp_path / "out"), change]))
+    assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_no_pseudo_label_is_said(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
     job = arguments(faces, undisturbed[0], "rounds=3", "selection={rule: threshold, threshold: 1.0}")
     status, err = failing_job("self_train", *job)

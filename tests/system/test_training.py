@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -11,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import timm
 import torch
 from safetensors.torch import load_file
 
 from ray_fer import storage
+from ray_fer.config import load_config
+from ray_fer.errors import UserError
 from ray_fer.models.artifact import open_artifact
+from ray_fer.training.train_backbone import train_backbone
 from tests.system.jobs import failing_job, run_job, start_job
 from tests.training.toy import CLASSES, PLACES, SMALL, write_faces, write_selection
 
@@ -41,18 +47,23 @@ def history(out: Path) -> list[list[float]]:
 
 
 def wait_for_epoch(out: Path, epoch: int, process: subprocess.Popen[str]) -> None:
-    """Until the checkpoint of ``epoch`` (from 1) is there and the next epoch has begun."""
+    """Until the checkpoint of ``epoch`` (from 1) counts, that is, until Ray Train has noted it."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()[1][-3000:]
-        for state in (out / ".run").rglob("state.json"):
-            try:
-                if json.loads(state.read_text())["epoch"] >= epoch:
-                    return
-            except (ValueError, FileNotFoundError):
-                continue
+        if last_checkpoint(out / ".run") >= epoch:
+            return
         time.sleep(0.02)
     raise AssertionError("no checkpoint")
+
+
+def last_checkpoint(run: Path) -> int:
+    """Epochs behind the newest checkpoint that a run started now would go on from; 0 without one."""
+    for snapshot in run.rglob("checkpoint_manager_snapshot.json"):
+        with contextlib.suppress(ValueError, OSError):  # being written
+            newest = json.loads(snapshot.read_text())["checkpoint_results"][-1]
+            return int(newest["metrics"]["epoch"])
+    return 0
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
@@ -75,7 +86,7 @@ def test_what_is_published(faces: Path, undisturbed: tuple[Path, dict[str, Any]]
     assert summary["val_macro_f1"] > 0.8
     artifact = open_artifact(str(out))
     assert artifact.id == summary["id"]
-    model = timm.create_model(f"local-dir:{out}", pretrained=True)
+    model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
     metrics = artifact.metrics
     best = max(metrics["history"], key=lambda row: row["macro_f1"])
@@ -101,23 +112,23 @@ def test_what_is_published(faces: Path, undisturbed: tuple[Path, dict[str, Any]]
 
 
 def test_the_driver_is_killed(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
-    """Twice in the middle of an epoch; the result is that of the undisturbed run to the last bit."""
+    """In the middle of an epoch; the result is that of the undisturbed run to the last bit."""
     out = faces / "driver-killed"
     job = arguments(faces, out, f"pseudo={faces / 'selection'}", "epochs=12")
-    for epoch in (2, 6):
-        process = start_job("train_backbone", *job)
-        wait_for_epoch(out, epoch, process)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    process = start_job("train_backbone", *job)
+    wait_for_epoch(out, 2, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
     status, err = failing_job("train_backbone", *job[:-1], "epochs=13")
     assert status == 2
     assert "holds an unfinished run with epochs=12" in err
     summary = run_job("train_backbone", *job)
-    assert 6 <= summary["resumed_from_epoch"] < 12
+    assert 2 <= summary["resumed_from_epoch"] < 12
     assert history(out) == history(undisturbed[0])
     assert summary["id"] == undisturbed[1]["id"]
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
     out = faces / "worker-killed"
     process = start_job("train_backbone", *arguments(faces, out, f"pseudo={faces / 'selection'}", "epochs=12"))
@@ -131,6 +142,7 @@ def test_a_worker_is_killed(faces: Path, undisturbed: tuple[Path, dict[str, Any]
     assert "going on after epoch" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1])
 def test_two_workers_become_one(faces: Path, stage: int) -> None:
     """Two ranks sharing their batches over gloo; half-way, the number of workers changes."""
@@ -146,6 +158,7 @@ def test_two_workers_become_one(faces: Path, stage: int) -> None:
     assert summary["val_macro_f1"] > 0.5
 
 
+@pytest.mark.slow
 def test_everything_on_s3(faces: Path, s3: str) -> None:
     fs, bucket = storage.filesystem(s3)
     for place in ("train", "val"):
@@ -154,11 +167,13 @@ def test_everything_on_s3(faces: Path, s3: str) -> None:
     summary = run_job("train_backbone", *places, *SMALL, "epochs=3")
     assert (summary["model"], summary["labeled"], summary["epochs"]) == (f"{s3}/models/teacher", 48, 3)
     assert open_artifact(summary["model"]).id == summary["id"]
-    assert storage.list_dir(f"{s3}/models/teacher") == sorted(
+    published = fs.find(f"{bucket}/models/teacher")  # the server keeps folders that have become empty
+    assert [key.rsplit("/", 1)[-1] for key in published] == sorted(
         ["model.safetensors", "config.json", "metrics.json", "provenance.json"]
     )
 
 
+@pytest.mark.slow
 def test_an_error_of_the_user_on_a_worker_is_one_line(faces: Path, tmp_path: Path) -> None:
     val = write_faces(tmp_path / "val", (10, 10, 10), seed=5)
     for number in range(5):
@@ -182,12 +197,12 @@ def test_an_error_of_the_user_on_a_worker_is_one_line(faces: Path, tmp_path: Pat
     ],
 )
 def test_bad_input_needs_no_cluster(change: str, message: str, faces: Path, tmp_path: Path) -> None:
-    status, err = failing_job("train_backbone", *arguments(faces, tmp_path / "out"), change)
-    assert status == 2
-    assert message in err
-    assert len(err.strip().splitlines()) == 1
+    with pytest.raises(UserError, match=re.escape(message)):
+        train_backbone(load_config("train_backbone", [*arguments(faces, tmp_path / "out"), change]))
+    assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_student_starts_from_its_teacher(
     faces: Path, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -196,4 +211,7 @@ def test_a_student_starts_from_its_teacher(
     summary = run_job("train_backbone", *job, *more)
     assert summary["val_macro_f1"] > 0.5
     theirs, ours = (load_file(folder / "model.safetensors") for folder in (undisturbed[0], tmp_path / "out"))
-    assert torch.allclose(theirs["conv1.weight"], ours["conv1.weight"], atol=1e-6)
+    assert theirs.keys() == ours.keys()
+    for name, weights in theirs.items():
+        if "running" not in name and "tracked" not in name:  # batch statistics follow the data, not the learning rate
+            torch.testing.assert_close(ours[name], weights, atol=1e-6, rtol=0)
