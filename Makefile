@@ -1,11 +1,12 @@
-# make setup: the environment in .venv; make test: everything that is fast; make demo: the whole loop on drawn faces.
+# make setup: the environment in .venv; make test: everything that is fast; make demo: the whole loop on drawn faces;
+# make test-slow: more kills, minutes each; make bench: labelling speed, on an idle machine.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo-out
 
-.PHONY: setup test test-slow lint demo clean
+.PHONY: setup test test-slow lint demo bench clean
 
 setup: $(STAMP)
 
@@ -30,6 +31,9 @@ test-slow: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py $(DEMO)
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.labeling.compare
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -38,8 +38,11 @@ def connect() -> None:
     # Its C++ side warns of constructor arguments in the object store: ours are a few URIs, owned by the driver.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     variables = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
+    alone = _nobody_is_there()
     ray.init(
-        address="local" if _is_gone(_last_cluster()) else None,
+        address="local" if alone else None,
+        # It would take longer to start than to read its page; `ray start --head` is for those who want one.
+        include_dashboard=False if alone else None,
         logging_level=logging.WARNING,
         # What the jobs have to say comes back as results; the workers' own lines stay in Ray's log folder.
         log_to_driver=False,
@@ -51,22 +54,18 @@ def connect() -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-def _last_cluster() -> str | None:
-    """The address that `ray start` left on this machine and that Ray would connect to."""
-    if os.environ.get("RAY_ADDRESS"):
-        return None
+def _nobody_is_there() -> bool:
+    """Whether Ray has to be started here: no cluster is named, or the one that `ray start` left behind is gone."""
+    named = os.environ.get("RAY_ADDRESS")
+    if named:
+        return named == "local"
     address: str | None = ray._private.services.find_bootstrap_address(None)
-    return address
-
-
-def _is_gone(address: str | None) -> bool:
-    """Whether nobody listens there any more: Ray itself would wait for minutes for a cluster that was killed."""
     if address is None:
-        return False
+        return True
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=3).close()
-    except OSError:
+    except OSError:  # Ray itself would wait for minutes for a cluster that was killed
         log.info("the Ray cluster at %s is gone: starting Ray in this process", address)
         return True
     return False

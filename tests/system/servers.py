@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -19,12 +20,11 @@ KEY, SECRET = "ray-fer-test", "ray-fer-test-secret"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free just now; SeaweedFS also uses each plus 10000, so they are below 55535."""
+    """Ports that were free just now; SeaweedFS also uses each plus 10000: below those of clients."""
     ports: list[int] = []
     with contextlib.ExitStack() as stack:
-        candidate = 20000 + os.getpid() % 10000
         while len(ports) < count:
-            candidate += 7
+            candidate = random.randrange(12000, 22000)
             try:
                 for port in (candidate, candidate + 10000):
                     sock = stack.enter_context(socket.socket())
@@ -71,6 +71,8 @@ class S3Server:
                     "-master.volumeSizeLimitMB=64",
                     "-s3",
                     f"-s3.port={self.s3}",
+                    "-s3.port.iceberg=0",
+                    "-s3.port.lance=0",
                     f"-s3.config={self.config}",
                 ],
                 stdout=log,

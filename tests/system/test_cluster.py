@@ -55,7 +55,7 @@ def head() -> Iterator[str]:
     finally:
         process.terminate()  # it takes its daemons down; what lingers is killed
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(30)
+            process.wait(5)
         kill_job(process)
         shutil.rmtree(folder, ignore_errors=True)
 

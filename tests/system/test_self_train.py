@@ -38,7 +38,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def arguments(faces: Path, out: Path, *more: str) -> list[str]:
     return [
         *(f"labeled={faces / PLACES['labeled']}", f"val={faces / PLACES['val']}", f"source={faces / 'bucket-a'}"),
-        *(f"out={out}", f"train={TRAIN}", "student={init: teacher}"),
+        *(f"out={out}", f"train={TRAIN}", "student={init: teacher}", "label={engine: torch, actors: 1}"),
         *("selection={rule: top_k, threshold: 0.6, per_class: 20}", *more),
     ]
 

@@ -1,0 +1,134 @@
+"""Labelling speed against the ways people take instead: `python -m benchmarks.labeling.compare`.
+
+Every contestant runs as a process, in turn and repeated, on a small and a large set of like pictures. Compared is the
+steady state: the images by which the sets differ over the difference of the medians of the wall time, so that nobody's
+start counts; the start is a column of its own. Every result is read back and its rows counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+
+from benchmarks.labeling.material import write_pictures, write_teacher
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CONTESTANTS = {
+    "ray-fer": [str(ROOT / "jobs" / "pseudo_label.py"), "source={folder}", "teacher={teacher}", "table={out}"],
+    "Ray template": [str(HERE / "ray_template.py"), "{folder}", "{teacher}", "{out}"],
+    "bare loop": [str(HERE / "bare_loop.py"), "{folder}", "{teacher}", "{out}"],
+}
+
+
+def main() -> None:
+    """Runs the comparison and writes ``labeling-BACKBONE.md`` and ``.json``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="mobilenetv3_small_100")
+    parser.add_argument("--image-size", type=int, default=112)
+    parser.add_argument("--sizes", type=int, nargs=2, default=(2000, 12000), help="pictures of the two sets")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ray-fer-bench")
+    parser.add_argument("--out", type=Path, default=HERE.parent / "results")
+    arguments = parser.parse_args()
+    teacher = write_teacher(arguments.work, arguments.backbone, arguments.image_size)
+    small, large = sorted(arguments.sizes)
+    folders = {count: write_pictures(arguments.work, count) for count in (small, large)}
+    walls: dict[str, dict[int, list[float]]] = {name: {small: [], large: []} for name in CONTESTANTS}
+    for repeat in range(arguments.repeats):
+        for name in CONTESTANTS:
+            for count, folder in folders.items():
+                wall = run(name, folder, teacher, count)
+                walls[name][count].append(wall)
+                print(f"{repeat + 1}/{arguments.repeats} {name}: {count} images in {wall:.1f} s", file=sys.stderr)
+    document = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores",
+        "backbone": arguments.backbone,
+        "image_size": arguments.image_size,
+        "sizes": [small, large],
+        "rows": [row(name, walls[name], small, large) for name in CONTESTANTS],
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    stem = arguments.out / f"labeling-{arguments.backbone}"
+    stem.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
+    stem.with_suffix(".md").write_text(markdown(document))
+    print(stem.with_suffix(".md").read_text())
+
+
+def run(name: str, folder: Path, teacher: Path, count: int) -> float:
+    """Wall time in seconds of one contestant on one set."""
+    out = Path(tempfile.mkdtemp(prefix="ray-fer-bench-")) / "out"
+    places = {"folder": folder, "teacher": teacher, "out": out}
+    command = [sys.executable, *(part.format(**places) for part in CONTESTANTS[name])]
+    environment = os.environ | {"RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    wall = time.monotonic() - started
+    if done.returncode:
+        sys.exit(f"{name} failed\n{done.stderr[-3000:]}")
+    rows = ds.dataset(out, format="parquet", exclude_invalid_files=True).count_rows()
+    assert rows == count, f"{name} wrote {rows} rows for {count} images"
+    shutil.rmtree(out.parent)
+    return wall
+
+
+def row(name: str, walls: dict[int, list[float]], small: int, large: int) -> dict[str, Any]:
+    """Of one contestant: steady rate and start from the medians, and the spread of the large runs."""
+    medians = {count: statistics.median(times) for count, times in walls.items()}
+    rate = (large - small) / (medians[large] - medians[small])
+    return {
+        "name": name,
+        "images_per_second": rate,
+        "start_seconds": medians[small] - small / rate,
+        "wall_seconds": {str(count): times for count, times in walls.items()},
+    }
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The table for people."""
+    rows = document["rows"]
+    ours = rows[0]["images_per_second"]
+    small, large = document["sizes"]
+    lines = [
+        f"# Labelling with {document['backbone']} at {document['image_size']} px",
+        "",
+        f"{document['machine']}, {document['date']}. JPEGs of 256 px on a local disk; steady state between {small} and",
+        f"{large} images, medians of {len(rows[0]['wall_seconds'][str(small)])} runs; `make bench` makes this file.",
+        "",
+        f"| | images/s | ray-fer is | start, s | wall time for {large}, s (min – max) |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for entry in rows:
+        walls = entry["wall_seconds"][str(large)]
+        lines.append(
+            f"| {entry['name']} | {entry['images_per_second']:.0f} | {ours / entry['images_per_second']:.2f} × "
+            f"| {entry['start_seconds']:.1f} | {statistics.median(walls):.1f} ({min(walls):.1f} – {max(walls):.1f}) |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def cpu_name() -> str:
+    """The processor's name, where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()

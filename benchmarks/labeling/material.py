@@ -1,0 +1,62 @@
+"""What the contestants work on: pictures that the project draws, and an untrained teacher of a given architecture."""
+
+from __future__ import annotations
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from ray_fer.models.artifact import save_artifact
+from ray_fer.models.backbone import build_backbone, normalisation
+from ray_fer.synthetic.action_units import sample_action_units
+from ray_fer.synthetic.face import render_face
+from ray_fer.synthetic.identity import draw_identity
+from ray_fer.synthetic.nuisance import draw_nuisance, encode_jpeg
+from ray_fer.synthetic.plan import CLASSES
+
+SIDE, QUALITY, DIFFICULTY = 256, 90, 0.5
+_CHUNK = 100
+
+
+def write_pictures(folder: Path, count: int) -> Path:
+    """``count`` colour JPEGs of 256 px, quality 90; what is there already stays."""
+    target = folder / f"faces-{count}"
+    target.mkdir(parents=True, exist_ok=True)
+    missing = [number for number in range(count) if not _path(target, number).exists()]
+    chunks = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        for future in [pool.submit(_write, target, chunk) for chunk in chunks]:
+            future.result()
+    return target
+
+
+def _path(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.jpg"
+
+
+def _write(folder: Path, numbers: list[int]) -> None:
+    for number in numbers:
+        rng = np.random.default_rng(number)
+        vector = sample_action_units(CLASSES[number % len(CLASSES)], rng, difficulty=DIFFICULTY)
+        image = render_face(draw_identity(rng), vector, draw_nuisance(rng, DIFFICULTY), SIDE)
+        _path(folder, number).write_bytes(encode_jpeg(image, QUALITY))
+
+
+def write_teacher(folder: Path, backbone: str, image_size: int) -> Path:
+    """An untrained model artifact: labelling does not care how good a teacher is."""
+    target = folder / f"{backbone}-{image_size}"
+    if not (target / "config.json").exists():
+        model = build_backbone(backbone, len(CLASSES), image_size)
+        mean, std = normalisation(model)
+        save_artifact(
+            *(str(target), model),
+            classes=tuple(CLASSES),
+            image_size=image_size,
+            mean=mean,
+            std=std,
+            metrics={},
+            provenance={},
+        )
+    return target
