@@ -20,11 +20,14 @@ KEY, SECRET = "ray-fer-test", "ray-fer-test-secret"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free just now; SeaweedFS also uses each plus 10000: below those of clients."""
+    """Ports that were free just now; SeaweedFS also uses each plus 10000.
+
+    Above those that Ray gives to its workers, and with the 10000 below those that the system gives to clients.
+    """
     ports: list[int] = []
     with contextlib.ExitStack() as stack:
         while len(ports) < count:
-            candidate = random.randrange(12000, 22000)
+            candidate = random.randrange(20000, 22700)
             try:
                 for port in (candidate, candidate + 10000):
                     sock = stack.enter_context(socket.socket())

@@ -15,9 +15,10 @@ from ray_fer.errors import UserError
 from ray_fer.evaluation.evaluate import evaluate
 from ray_fer.evaluation.predict_video import predict_video
 from ray_fer.models.temporal import open_temporal
+from ray_fer.training.extract_features import extract_features
 from ray_fer.training.train_temporal import train_temporal
 from tests.images import CLASSES, tiny_model
-from tests.system.jobs import failing_job, run_job, start_job
+from tests.system.jobs import failing_job, run_job
 from tests.videos import colour_video
 
 SMALL = ("window=8", "stride=4", "width=32", "layers=1", "heads=2", "epochs=10", "batch_size=4", "learning_rate=0.01")
@@ -44,19 +45,18 @@ def training(study: Path, *more: str, out: str = "temporal") -> list[str]:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Features of four training and two validation clips, extracted side by side."""
+    """Features of four training and two validation clips; one Ray serves both jobs, as a cluster would."""
     study = tmp_path_factory.mktemp("study")
     model = tiny_model(str(study / "backbone")).uri
-    jobs = []
-    for name, out, seeds in (("train", "features", range(4)), ("val", "val-features", range(4, 6))):
-        data = write_clips(study / name, seeds)
-        places = (f"data={data}", f"model={model}", f"out={study / out}", "actors=1")
-        jobs.append(start_job("extract_features", *places, env=QUIET))
-    for job, clips in zip(jobs, (4, 2), strict=True):
-        stdout, err = job.communicate(timeout=240)
-        assert job.returncode == 0, err[-3000:]
-        summary = json.loads(stdout.splitlines()[-1])
-        assert (summary["frames"], summary["labelled"], summary["failed"]) == (clips * 20, clips * 18, 1)
+    try:
+        for name, out, clips in (("train", "features", range(4)), ("val", "val-features", range(4, 6))):
+            data = write_clips(study / name, clips)
+            places = [f"data={data}", f"model={model}", f"out={study / out}", "actors=1"]
+            summary = extract_features(load_config("extract_features", places))
+            counts = (summary["frames"], summary["labelled"], summary["failed"])
+            assert counts == (len(clips) * 20, len(clips) * 18, 1)
+    finally:
+        ray.shutdown()
     return study
 
 
