@@ -31,8 +31,10 @@ def main(out: Path) -> None:
     faces, loop, clips = out / "faces", out / "loop", out / "clips"
     if not (faces / "labeled.csv").exists():
         job("draw_faces", f"out={faces}", "image_size=48", "difficulty=0.35")
-    study = (f"labeled={faces / 'labeled.csv'}", f"val={faces / 'val.csv'}", f"out={loop}", f"train={TRAIN}")
-    study += (f"student={STUDENT}", f"selection={SELECTION}", "label={actors: 1}")
+    study = (
+        *(f"labeled={faces / 'labeled.csv'}", f"val={faces / 'val.csv'}", f"out={loop}"),
+        *(f"train={TRAIN}", f"student={STUDENT}", f"selection={SELECTION}", "label={actors: 1}"),
+    )
     buckets = [str(faces / "bucket-a"), str(faces / "bucket-b")]
     job("self_train", *study, f"source=[{buckets[0]}]", "rounds=1")
     teacher, temporal = str(loop / "teacher"), str(clips / "temporal")

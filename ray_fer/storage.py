@@ -131,9 +131,10 @@ def delete(uri: str) -> None:
     if not is_remote(uri):
         if fs.exists(path):
             fs.rm(path, recursive=True)
-    # By the objects' own keys: a recursive rm of s3fs names the prefixes too, which servers with real folders refuse.
-    elif keys := fs.find(path):
-        fs.rm(keys)
+        return
+    # Key by key: rm names the prefixes too, which servers with real folders refuse, and takes keys for patterns.
+    for key in fs.find(path):
+        fs.rm_file(key)
 
 
 def upload_folder(folder: Path, uri: str, last: str) -> None:

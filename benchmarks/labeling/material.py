@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -20,15 +21,26 @@ SIDE, QUALITY, DIFFICULTY = 256, 90, 0.5
 _CHUNK = 100
 
 
-def write_pictures(folder: Path, count: int) -> Path:
-    """``count`` colour JPEGs of 256 px, quality 90; what is there already stays."""
-    target = folder / f"faces-{count}"
-    target.mkdir(parents=True, exist_ok=True)
-    missing = [number for number in range(count) if not _path(target, number).exists()]
+def write_pictures(folder: Path, sizes: Sequence[int]) -> dict[int, Path]:
+    """For each of ``sizes`` a folder of so many colour JPEGs of 256 px, quality 90; what is there already stays.
+
+    The sets begin with the same pictures, which lie on the disk once.
+    """
+    pool_folder = folder / "faces"
+    pool_folder.mkdir(parents=True, exist_ok=True)
+    missing = [number for number in range(max(sizes)) if not _path(pool_folder, number).exists()]
     chunks = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        for future in [pool.submit(_write, target, chunk) for chunk in chunks]:
+        for future in [pool.submit(_write, pool_folder, chunk) for chunk in chunks]:
             future.result()
+    return {size: _linked(pool_folder, folder / f"faces-{size}", size) for size in sizes}
+
+
+def _linked(pool_folder: Path, target: Path, size: int) -> Path:
+    target.mkdir(exist_ok=True)
+    for number in range(size):
+        if not _path(target, number).exists():
+            _path(target, number).hardlink_to(_path(pool_folder, number))
     return target
 
 

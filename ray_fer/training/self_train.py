@@ -34,7 +34,7 @@ from ray_fer.feedback.actor import FeedbackStore, get_feedback_actor
 from ray_fer.labeling.pseudo_label import pseudo_label
 from ray_fer.labeling.select import predicted_counts, select_pseudo_labels
 from ray_fer.models.artifact import Artifact, open_artifact
-from ray_fer.training.train_backbone import open_inputs, train_backbone
+from ray_fer.training.train_backbone import train_backbone
 
 log = logging.getLogger(__name__)
 
@@ -95,19 +95,19 @@ class _Loop:
         return storage.join(self.out, *parts)
 
     def check(self) -> None:
-        """Finds what is wrong with the sections, the manifests and the sources before anything is started."""
-        teacher = self._teacher_config()
+        """Finds what is wrong with the sections and the sources before anything is started."""
+        self._teacher_config()
         self._student_config(1, self.out)
         self._label_config(self.out)
         self._select_config(1, self.out)
         if self.config.rounds:
             check_sources(self.config.source)
-        open_inputs(teacher, quiet=True)
 
     def train_teacher(self) -> Artifact:
         """The model from labelled faces alone."""
-        log.info("teacher: %s", self.place("teacher"))
-        return open_artifact(train_backbone(self._teacher_config())["model"])
+        teacher = open_artifact(train_backbone(self._teacher_config())["model"])
+        log.info("teacher: %s", teacher.uri)
+        return teacher
 
     def round(self, number: int, teacher: Artifact) -> Summary:
         """One round, or what is still missing of it; what ``round.json`` holds."""

@@ -75,15 +75,16 @@ def test_two_runs_at_once_hold_every_image_once(tmp_path: Path) -> None:
 
 def test_many_runs_at_once(tmp_path: Path) -> None:
     uri = str(tmp_path / "t")
-    create_table(uri, CLASSES)
+    # All of them have read the ledger before the first commits.
+    committers = [Committer(create_table(uri, CLASSES), "m", run) for run in "abcd"]
     names = [f"{number:02d}" for number in range(24)]
 
-    def run(name: str) -> int:
-        committer = Committer(create_table(uri, CLASSES), "m", name)
-        return sum(committer.commit([write_file(uri, "m", rows(*names[i : i + 4]), name)]) for i in range(0, 24, 4))
+    def run(committer: Committer) -> int:
+        files = [rows(*names[start : start + 4]) for start in range(0, 24, 4)]
+        return sum(committer.commit([write_file(uri, "m", file, committer.run)]) for file in files)
 
     with ThreadPoolExecutor(4) as pool:
-        left_out = sum(pool.map(run, "abcd"))
+        left_out = sum(pool.map(run, committers))
     assert held(uri) == dict.fromkeys(names, 1)
     assert left_out == 3 * 24
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+import pytest
+import ray
+
+from ray_fer.config import load_config
+from ray_fer.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,6 +53,18 @@ def failing_job(name: str, *arguments: str, env: dict[str, str] | None = None) -
     finally:
         kill_job(process)
     return process.returncode, err
+
+
+def refusal(name: str, job: Callable[[Any], Any], arguments: Iterable[str], caplog: pytest.LogCaptureFixture) -> str:
+    """What a job, run in this process, says of bad input: that and nothing before it, without any Ray."""
+    caplog.set_level(logging.INFO)
+    with pytest.raises(UserError) as refused:
+        job(load_config(name, list(arguments)))
+    assert not [record.getMessage() for record in caplog.records if record.name.startswith("ray_fer")]
+    assert not ray.is_initialized()
+    message = str(refused.value)
+    assert len(message.splitlines()) == 1
+    return message
 
 
 def kill_job(process: subprocess.Popen[str]) -> None:

@@ -11,16 +11,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import ray
 from deltalake import DeltaTable
 
 from ray_fer import storage
-from ray_fer.config import load_config
-from ray_fer.errors import UserError
 from ray_fer.labeling.pseudo_label import pseudo_label
 from ray_fer.labeling.table import create_table
 from tests.images import CLASSES, picture, tiny_model, write_pictures
-from tests.system.jobs import ROOT, failing_job, run_job, start_job
+from tests.system.jobs import ROOT, failing_job, refusal, run_job, start_job
 
 # The engine that starts soonest, once: for tests in which neither is the point.
 QUICK = ("engine=torch", "actors=1")
@@ -104,6 +101,7 @@ def test_killed_in_the_middle_and_run_again(tmp_path: Path, model: str) -> None:
     stats = ((path, path.stat()) for path in source.rglob("*.jpg"))
     now = {(str(path), f"{stat.st_size}-{stat.st_mtime_ns}") for path, stat in stats}
     assert now <= {(uri, identity) for uri, identity, _ in keys}
+    assert run_job("pseudo_label", *arguments)["labelled"] == 0
 
 
 @pytest.mark.slow
@@ -194,14 +192,15 @@ def test_another_model_labels_everything_again(tmp_path: Path, model: str) -> No
     [
         ("teacher=/nowhere", "/nowhere: no model artifact there"),
         ("source=/nowhere", "source=/nowhere: no such file or folder"),
+        ("batch=3", "batch: no such key"),
     ],
 )
-def test_bad_input_needs_no_cluster(change: str, message: str, tmp_path: Path, model: str) -> None:
+def test_bad_input_needs_no_cluster(
+    change: str, message: str, tmp_path: Path, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
     write_pictures(tmp_path / "in", range(1))
     arguments = [f"source={tmp_path / 'in'}", f"teacher={model}", f"table={tmp_path / 't'}", change]
-    with pytest.raises(UserError, match=message):
-        pseudo_label(load_config("pseudo_label", arguments))
-    assert not ray.is_initialized()
+    assert message in refusal("pseudo_label", pseudo_label, arguments, caplog)
 
 
 def test_other_classes_than_the_table_are_one_line_and_status_2(tmp_path: Path) -> None:

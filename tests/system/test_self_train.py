@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import time
@@ -14,10 +13,8 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
-from ray_fer.config import load_config
-from ray_fer.errors import UserError
 from ray_fer.training.self_train import self_train
-from tests.system.jobs import failing_job, run_job, start_job
+from tests.system.jobs import failing_job, refusal, run_job, start_job
 from tests.training.toy import PLACES, write_faces
 
 TRAIN = "{backbone: test_resnet, image_size: 32, batch_size: 16, warmup_epochs: 0, ema_decay: 0.8, epochs: 4}"
@@ -120,9 +117,11 @@ def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         ("val=/nowhere.csv", "/nowhere.csv: cannot read the manifest"),
     ],
 )
-def test_bad_input_needs_no_cluster(change: str, message: str, faces: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=re.escape(message)):
-        self_train(load_config("self_train", [*arguments(faces, tmp_path / "out"), change]))
+def test_bad_input_needs_no_cluster(
+    change: str, message: str, faces: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = [*arguments(faces, tmp_path / "out"), change]
+    assert message in refusal("self_train", self_train, job, caplog)
     assert not (tmp_path / "out").exists()
 
 
