@@ -22,16 +22,17 @@ KEY, SECRET = "ray-fer-test", "ray-fer-test-secret"
 def free_ports(count: int) -> list[int]:
     """Ports that were free just now; SeaweedFS also uses each plus 10000.
 
-    Above those that Ray gives to its workers, and with the 10000 below those that the system gives to clients.
+    Above those that Ray gives to its workers, and with the 10000 below those that the system gives to clients; every
+    test process draws from a range of its own.
     """
+    first = 20000 + 300 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 9)
     ports: list[int] = []
     with contextlib.ExitStack() as stack:
         while len(ports) < count:
-            candidate = random.randrange(20000, 22700)
+            candidate = random.randrange(first, first + 300)
             try:
                 for port in (candidate, candidate + 10000):
-                    sock = stack.enter_context(socket.socket())
-                    sock.bind(("127.0.0.1", port))
+                    stack.enter_context(socket.socket()).bind(("", port))
             except OSError:
                 continue
             ports.append(candidate)

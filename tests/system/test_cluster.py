@@ -30,12 +30,20 @@ RAY = str(Path(sys.executable).parent / "ray")
 @pytest.fixture
 def head() -> Iterator[str]:
     """A cluster of one node that runs as a service of its own; the address of its dashboard."""
-    port, dashboard, client, agent = free_ports(4)
     # Not under pytest's folders: Ray's sockets have paths of at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    port, dashboard, client, agent = free_ports(4)
     process = subprocess.Popen(
         [
-            *(RAY, "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats"),
+            *(
+                RAY,
+                "start",
+                "--head",
+                "--block",
+                "--num-cpus=2",
+                "--disable-usage-stats",
+                "--node-ip-address=127.0.0.1",
+            ),
             *(f"--temp-dir={folder}", f"--port={port}", f"--ray-client-server-port={client}"),
             *(f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
         ],
@@ -45,19 +53,27 @@ def head() -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        address = f"http://127.0.0.1:{dashboard}"
-        deadline = time.monotonic() + 60
-        while not _answers(f"{address}/api/version"):
-            assert process.poll() is None
-            assert time.monotonic() < deadline, "the cluster did not start"
+        deadline = time.monotonic() + 120
+        # The agent takes the jobs, and its end is the node's: a cluster is there once both answer.
+        while not all(_answers(f"http://127.0.0.1:{http}/api/version") for http in (dashboard, agent)):
+            assert process.poll() is None, _last_words(folder)
+            assert time.monotonic() < deadline, _last_words(folder)
             time.sleep(0.3)
-        yield address
+        yield f"http://127.0.0.1:{dashboard}"
+        assert process.poll() is None, _last_words(folder)
     finally:
         process.terminate()  # it takes its daemons down; what lingers is killed
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
         kill_job(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_words(folder: Path) -> str:
+    """What the cluster's daemons logged last."""
+    logs = [folder / "session_latest" / "logs" / name for name in ("raylet.out", "gcs_server.out", "dashboard.log")]
+    logs += (folder / "session_latest" / "logs").glob("*agent*.[el]*")
+    return "\n".join(f"{log.name}: {log.read_text()[-1500:]}" for log in logs if log.exists())
 
 
 def _environment() -> dict[str, str]:
