@@ -14,7 +14,8 @@ import torch
 
 from ray_fer.data.decode import decode_into
 from ray_fer.models.artifact import open_artifact
-from ray_fer.models.engines import make_engine, softmax
+from ray_fer.models.engines import make_engine
+from ray_fer.models.softmax import softmax
 
 BATCH = 32
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from ray_fer.data.windows import fill_gaps
 from ray_fer.evaluation.smoothing import smooth_clip
 from ray_fer.models.artifact import Artifact, open_artifact
-from ray_fer.models.engines import softmax
 from ray_fer.models.frames import FrameEncoder, Pixels
+from ray_fer.models.softmax import softmax
 from ray_fer.models.temporal import TemporalArtifact, clip_logits, is_temporal, load_encoder, open_temporal
 
 Ints = NDArray[np.int64]

@@ -40,7 +40,8 @@ from ray_fer.evaluation.clips import ClipModel
 from ray_fer.evaluation.metrics import confusion_matrix, evaluate_probs, macro_f1
 from ray_fer.evaluation.report import evaluation_figures, evaluation_report
 from ray_fer.models.artifact import Artifact, open_artifact
-from ray_fer.models.engines import Engine, make_engine, softmax
+from ray_fer.models.engines import Engine, make_engine
+from ray_fer.models.softmax import softmax
 from ray_fer.models.temporal import is_temporal
 
 _LISTED = 100

@@ -13,20 +13,21 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-import torch
 
 from ray_fer.config import PseudoLabelConfig
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.table import OK, write_file
 from ray_fer.labeling.unit import Decoded, decode_items, infer, pixels_from_arrow, pixels_to_arrow, to_table
 from ray_fer.models.artifact import open_artifact
-from ray_fer.models.engines import Engine, make_engine
+
+if TYPE_CHECKING:
+    from ray_fer.models.engines import Engine
 
 log = logging.getLogger(__name__)
 
@@ -192,6 +193,10 @@ def _no_engine(reason: str) -> pa.Table:
 
 
 def _open(plan: Plan) -> tuple[tuple[str, ...], Engine]:
+    import torch
+
+    from ray_fer.models.engines import make_engine
+
     artifact = open_artifact(plan.config.teacher)
     if artifact.model_id(plan.precision) != plan.model:
         # The weights were replaced since the run began: their predictions must not carry the old model's id.
@@ -215,8 +220,10 @@ def _quieten() -> None:
 
 
 def _single_threaded() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch looks
+    import torch
+
     torch.set_num_threads(1)
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _write(plan: Plan, rows: list[dict[str, Any]], first: int) -> pa.Table:

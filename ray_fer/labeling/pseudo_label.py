@@ -28,8 +28,7 @@ from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import Ledger
 from ray_fer.labeling.table import OK, WrittenFile, create_table, read_keys
-from ray_fer.models.artifact import Artifact, load_model, open_artifact
-from ray_fer.models.engines import resolve_precision
+from ray_fer.models.artifact import Artifact, open_artifact, resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +90,8 @@ def _checked(config: PseudoLabelConfig) -> Artifact:
             raise UserError(f"{key}={error}") from None
     try:
         artifact = open_artifact(config.teacher)
-        load_model(artifact)
     except UserError as error:
         raise UserError(f"teacher={error}") from None
-    except Exception as error:  # timm, torch, safetensors and the store each raise their own
-        raise UserError(f"teacher={config.teacher}: cannot be loaded ({one_line(error)})") from None
     check_sources(config.source)
     for manifest in config.selection.exclude:
         _check_exists("selection.exclude", manifest)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,10 @@ import xxhash
 from ray_fer.data.decode import DecodeError, decode_into
 from ray_fer.data.read import Item, read_objects
 from ray_fer.labeling.table import FILE_SCHEMA, OK
-from ray_fer.models.engines import Engine, Pixels, softmax
+from ray_fer.models.softmax import softmax
+
+if TYPE_CHECKING:
+    from ray_fer.models.engines import Engine, Pixels
 
 
 @dataclass

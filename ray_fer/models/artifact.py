@@ -3,6 +3,9 @@
 ``model.safetensors`` and ``config.json`` are what ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads.
 ``metrics.json`` and ``provenance.json`` say how good it is and where it comes from. ``config.json`` is copied last: a
 folder that has one is whole. Nothing in it is a pickle.
+
+Importing torch and timm takes seconds, so only saving and loading do it: a driver opens an artifact and leaves loading
+it to its workers.
 """
 
 from __future__ import annotations
@@ -12,15 +15,15 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
-import torch
-from safetensors.torch import save_file
-from timm.models._hub import save_config_for_hf
+from safetensors import SafetensorError, safe_open
 
 from ray_fer import storage
-from ray_fer.errors import UserError
+from ray_fer.errors import UserError, one_line
+
+if TYPE_CHECKING:
+    import torch
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -83,6 +86,11 @@ class Artifact:
         return f"{self.id}-{precision}"
 
 
+def resolve_precision(precision: str, on_gpu: bool) -> str:
+    """``auto`` is float32 on a CPU and bfloat16 on a GPU."""
+    return ("bfloat16" if on_gpu else "float32") if precision == "auto" else precision
+
+
 def save_artifact(
     uri: str,
     model: torch.nn.Module,
@@ -108,6 +116,9 @@ def save_artifact(
         provenance: what becomes ``provenance.json``.
         extra: further files by name.
     """
+    from safetensors.torch import save_file
+    from timm.models._hub import save_config_for_hf
+
     preprocessing = {
         "input_size": (len(mean), image_size, image_size),
         "mean": mean,
@@ -132,7 +143,7 @@ def open_artifact(uri: str) -> Artifact:
     """Opens the artifact at ``uri`` (downloaded once per node if remote) without loading its weights.
 
     Raises:
-        UserError: when ``uri`` holds no artifact, naming what is missing.
+        UserError: when ``uri`` holds no artifact, naming what is missing or broken.
     """
     uri = storage.normalise(uri)
     for name in (CONFIG, WEIGHTS):
@@ -146,11 +157,18 @@ def open_artifact(uri: str) -> Artifact:
         raise UserError(f"{uri}/{CONFIG}: not JSON ({error})") from None
     if missing:
         raise UserError(f"{uri}/{CONFIG}: no {missing[0]!r}, so its classes or preprocessing are unknown")
+    try:
+        with safe_open(folder / WEIGHTS, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{uri}/{WEIGHTS}: cannot be read ({one_line(error)})") from None
     return Artifact(uri, folder, _content_hash(folder / WEIGHTS, config), config)
 
 
 def load_model(artifact: Artifact) -> torch.nn.Module:
     """The timm model with its weights, on the CPU, in evaluation mode."""
+    import timm
+
     model: torch.nn.Module = timm.create_model(f"local-dir:{artifact.folder}", pretrained=True)
     return model.eval()
 

@@ -107,11 +107,6 @@ class OpenVINOEngine:
         return logits
 
 
-def resolve_precision(precision: str, on_gpu: bool) -> str:
-    """``auto`` is float32 on a CPU and bfloat16 on a GPU."""
-    return ("bfloat16" if on_gpu else "float32") if precision == "auto" else precision
-
-
 def make_engine(artifact: Artifact, name: str, *, batch_size: int, device: str, precision: str) -> Engine:
     """The engine ``name`` (``auto``: OpenVINO on a CPU in float32, torch otherwise).
 
@@ -124,11 +119,3 @@ def make_engine(artifact: Artifact, name: str, *, batch_size: int, device: str, 
     if name == "openvino" or (name == "auto" and fits_openvino):
         return OpenVINOEngine(artifact, batch_size=batch_size)
     return TorchEngine(artifact, device=device, precision=precision)
-
-
-def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    """Probabilities float32 (B, K), computed in float64 so that rows sum to one to the last bit of float32."""
-    z = logits.astype(np.float64)
-    z -= z.max(axis=1, keepdims=True)
-    e = np.exp(z)
-    return np.asarray(e / e.sum(axis=1, keepdims=True), np.float32)

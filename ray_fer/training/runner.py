@@ -38,6 +38,7 @@ from torch import nn
 
 from ray_fer import cluster, storage
 from ray_fer.errors import UserError
+from ray_fer.models.artifact import resolve_precision
 from ray_fer.training.loop import Recipe, World, train_epoch
 
 log = logging.getLogger(__name__)
@@ -217,8 +218,6 @@ class _Rank:
     """One rank's engine, recipe and progress."""
 
     def __init__(self, run: Run) -> None:
-        from ray_fer.models.engines import resolve_precision  # timm's import is spared the controller, which needs none
-
         context = ray.train.get_context()
         self.run = run
         self.world = World(

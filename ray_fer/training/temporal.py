@@ -31,7 +31,7 @@ from ray_fer.config import TrainTemporalConfig
 from ray_fer.data.sampling import weighted_indices
 from ray_fer.data.windows import frame_grid, gather, window_starts
 from ray_fer.evaluation.metrics import evaluate_probs
-from ray_fer.models.engines import softmax
+from ray_fer.models.softmax import softmax
 from ray_fer.models.temporal import TemporalEncoder, clip_logits
 from ray_fer.training.extract_features import LabelledClip
 from ray_fer.training.loop import Step, World

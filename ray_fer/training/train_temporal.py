@@ -26,7 +26,7 @@ from ray_fer.data.windows import frame_grid
 from ray_fer.errors import UserError
 from ray_fer.evaluation.smoothing import choose_half_width, smoothed_macro_f1
 from ray_fer.models.artifact import METRICS, PROVENANCE, Artifact, open_artifact
-from ray_fer.models.engines import softmax
+from ray_fer.models.softmax import softmax
 from ray_fer.models.temporal import clip_logits, open_temporal, save_temporal
 from ray_fer.training.claim import RUN, claim, digest, environment, identity_of, is_finished
 from ray_fer.training.extract_features import read_clips, read_info, survey_clips

@@ -8,7 +8,8 @@ import xxhash
 from ray_fer.data.sources import list_sources
 from ray_fer.labeling.table import FILE_SCHEMA
 from ray_fer.labeling.unit import decode_items, infer, pixels_from_arrow, pixels_to_arrow, to_table
-from ray_fer.models.engines import OpenVINOEngine, TorchEngine, softmax
+from ray_fer.models.engines import OpenVINOEngine, TorchEngine
+from ray_fer.models.softmax import softmax
 from tests.images import CLASSES, picture, tiny_model, write_pictures
 
 LIMITS = {"max_pixels": 1 << 20, "max_bytes": 1 << 20}

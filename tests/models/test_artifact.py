@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ray_fer.errors import UserError
-from ray_fer.models.artifact import Artifact, load_model, open_artifact, save_artifact
+from ray_fer.models.artifact import Artifact, load_model, open_artifact, resolve_precision, save_artifact
 
 CLASSES = ("neutral", "anger", "my own class")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -70,6 +72,25 @@ def test_the_facts_survive(saved: Path) -> None:
     assert (saved / "labels.txt").read_bytes() == b"x"
     (data,) = {key: timm.data.resolve_model_data_config(load_model(artifact))[key] for key in ("input_size",)}.values()
     assert data == (3, 32, 32)
+
+
+def test_weights_that_are_not_whole(copy: Path) -> None:
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(UserError, match=f"{weights}: cannot be read "):
+        open_artifact(str(copy))
+
+
+def test_the_number_format() -> None:
+    assert [resolve_precision("auto", on_gpu) for on_gpu in (False, True)] == ["float32", "bfloat16"]
+    assert resolve_precision("bfloat16", False) == "bfloat16"
+    assert resolve_precision("float32", True) == "float32"
+
+
+@pytest.mark.parametrize("module", ["labeling.pseudo_label", "labeling.graph", "labeling.select"])
+def test_drivers_of_labelling_need_no_torch(module: str) -> None:
+    code = f"import sys, ray_fer.{module}; print([name for name in ('torch', 'timm') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
 def test_metrics_are_optional(copy: Path) -> None:

@@ -3,8 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis.extra import numpy as hnp
 
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact, load_model, save_artifact
@@ -15,9 +13,8 @@ from ray_fer.models.engines import (
     OpenVINOEngine,
     TorchEngine,
     make_engine,
-    resolve_precision,
-    softmax,
 )
+from ray_fer.models.softmax import softmax
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, BATCH = 32, 4
@@ -138,27 +135,3 @@ def test_openvino_does_not_pass_for_what_it_is_not(device: str, precision: str, 
     message = f"engine=openvino: computes in float32 on the CPU, not in {precision} on {device}"
     with pytest.raises(UserError, match=message):
         make_engine(artifacts["test_resnet"], "openvino", batch_size=1, device=device, precision=precision)
-
-
-def test_the_number_format() -> None:
-    assert [resolve_precision("auto", on_gpu) for on_gpu in (False, True)] == ["float32", "bfloat16"]
-    assert resolve_precision("bfloat16", False) == "bfloat16"
-    assert resolve_precision("float32", True) == "float32"
-
-
-@settings(deadline=None, max_examples=50)
-@given(hnp.arrays(np.float32, (3, 5), elements={"min_value": -10000, "max_value": 10000}))
-def test_softmax(logits: np.ndarray) -> None:
-    kept = logits.copy()
-    probs = softmax(logits)
-    assert probs.dtype == np.float32
-    assert (logits == kept).all()
-    assert (probs >= 0).all()
-    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(softmax(logits.astype(np.float64) - 7), probs, atol=1e-6)
-    assert (np.take_along_axis(probs, logits.argmax(axis=1)[:, None], axis=1)[:, 0] == probs.max(axis=1)).all()
-
-
-def test_softmax_by_hand() -> None:
-    np.testing.assert_allclose(softmax(np.log([[1.0, 2.0, 5.0]])), [[0.125, 0.25, 0.625]], rtol=1e-6)
-    assert softmax(np.empty((0, 3), np.float32)).shape == (0, 3)

@@ -9,7 +9,7 @@ import torch
 
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact
-from ray_fer.models.engines import softmax
+from ray_fer.models.softmax import softmax
 from ray_fer.models.temporal import (
     TemporalArtifact,
     TemporalEncoder,
