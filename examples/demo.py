@@ -1,11 +1,12 @@
 """The whole of ray-fer on faces that it draws itself: `make demo`, or `python examples/demo.py FOLDER`.
 
-Runs the jobs as anybody would, one after the other, and ends with one page. Interrupted, the same command goes on.
+Runs the jobs as anybody would, all on one Ray, and ends with one page. Interrupted, the same command goes on.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -15,22 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import ray
 
+from ray_fer import cluster
 from ray_fer.evaluation.report import CAPTIONS, Report
 
 ROOT = Path(__file__).parents[1]
 # A backbone that trains in a minute on two cores.
-TRAIN = "{backbone: test_efficientnet, learning_rate: 4.0e-3, ema_decay: 0.99, epochs: 30}"
+TRAIN = "{backbone: test_efficientnet, batch_size: 32, learning_rate: 1.0e-2, ema_decay: 0.98, epochs: 25}"
 STUDENT = "{init: teacher, epochs: 8}"
-SELECTION = "{rule: top_k, threshold: 0.6}"
+SELECTION = "{rule: threshold, threshold: 0.5}"
 
 
 def main(out: Path) -> None:
     """Draws faces, runs the loop bucket after bucket, trains the temporal encoder, writes the page."""
     started = time.monotonic()
+    cluster.connect()
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     faces, loop, clips = out / "faces", out / "loop", out / "clips"
     if not (faces / "labeled.csv").exists():
-        job("draw_faces", f"out={faces}", "image_size=48", "difficulty=0.35")
+        job("draw_faces", f"out={faces}", "image_size=48", "difficulty=0.2")
     study = (
         *(f"labeled={faces / 'labeled.csv'}", f"val={faces / 'val.csv'}", f"out={loop}"),
         *(f"train={TRAIN}", f"student={STUDENT}", f"selection={SELECTION}", "label={actors: 1}"),

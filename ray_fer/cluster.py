@@ -13,6 +13,9 @@ import ray
 
 log = logging.getLogger(__name__)
 
+# Without a limit, Ray Data replaces actors that die while they start for ever.
+MAX_ACTOR_INIT_DEATHS = 8
+
 # Settings that workers need and that are no secrets. Credentials are not forwarded: a runtime environment is shown in
 # the dashboard. On a cluster they come from the nodes' roles or environment.
 _FORWARDED = (
@@ -52,6 +55,16 @@ def connect() -> None:
     if threading.current_thread() is threading.main_thread():
         # Ray's own handler would exit before a job has committed what is done.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def prepare_data() -> None:
+    """Sets Ray Data up for a job, which has a progress line of its own."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.max_consecutive_actor_init_deaths = MAX_ACTOR_INIT_DEATHS
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _nobody_is_there() -> bool:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import ray
 import ray.data
 
+from ray_fer import cluster
 from ray_fer.config import PseudoLabelConfig
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.table import OK, write_file
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GPU_BATCH_FACTOR = 16
-# Without a limit, Ray Data replaces actors that die while they start for ever.
-MAX_ACTOR_INIT_DEATHS = 8
 # Larger blocks are split by Ray Data on their way to the GPU.
 GPU_BLOCK_BYTES = 64 << 20
 
@@ -82,7 +81,7 @@ def label_units(units: Sequence[pa.Table], plan: Plan) -> Iterator[dict[str, Any
     Raises:
         UserError: when the teacher cannot be loaded on a worker.
     """
-    _quieten()
+    cluster.prepare_data()
     tagged = [unit.append_column("unit", pa.array([number] * unit.num_rows)) for number, unit in enumerate(units)]
     dataset: Any = ray.data.from_arrow(tagged)
     pool = ray.data.ActorPoolStrategy(min_size=1, max_size=plan.actors, initial_size=min(plan.actors, len(units)))
@@ -209,14 +208,6 @@ def _open(plan: Plan) -> tuple[tuple[str, ...], Engine]:
         artifact, plan.config.engine, batch_size=plan.batch_size, device=device, precision=plan.precision
     )
     return artifact.classes, engine
-
-
-def _quieten() -> None:
-    context = ray.data.DataContext.get_current()
-    # The job has a progress line of its own, which also knows of commits.
-    context.enable_progress_bars = False
-    context.max_consecutive_actor_init_deaths = MAX_ACTOR_INIT_DEATHS
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def _single_threaded() -> None:

@@ -159,9 +159,7 @@ def _units(clips: list[Clip], manifest: Manifest, model_id: str) -> list[dict[st
 def _extract(config: ExtractFeaturesConfig, units: list[dict[str, str]], info: dict[str, Any]) -> dict[str, Any]:
     folder = storage.join(storage.normalise(config.out), FEATURES)
     cluster.connect()
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    cluster.prepare_data()
     gpus, cpus = cluster.accelerators(), cluster.cpus()
     # On a GPU the actors that share it hide each other's decoding, which is the slower half.
     per_gpu = max(1, min(cpus // gpus, _ACTORS_PER_GPU)) if gpus else 0
