@@ -20,7 +20,8 @@ class Predictor:
 
     def __init__(self, teacher: str) -> None:
         artifact = open_artifact(teacher)
-        self.classes = np.array(artifact.classes)
+        # Not "classes": cloudpickle would take that for torch.classes, which it cannot pickle.
+        self.names = np.array(artifact.classes)
         self.model = Normalised(load_model(artifact), artifact.mean, artifact.std).eval()
 
     @torch.inference_mode()
@@ -29,7 +30,7 @@ class Predictor:
         probs = self.model(torch.from_numpy(np.stack(batch["image"]))).softmax(dim=1).numpy()
         return {
             "path": batch["path"],
-            "label": self.classes[probs.argmax(axis=1)],
+            "label": self.names[probs.argmax(axis=1)],
             "confidence": probs.max(axis=1),
             "probs": probs,
         }
