@@ -14,11 +14,13 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ray_fer import storage
 from ray_fer.config import JobConfig
 from ray_fer.errors import UserError
+
+Config = TypeVar("Config", bound=JobConfig)
 
 RUN = ".run"
 """The folder, inside the model's, of what exists only while a run lasts."""
@@ -28,6 +30,21 @@ _PROVENANCE = "provenance.json"
 _MODELS = ("config.json", "temporal.json")  # written last: the folder holds a whole model
 _FREE = ("out", "workers", "max_failures")  # change neither the model nor its checkpoints
 _PACKAGES = ("ray", "torch", "timm", "deepspeed", "numpy", "pyarrow")
+
+
+def absolute(config: Config, *keys: str) -> Config:
+    """``config`` with the URIs under ``keys`` in their one spelling: a worker's current folder may be another.
+
+    Raises:
+        UserError: for a URI that cannot be one, naming its key.
+    """
+    places = {}
+    for key in keys:
+        try:
+            places[key] = storage.normalise(uri) if (uri := getattr(config, key)) else uri
+        except UserError as error:
+            raise UserError(f"{key}={error}") from None
+    return config.model_copy(update=places)
 
 
 def identity_of(config: JobConfig, contents: dict[str, str]) -> dict[str, Any]:

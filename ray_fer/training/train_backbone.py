@@ -24,7 +24,7 @@ from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
 from ray_fer.data.read import Item, read_objects
 from ray_fer.errors import UserError
-from ray_fer.training.claim import RUN, claim, digest, environment, identity_of, is_finished
+from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished
 
 if TYPE_CHECKING:  # torch, timm and Ray take seconds to import, a mistyped path should not
     import torch
@@ -84,6 +84,8 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     Raises:
         UserError: for anything wrong with the arguments or with what they point at.
     """
+    places = ["labeled", "val", "pretrained", "init", "pseudo"]
+    config = absolute(config, *places, *([] if config.feedback == NO_FEEDBACK else ["feedback"]))
     inputs = open_inputs(config)
     identity = _identity(config, inputs)
     out = storage.normalise(config.out)

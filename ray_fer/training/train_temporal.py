@@ -28,7 +28,7 @@ from ray_fer.evaluation.smoothing import choose_half_width, smoothed_macro_f1
 from ray_fer.models.artifact import METRICS, PROVENANCE, Artifact, open_artifact
 from ray_fer.models.softmax import softmax
 from ray_fer.models.temporal import clip_logits, open_temporal, save_temporal
-from ray_fer.training.claim import RUN, claim, digest, environment, identity_of, is_finished
+from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished
 from ray_fer.training.extract_features import read_clips, read_info, survey_clips
 from ray_fer.training.temporal import TemporalRecipe, WindowModel, build_encoder, inference_stride
 
@@ -72,6 +72,7 @@ def train_temporal(config: TrainTemporalConfig) -> dict[str, Any]:
         UserError: for anything wrong with the arguments or with what they point at.
     """
     _check(config)
+    config = absolute(config, "features", "val")
     inputs = open_inputs(config)
     identity = identity_of(config, inputs.contents)
     out = storage.normalise(config.out)

@@ -21,6 +21,11 @@ from ray_fer.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
+def relative(path: Path) -> str:
+    """``path`` as a user types it: against the folder that jobs run in, which is not their workers'."""
+    return os.path.relpath(path, ROOT)
+
+
 def start_job(name: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """The job as the leader of a process group of its own, so that its Ray dies with it."""
     return subprocess.Popen(

@@ -18,7 +18,7 @@ from ray_fer.models.temporal import open_temporal
 from ray_fer.training.extract_features import extract_features
 from ray_fer.training.train_temporal import train_temporal
 from tests.images import CLASSES, tiny_model
-from tests.system.jobs import failing_job, run_job
+from tests.system.jobs import failing_job, relative, run_job
 from tests.videos import colour_video
 
 SMALL = ("window=8", "stride=4", "width=32", "layers=1", "heads=2", "epochs=10", "batch_size=4", "learning_rate=0.01")
@@ -40,7 +40,8 @@ def write_clips(folder: Path, seeds: range) -> str:
 
 
 def training(study: Path, *more: str, out: str = "temporal") -> list[str]:
-    return [f"features={study / 'features'}", f"val={study / 'val-features'}", f"out={study / out}", *SMALL, *more]
+    places = (f"features={relative(study / 'features')}", f"val={relative(study / 'val-features')}")
+    return [*places, f"out={relative(study / out)}", *SMALL, *more]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import pytest
 
 from ray_fer.config import load_config
 from ray_fer.errors import UserError
-from ray_fer.training.claim import claim, digest, identity_of, is_finished
+from ray_fer.training.claim import absolute, claim, digest, identity_of, is_finished
 
 CONTENTS = {"features": "1", "val": "2"}
 
@@ -19,6 +19,16 @@ def identity(*arguments: str, contents: dict[str, str] | None = None) -> dict[st
 def test_places_and_resources_are_no_part_of_it() -> None:
     assert identity() == identity("out=elsewhere", "workers=3", "max_failures=0")
     assert identity() != identity("seed=1")
+
+
+def test_workers_get_absolute_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["labeled=a/b.csv", "val=s3://bucket/val/", "out=o", "pseudo=~/p"]
+    config = absolute(load_config("train_backbone", given), "labeled", "val", "init", "pseudo")
+    assert (config.labeled, config.val, config.init) == (f"{tmp_path}/a/b.csv", "s3://bucket/val", None)
+    assert config.pseudo == str(Path.home() / "p")
+    with pytest.raises(UserError, match=r"labeled=ftp://x: not a local path and not an s3://bucket/key URI"):
+        absolute(load_config("train_backbone", ["labeled=ftp://x", "val=v", "out=o"]), "val", "labeled")
 
 
 def test_a_run_is_begun_once(tmp_path: Path) -> None:
