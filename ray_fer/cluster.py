@@ -14,7 +14,7 @@ import ray
 log = logging.getLogger(__name__)
 
 # Without a limit, Ray Data replaces actors that die while they start for ever.
-MAX_ACTOR_INIT_DEATHS = 8
+_MAX_ACTOR_INIT_DEATHS = 8
 
 # Settings that workers need and that are no secrets. Credentials are not forwarded: a runtime environment is shown in
 # the dashboard. On a cluster they come from the nodes' roles or environment.
@@ -63,7 +63,7 @@ def prepare_data() -> None:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    context.max_consecutive_actor_init_deaths = MAX_ACTOR_INIT_DEATHS
+    context.max_consecutive_actor_init_deaths = _MAX_ACTOR_INIT_DEATHS
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 

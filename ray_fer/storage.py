@@ -44,6 +44,18 @@ def normalise(uri: str) -> str:
     return uri.rstrip("/")
 
 
+def normalise_argument(key: str, uri: str) -> str:
+    """`normalise` for what a user gave as ``key``.
+
+    Raises:
+        UserError: as `normalise`, naming the key.
+    """
+    try:
+        return normalise(uri)
+    except UserError as error:
+        raise UserError(f"{key}={error}") from None
+
+
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system that holds ``uri`` and the path of ``uri`` on it.
 

@@ -84,10 +84,7 @@ def _checked(config: PseudoLabelConfig) -> Artifact:
     """The teacher, once everything that can be known to be wrong before the cluster is there has been looked at."""
     places = [("table", config.table), ("select", config.select or "."), *(("source", uri) for uri in config.source)]
     for key, uri in places:
-        try:
-            storage.normalise(uri)
-        except UserError as error:
-            raise UserError(f"{key}={error}") from None
+        storage.normalise_argument(key, uri)
     try:
         artifact = open_artifact(config.teacher)
     except UserError as error:

@@ -38,13 +38,8 @@ def absolute(config: Config, *keys: str) -> Config:
     Raises:
         UserError: for a URI that cannot be one, naming its key.
     """
-    places = {}
-    for key in keys:
-        try:
-            places[key] = storage.normalise(uri) if (uri := getattr(config, key)) else uri
-        except UserError as error:
-            raise UserError(f"{key}={error}") from None
-    return config.model_copy(update=places)
+    given = {key: uri for key in keys if (uri := getattr(config, key))}
+    return config.model_copy(update={key: storage.normalise_argument(key, uri) for key, uri in given.items()})
 
 
 def identity_of(config: JobConfig, contents: dict[str, str]) -> dict[str, Any]:

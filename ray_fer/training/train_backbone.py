@@ -24,12 +24,12 @@ from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
 from ray_fer.data.read import Item, read_objects
 from ray_fer.errors import UserError
+from ray_fer.models.artifact import PROVENANCE, Artifact, open_artifact, save_artifact
 from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished
 
 if TYPE_CHECKING:  # torch, timm and Ray take seconds to import, a mistyped path should not
     import torch
 
-    from ray_fer.models.artifact import Artifact
     from ray_fer.training.loop import World
     from ray_fer.training.runner import Outcome
     from ray_fer.training.supervised import Selection, SupervisedRecipe
@@ -109,7 +109,6 @@ def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
         UserError: for anything wrong with the arguments or with what they point at.
     """
     labeled, val = _read_manifests(config, quiet)
-    from ray_fer.models.artifact import open_artifact
     from ray_fer.models.backbone import DEFAULT_BACKBONE, check_backbone
     from ray_fer.training.supervised import read_selection
 
@@ -283,8 +282,6 @@ def _run(inputs: Inputs, folder: str, start: Start) -> Outcome:
 
 
 def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: dict[str, Any], start: Start) -> None:
-    from ray_fer.models.artifact import save_artifact
-
     model, mean, std = _build(inputs)
     model.load_state_dict(outcome.weights)
     assert inputs.config.image_size is not None
@@ -309,8 +306,6 @@ def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: dict[str, Any
 
 
 def _summary(out: str) -> dict[str, Any]:
-    from ray_fer.models.artifact import PROVENANCE, open_artifact
-
     artifact = open_artifact(out)
     provenance = storage.read_json(storage.join(out, PROVENANCE))
     best, resumed = artifact.metrics["val"], artifact.metrics["resumed"]
