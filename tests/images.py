@@ -42,3 +42,26 @@ def tiny_model(uri: str, seed: int = 0, classes: tuple[str, ...] = CLASSES, imag
     return save_artifact(
         uri, model, classes=classes, image_size=image_size, mean=mean_std, std=mean_std, metrics={}, provenance={}
     )
+
+
+_DEADLY = b"a decoder dies of this"
+
+
+def deadly_picture() -> bytes:
+    """A JPEG that kills the process that decodes it, where `write_deadly_decoder` has been."""
+    return picture(0) + _DEADLY
+
+
+def write_deadly_decoder(folder: Path) -> str:
+    """A folder that, on PYTHONPATH, gives the JPEG library a bug: it kills its process when it sees certain bytes."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, simplejpeg\n"
+        "header = simplejpeg.decode_jpeg_header\n"
+        "def decode_jpeg_header(data):\n"
+        f"    if data.endswith({_DEADLY!r}):\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    return header(data)\n"
+        "simplejpeg.decode_jpeg_header = decode_jpeg_header\n"
+    )
+    return str(folder)

@@ -3,19 +3,20 @@
 - CPU: one actor per core reads, decodes, infers and writes, single-threaded; measured, threads inside cost half.
 - CUDA: CPU tasks read and decode to uint8; GPU actors infer and write.
 
-The blocks of the dataset are units of keys, not of images. Weights travel by URI. What comes back to the driver is one
-row per written file. Ray may run a unit twice (a lost node); only the file that comes back first is committed.
+A block of the dataset is one row, a unit of keys (see `dispatch`). Weights travel by URI. What comes back to the driver
+is one row per written file. Ray may run a unit twice (a lost node); only the file that comes back first is committed.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -23,8 +24,10 @@ import ray.data
 from ray_fer import cluster
 from ray_fer.config import PseudoLabelConfig
 from ray_fer.errors import UserError, one_line
-from ray_fer.labeling.table import OK, write_file
-from ray_fer.labeling.unit import Decoded, decode_items, infer, pixels_from_arrow, pixels_to_arrow, to_table
+from ray_fer.labeling.dispatch import SMALLEST_UNIT_ROWS, Dispatcher, make_queue, read_units, unpack_unit
+from ray_fer.labeling.isolation import decode_isolated
+from ray_fer.labeling.table import write_file
+from ray_fer.labeling.unit import Decoded, decode_items, infer, joined, pack_decoded, to_table, unpack_decoded
 from ray_fer.models.artifact import open_artifact
 
 if TYPE_CHECKING:
@@ -33,8 +36,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GPU_BATCH_FACTOR = 16
-# Larger blocks are split by Ray Data on their way to the GPU.
+# What a decoding task hands to a GPU at a time.
 GPU_BLOCK_BYTES = 64 << 20
+UNITS_PER_ACTOR = 2
+# A unit that has killed so many processes, also when it was decoded in isolation, cannot be labelled by this engine.
+MOST_BEGINNINGS = 5
 
 
 @dataclass(frozen=True)
@@ -61,118 +67,124 @@ class Plan:
             return min(self.config.unit_rows, GPU_BLOCK_BYTES // (self.image_size**2 * 3))
         return self.config.unit_rows
 
-    def decode(self, keys: pa.Table) -> Iterator[Decoded]:
-        """The read and decoded batches of a unit."""
-        return decode_items(
-            keys,
-            image_size=self.image_size,
-            batch_size=self.batch_size,
-            max_pixels=self.config.max_pixels,
-            max_bytes=self.config.max_bytes,
-        )
+    @property
+    def workers(self) -> int:
+        """Processes that take units at the same time."""
+        return self.actors + (cluster.cpus() if self.device == "cuda" else 0)
 
 
-def label_units(units: Sequence[pa.Table], plan: Plan) -> Iterator[dict[str, Any]]:
-    """Labels ``units`` (tables of uri, identity, size, source) over a pool of actors.
+def label(pages: Iterator[pa.Table], plan: Plan) -> Iterator[dict[str, Any]]:
+    """Labels the objects of ``pages`` (uri, identity, size, source) over a pool of actors.
 
     Yields:
         For every written file, as it is done: path, bytes, rows, and the number of rows per status as ``counts``.
 
     Raises:
-        UserError: when the teacher cannot be loaded on a worker.
+        UserError: when the teacher cannot be loaded on a worker, or the listing fails.
     """
+    dispatcher = Dispatcher(pages, plan.workers, plan.unit_rows)
+    waiting = dispatcher.wait_for_work()
+    if not waiting:
+        return
     cluster.prepare_data()
-    tagged = [unit.append_column("unit", pa.array([number] * unit.num_rows)) for number, unit in enumerate(units)]
-    dataset: Any = ray.data.from_arrow(tagged)
-    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=plan.actors, initial_size=min(plan.actors, len(units)))
-    arguments: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
-    constructor: dict[str, Any] = {"fn_constructor_args": (plan,), "compute": pool}
-    if plan.device == "cuda":
-        dataset = dataset.map_batches(_DecodeTask(plan), num_cpus=1, **arguments)
-        # Ray Data wants a number here; blocks are joined up to it.
-        arguments["batch_size"] = plan.unit_rows
-        dataset = dataset.map_batches(InferActor, num_gpus=1, **arguments, **constructor)
-    else:
-        dataset = dataset.map_batches(LabelActor, num_cpus=1, **arguments, **constructor)
-    seen: set[int] = set()
+    unit_queue = make_queue()
+    dataset = _graph(plan, unit_queue, waiting)
+    dispatcher.feed(unit_queue)
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for row in block.to_pylist():
             if reason := row.pop("reason", None):
                 raise UserError(reason)
             counts = {key.removeprefix("n_"): row.pop(key) for key in list(row) if key.startswith("n_")}
-            first = row.pop("first")
-            if first not in seen:
-                seen.add(first)
+            if dispatcher.finished(row.pop("unit"), row["rows"], row.pop("seconds")):
                 yield row | {"counts": counts}
+    dispatcher.close()
+
+
+def _graph(plan: Plan, unit_queue: Any, waiting: int) -> Any:
+    pool = ray.data.ActorPoolStrategy(
+        min_size=1,
+        max_size=plan.actors,
+        initial_size=min(plan.actors, max(1, waiting // SMALLEST_UNIT_ROWS)),
+        max_tasks_in_flight_per_actor=UNITS_PER_ACTOR,
+    )
+    dataset = read_units(unit_queue)
+    arguments: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    constructor: dict[str, Any] = {"fn_constructor_args": (plan, unit_queue), "compute": pool}
+    if plan.device == "cuda":
+        dataset = dataset.map_batches(_DecodeTask(plan, unit_queue), num_cpus=1, **arguments)
+        # Ray Data wants a number here; a block is one row.
+        return dataset.map_batches(InferActor, num_gpus=1, **arguments | {"batch_size": 1}, **constructor)
+    return dataset.map_batches(LabelActor, num_cpus=1, **arguments, **constructor)
 
 
 class LabelActor:
     """Reads, decodes, infers and writes a unit in one process."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, unit_queue: Any) -> None:
         _single_threaded()
-        self.plan = plan
+        self.plan, self.unit_queue = plan, unit_queue
         self.classes, self.engine, self.reason = _load(plan)
 
-    def __call__(self, keys: pa.Table) -> pa.Table:
-        """Labels the unit ``keys``; returns the description of the written file."""
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Labels a packed unit; returns the description of the written file."""
         if self.engine is None:
-            return _no_engine(self.reason)
+            return _stopped(self.reason)
+        started = time.monotonic()
+        number, keys = unpack_unit(block)
+        beginnings = ray.get(self.unit_queue.begin.remote(number))
+        if beginnings > MOST_BEGINNINGS:
+            return _stopped(_hopeless(self.plan, keys))
         rows: list[dict[str, Any]] = []
-        for batch in self.plan.decode(keys):
+        for batch in _decode(self.plan, keys, self.plan.batch_size, beginnings):
             infer(batch, self.engine, self.classes, self.plan.batch_size)
             rows += batch.rows
-        return _write(self.plan, rows, int(keys["unit"][0].as_py()) << 32)
+        return _write(self.plan, number, rows, started)
 
 
 class _DecodeTask:
     """Reads and decodes a unit in a CPU task; the block that leaves it holds uint8 crops."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, unit_queue: Any) -> None:
+        self.plan, self.unit_queue = plan, unit_queue
 
-    def __call__(self, keys: pa.Table) -> Iterator[pa.Table]:
-        first = int(keys["unit"][0].as_py()) << 32
-        for batch in self.plan.decode(keys):
-            columns = {name: [row.get(name) for row in batch.rows] for name in _DECODED.names if name != "first"}
-            columns["first"] = list(range(first, first + len(batch.rows)))
-            pixels = batch.pixels
-            if len(pixels) < len(batch.rows):
-                pixels = np.zeros((len(batch.rows), *pixels.shape[1:]), np.uint8)
-                pixels[[row["status"] == OK for row in batch.rows]] = batch.pixels
-            yield pa.table(columns, schema=_DECODED).append_column("pixels", pixels_to_arrow(pixels))
-            first += len(batch.rows)
-
-
-_DECODED = pa.schema(
-    [
-        ("uri", pa.string()),
-        ("identity", pa.string()),
-        ("digest", pa.binary()),
-        ("source", pa.string()),
-        ("status", pa.string()),
-        ("error", pa.string()),
-        ("first", pa.int64()),
-    ]
-)
+    def __call__(self, block: pa.Table) -> pa.Table:
+        number, keys = unpack_unit(block)
+        beginnings = ray.get(self.unit_queue.begin.remote(number))
+        if beginnings > MOST_BEGINNINGS:
+            raise RuntimeError(_hopeless(self.plan, keys))
+        batches = list(_decode(self.plan, keys, keys.num_rows, beginnings))
+        return pack_decoded(number, joined(batches, self.plan.image_size))
 
 
 class InferActor:
-    """Infers and writes blocks of decoded crops on one GPU."""
+    """Infers and writes decoded units on one GPU."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, unit_queue: Any) -> None:
         self.plan = plan
         self.classes, self.engine, self.reason = _load(plan)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Labels a decoded block; returns the description of the written file."""
+        """Labels a decoded unit; returns the description of the written file."""
         if self.engine is None:
-            return _no_engine(self.reason)
-        rows = block.drop_columns(["first", "pixels"]).to_pylist()
-        good = pa.array([row["status"] == OK for row in rows])
-        pixels = pixels_from_arrow(block["pixels"].filter(good), self.plan.image_size)
-        infer(Decoded(rows, pixels), self.engine, self.classes, self.plan.batch_size)
-        return _write(self.plan, rows, int(block["first"][0].as_py()))
+            return _stopped(self.reason)
+        started = time.monotonic()
+        number, batch = unpack_decoded(block, self.plan.image_size)
+        infer(batch, self.engine, self.classes, self.plan.batch_size)
+        return _write(self.plan, number, batch.rows, started)
+
+
+def _decode(plan: Plan, keys: pa.Table, batch_size: int, beginnings: int) -> Iterator[Decoded]:
+    limits = {"image_size": plan.image_size, "max_pixels": plan.config.max_pixels, "max_bytes": plan.config.max_bytes}
+    if beginnings > 1:  # whoever had this unit before did not survive it
+        return iter([decode_isolated(keys, **limits)])
+    return decode_items(keys, batch_size=batch_size, **limits)
+
+
+def _hopeless(plan: Plan, keys: pa.Table) -> str:
+    first = keys["uri"][0].as_py()
+    return (
+        f"teacher={plan.config.teacher}: {MOST_BEGINNINGS} workers died of the {keys.num_rows} images from {first} on"
+    )
 
 
 def _load(plan: Plan) -> tuple[tuple[str, ...], Engine | None, str]:
@@ -187,7 +199,7 @@ def _load(plan: Plan) -> tuple[tuple[str, ...], Engine | None, str]:
         return (), None, f"teacher={plan.config.teacher}: cannot be loaded ({type(error).__name__}: {one_line(error)})"
 
 
-def _no_engine(reason: str) -> pa.Table:
+def _stopped(reason: str) -> pa.Table:
     return pa.Table.from_pylist([{"reason": reason}])
 
 
@@ -217,10 +229,8 @@ def _single_threaded() -> None:
     torch.set_num_threads(1)
 
 
-def _write(plan: Plan, rows: list[dict[str, Any]], first: int) -> pa.Table:
-    file = write_file(plan.config.table, plan.model, to_table(rows, plan.run), f"{plan.run}-{first >> 32:06d}")
-    counts: dict[str, int] = {}
-    for row in rows:
-        key = f"n_{row['status']}"
-        counts[key] = counts.get(key, 0) + 1
-    return pa.Table.from_pylist([{"path": file.path, "bytes": file.bytes, "rows": file.rows, "first": first} | counts])
+def _write(plan: Plan, number: int, rows: list[dict[str, Any]], started: float) -> pa.Table:
+    file = write_file(plan.config.table, plan.model, to_table(rows, plan.run), f"{plan.run}-{number:06d}")
+    counts = Counter(f"n_{row['status']}" for row in rows)
+    written = {"path": file.path, "bytes": file.bytes, "rows": file.rows}
+    return pa.Table.from_pylist([{"unit": number, "seconds": time.monotonic() - started} | written | counts])

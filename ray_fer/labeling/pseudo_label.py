@@ -1,16 +1,12 @@
 """The main job: the teacher's predictions for every image of the sources, each exactly once per content and model.
 
-List → diff against the ledger → units → Ray Data graph → commit, as a stream: the driver holds 16 bytes per labelled
-image, one wave of keys, and the descriptions of files that are not committed yet. The next wave is listed while this
-one runs.
+List → diff against the ledger → units → Ray Data graph → commit, as one stream: the driver holds 16 bytes per labelled
+image, a few pages of keys, and the descriptions of files that are not committed yet.
 """
 
 from __future__ import annotations
 
 import logging
-import math
-import queue
-import threading
 import time
 import uuid
 from collections import Counter
@@ -32,12 +28,6 @@ from ray_fer.models.artifact import Artifact, open_artifact, resolve_precision
 
 log = logging.getLogger(__name__)
 
-# A wave starts the actors, so waves grow; the first is small because it is what a user waits for.
-FIRST_WAVE_UNITS = 8
-LAST_WAVE_UNITS = 256
-WAVE_PATIENCE_SECONDS = 5.0
-SMALLEST_UNIT_ROWS = 64
-UNITS_PER_ACTOR = 4
 FEWEST_FOR_FAILURE_SHARE = 1000
 PROGRESS_SECONDS = 5.0
 
@@ -152,17 +142,16 @@ class _Run:
         )
 
     def go(self) -> None:
-        """Labels wave after wave; what is finished is committed even when a wave fails."""
-        from ray_fer.labeling.graph import label_units
+        """Labels what is new; what is finished is committed even when something fails."""
+        from ray_fer.labeling.graph import label
 
         try:
-            for wave in _waves(self._new_pages(), self.plan.unit_rows, self.plan.actors):
-                for written in label_units(wave, self.plan):
-                    self.statuses.update({status: count or 0 for status, count in written.pop("counts").items()})
-                    self.pending.append(WrittenFile(**written))
-                    self._commit(self.config.commit_seconds)
-                    self._report(PROGRESS_SECONDS)
-                    self._check_failures()
+            for written in label(self._new_pages(), self.plan):
+                self.statuses.update({status: count or 0 for status, count in written.pop("counts").items()})
+                self.pending.append(WrittenFile(**written))
+                self._commit(self.config.commit_seconds)
+                self._report(PROGRESS_SECONDS)
+                self._check_failures()
         finally:
             self._commit(0)
         self._report(0)
@@ -219,49 +208,3 @@ class _Run:
             "labelled_by_others": self.by_others,
             "statuses": {status: count for status, count in sorted(self.statuses.items()) if count},
         }
-
-
-def _waves(pages: Iterator[pa.Table], unit_rows: int, actors: int) -> Iterator[list[pa.Table]]:
-    """Cuts a stream of pages into waves of units, listing ahead in a thread.
-
-    A wave ends when it is full, when the listing ends, or when some work is there and the listing keeps it waiting.
-    """
-    ahead: queue.Queue[pa.Table | Exception | None] = queue.Queue(maxsize=64)
-    threading.Thread(target=_fill, args=(ahead, pages), daemon=True).start()
-    size = FIRST_WAVE_UNITS * unit_rows
-    ended = False
-    while not ended:
-        wave: list[pa.Table] = []
-        rows = 0
-        deadline = time.monotonic() + WAVE_PATIENCE_SECONDS
-        while rows < size:
-            try:
-                page = ahead.get(timeout=max(0.0, deadline - time.monotonic()) if wave else None)
-            except queue.Empty:
-                break
-            if isinstance(page, Exception):
-                raise page
-            if page is None:
-                ended = True
-                break
-            wave.append(page)
-            rows += page.num_rows
-        if wave:
-            yield _units(pa.concat_tables(wave), unit_rows, actors)
-        size = min(size * 4, LAST_WAVE_UNITS * unit_rows * max(1, actors // 4))
-
-
-def _fill(ahead: queue.Queue[pa.Table | Exception | None], pages: Iterator[pa.Table]) -> None:
-    try:
-        for page in pages:
-            ahead.put(page)
-        ahead.put(None)
-    except Exception as error:
-        ahead.put(error)
-
-
-def _units(keys: pa.Table, unit_rows: int, actors: int) -> list[pa.Table]:
-    """Cuts keys into units of like size, small enough that every actor gets several."""
-    wanted = math.ceil(keys.num_rows / (actors * UNITS_PER_ACTOR))
-    rows = min(unit_rows, max(SMALLEST_UNIT_ROWS, wanted))
-    return [keys.slice(start, rows).combine_chunks() for start in range(0, keys.num_rows, rows)]

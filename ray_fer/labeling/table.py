@@ -23,7 +23,8 @@ from ray_fer.errors import UserError, one_line
 
 OK = "ok"
 # Nothing will change until the object does.
-PERMANENT = ("undecodable", "too_large")
+CRASHED = "crashed"
+PERMANENT = ("undecodable", "too_large", CRASHED)
 # May be otherwise on a later run.
 TRANSIENT = ("missing", "unreadable")
 

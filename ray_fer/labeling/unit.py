@@ -6,13 +6,13 @@ decoding tasks and GPU actors where there is one (see `graph`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import pickle
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
@@ -41,11 +41,13 @@ class Decoded:
 def decode_items(
     keys: pa.Table, *, image_size: int, batch_size: int, max_pixels: int, max_bytes: int
 ) -> Iterator[Decoded]:
-    """Reads and decodes the objects of ``keys`` (uri, identity, size, source), ``batch_size`` good crops at a time."""
+    """Reads and decodes the objects of ``keys`` (uri, identity, size, source), ``batch_size`` of them at a time."""
     columns = keys.select(["uri", "identity", "size", "source"]).to_pydict()
     items = [Item(*key) for key in zip(columns["uri"], columns["identity"], columns["size"], strict=True)]
-    batch, crops = Decoded(), 0
-    pixels = np.empty((batch_size, image_size, image_size, 3), np.uint8)
+    left = keys.num_rows
+    rows: list[dict[str, Any]] = []
+    crops = 0
+    pixels = np.empty((min(batch_size, left), image_size, image_size, 3), np.uint8)
     for read, source in zip(read_objects(items, max_bytes), columns["source"], strict=True):
         row = {"uri": read.item.uri, "identity": read.identity, "source": source, "status": read.status}
         if read.data is None:
@@ -57,15 +59,23 @@ def decode_items(
                 crops += 1
             except DecodeError as error:
                 row |= {"status": error.status, "error": error.message}
-        batch.rows.append(row)
-        if crops == batch_size:
-            batch.pixels = pixels
-            yield batch
-            batch, crops = Decoded(), 0
-            pixels = np.empty_like(pixels)
-    if batch.rows:
-        batch.pixels = pixels[:crops]
-        yield batch
+            except MemoryError:
+                row |= {"status": "too_large", "error": "not enough memory to decode it"}
+        rows.append(row)
+        left -= 1
+        if len(rows) == batch_size or not left:
+            yield Decoded(rows, pixels[:crops])
+            rows, crops = [], 0
+            pixels = np.empty((min(batch_size, left), image_size, image_size, 3), np.uint8)
+
+
+def joined(batches: Sequence[Decoded], image_size: int) -> Decoded:
+    """Batches as one; a single one is not copied."""
+    if len(batches) == 1:
+        return batches[0]
+    none = np.empty((0, image_size, image_size, 3), np.uint8)
+    pixels = [batch.pixels for batch in batches if len(batch.pixels)]
+    return Decoded([row for batch in batches for row in batch.rows], np.concatenate([none, *pixels]))
 
 
 def infer(batch: Decoded, engine: Engine, classes: tuple[str, ...], batch_size: int) -> None:
@@ -84,17 +94,17 @@ def to_table(rows: list[dict[str, Any]], run: str) -> pa.Table:
     return pa.Table.from_pylist([row | stamp for row in rows], schema=FILE_SCHEMA)
 
 
-def pixels_to_arrow(pixels: npt.NDArray[np.uint8]) -> pa.FixedSizeBinaryArray:
-    """Crops uint8 (B, S, S, 3) as a column, without copying them."""
-    width = int(np.prod(pixels.shape[1:]))
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(pixels), [None, pa.py_buffer(pixels)])
+def pack_decoded(number: int, batch: Decoded) -> pa.Table:
+    """A decoded unit as a block of one row, without copying the pixels: number, rows, pixels."""
+    ends = pa.py_buffer(np.array([0, batch.pixels.nbytes]))
+    pixels = pa.LargeBinaryArray.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(batch.pixels)])
+    return pa.table(
+        {"unit": [number], "rows": pa.array([pickle.dumps(batch.rows)], pa.large_binary()), "pixels": pixels}
+    )
 
 
-def pixels_from_arrow(column: pa.ChunkedArray, image_size: int) -> Pixels:
-    """The inverse of `pixels_to_arrow`."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays(array.chunks)
-    width = image_size * image_size * 3
-    flat = np.frombuffer(array.buffers()[1], np.uint8, len(array) * width, array.offset * width)
-    return flat.reshape(len(array), image_size, image_size, 3)
+def unpack_decoded(block: pa.Table, image_size: int) -> tuple[int, Decoded]:
+    """The inverse of `pack_decoded`; the pixels are a view into ``block``."""
+    flat = np.frombuffer(block["pixels"][0].as_buffer(), np.uint8)
+    rows = pickle.loads(block["rows"][0].as_py())
+    return block["unit"][0].as_py(), Decoded(rows, flat.reshape(-1, image_size, image_size, 3))

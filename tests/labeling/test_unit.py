@@ -7,7 +7,7 @@ import xxhash
 
 from ray_fer.data.sources import list_sources
 from ray_fer.labeling.table import FILE_SCHEMA
-from ray_fer.labeling.unit import decode_items, infer, pixels_from_arrow, pixels_to_arrow, to_table
+from ray_fer.labeling.unit import decode_items, infer, pack_decoded, to_table, unpack_decoded
 from ray_fer.models.engines import OpenVINOEngine, TorchEngine
 from ray_fer.models.softmax import softmax
 from tests.images import CLASSES, picture, tiny_model, write_pictures
@@ -73,12 +73,16 @@ def test_an_overwritten_object_is_recorded_as_what_was_read(tmp_path: Path) -> N
     assert batch.rows[0]["identity"] != keys["identity"][0].as_py()
 
 
-def test_pixels_survive_arrow() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 3), np.uint8)
-    column = pa.chunked_array([pixels_to_arrow(pixels)])
-    assert (pixels_from_arrow(column, 8) == pixels).all()
-    some = column.filter(pa.array([True, False, True, True, False]))
-    assert (pixels_from_arrow(some, 8) == pixels[[0, 2, 3]]).all()
+def test_a_decoded_unit_survives_its_block(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", range(3))
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"not a picture")
+    (batch,) = decode_items(keys_of(tmp_path / "in"), image_size=32, batch_size=9, **LIMITS)
+    block = pack_decoded(7, batch)
+    assert block.num_rows == 1
+    number, other = unpack_decoded(block, 32)
+    assert (number, other.rows) == (7, batch.rows)
+    assert other.pixels.shape == (3, 32, 32, 3)
+    assert (other.pixels == batch.pixels).all()
 
 
 def test_engines_agree(tmp_path: Path) -> None:

@@ -1,0 +1,236 @@
+"""From a stream of listed keys to units of work on the cluster: one Ray Data run takes them as they come.
+
+Listing thread → backlog (bounded) → feeding thread → unit queue (an actor beside the driver) → Ray Data's read task →
+the labelling actors. Only so many units are out that no worker waits, so the driver's memory does not grow with the
+bucket, and a unit is cut to last `UNIT_SECONDS` at the speed measured so far: that bounds what a kill can cost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+UNIT_SECONDS = 5.0
+SMALLEST_UNIT_ROWS = 64
+PAGES_AHEAD = 64
+UNITS_PER_WORKER = 3
+
+
+class Dispatcher:
+    """The driver's side: cuts units from the pages and keeps count of those that are out.
+
+    Args:
+        pages: tables of new keys, drawn in a thread of their own.
+        workers: that take units at the same time.
+        unit_rows: the largest number of images in a unit.
+    """
+
+    def __init__(self, pages: Iterator[pa.Table], workers: int, unit_rows: int) -> None:
+        self.workers, self.unit_rows = workers, unit_rows
+        self.error: Exception | None = None
+        self._backlog: deque[pa.Table] = deque()
+        self._listed = False
+        self._rate = 0.0
+        self._out: set[int] = set()
+        self._changed = threading.Condition()
+        threading.Thread(target=self._list, args=(pages,), daemon=True).start()
+
+    def wait_for_work(self) -> int:
+        """Waits for the first page of new keys; the rows that are there then, 0 where the listing ended without any."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._backlog or self._listed)
+            if self.error and not self._backlog:
+                raise self.error
+            return self._backlog_rows()
+
+    def feed(self, unit_queue: Any) -> None:
+        """Starts the thread that puts units into ``unit_queue`` (see `make_queue`), and None after the last."""
+        threading.Thread(target=self._feed, args=(unit_queue,), daemon=True).start()
+
+    def next_unit(self, number: int) -> pa.Table | None:
+        """Waits until another unit may go out, and cuts it; None after the last."""
+        with self._changed:
+            self._changed.wait_for(self._can_cut)
+            rows = self._wanted()
+            if not self._backlog:
+                return None
+            taken: list[pa.Table] = []
+            while rows and self._backlog:
+                page = self._backlog.popleft()
+                if page.num_rows > rows:
+                    self._backlog.appendleft(page.slice(rows))
+                    page = page.slice(0, rows)
+                rows -= page.num_rows
+                taken.append(page)
+            self._out.add(number)
+            self._changed.notify_all()
+            return pa.concat_tables(taken).combine_chunks()
+
+    def finished(self, number: int, rows: int, seconds: float) -> bool:
+        """Takes note of a finished unit; False when it was finished before, as Ray may run a unit twice."""
+        with self._changed:
+            if number not in self._out:
+                return False
+            self._out.remove(number)
+            self._rate = rows / max(seconds, 1e-3)
+            self._changed.notify_all()
+            return True
+
+    def close(self) -> None:
+        """To be called when Ray Data's stream has ended.
+
+        Raises:
+            Exception: the listing's, if that is what ended it.
+            RuntimeError: when units were lost.
+        """
+        if self.error:
+            raise self.error
+        if self._out:
+            raise RuntimeError(f"{len(self._out)} units were lost on the cluster; run again to label what they held")
+
+    def _list(self, pages: Iterator[pa.Table]) -> None:
+        try:
+            for page in pages:
+                with self._changed:
+                    self._changed.wait_for(lambda: len(self._backlog) < PAGES_AHEAD)
+                    self._backlog.append(page)
+                    self._changed.notify_all()
+        except Exception as error:
+            self.error = error
+        with self._changed:
+            self._listed = True
+            self._changed.notify_all()
+
+    def _feed(self, unit_queue: Any) -> None:
+        number = 0
+        while (keys := self.next_unit(number)) is not None:
+            ray.get(unit_queue.put.remote(pack_unit(number, keys)))
+            number += 1
+        ray.get(unit_queue.put.remote(None))
+
+    def _can_cut(self) -> bool:
+        if len(self._out) >= self.workers * UNITS_PER_WORKER:
+            return False
+        if self._listed:
+            return True
+        # A listing slower than the workers: a small unit now is better than an idle worker.
+        idle = len(self._out) < self.workers and bool(self._backlog)
+        return idle or self._backlog_rows() >= self._wanted()
+
+    def _wanted(self) -> int:
+        return unit_size(self._rate, self._backlog_rows() if self._listed else None, self.workers, self.unit_rows)
+
+    def _backlog_rows(self) -> int:
+        return sum(page.num_rows for page in self._backlog)
+
+
+def unit_size(rate: float, left: int | None, workers: int, most: int) -> int:
+    """Rows of the next unit.
+
+    Args:
+        rate: images per second of one worker; 0 while unknown.
+        left: images that are not in any unit yet; None while the listing goes on.
+        workers: that share them.
+        most: never more than this.
+
+    Returns:
+        What lasts `UNIT_SECONDS`; near the end less, so that all workers finish together; at least
+        `SMALLEST_UNIT_ROWS`, as far as ``most`` allows.
+    """
+    rows = rate * UNIT_SECONDS
+    if left is not None:
+        rows = min(rows, math.ceil(left / (2 * workers)))
+    return min(most, max(SMALLEST_UNIT_ROWS, int(rows)))
+
+
+def pack_unit(number: int, keys: pa.Table) -> pa.Table:
+    """A unit as a block of one row, the grain at which Ray Data moves and retries: its number and its keys."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, keys.schema) as writer:
+        writer.write_table(keys)
+    return pa.table({"unit": [number], "keys": pa.array([sink.getvalue().to_pybytes()], pa.large_binary())})
+
+
+def unpack_unit(block: pa.Table) -> tuple[int, pa.Table]:
+    """The inverse of `pack_unit`."""
+    return block["unit"][0].as_py(), pa.ipc.open_stream(block["keys"][0].as_buffer()).read_all()
+
+
+class UnitQueue:
+    """The queue between the driver and the read task; it also counts how often each unit was begun."""
+
+    def __init__(self) -> None:
+        self._units: asyncio.Queue[pa.Table | None] = asyncio.Queue()
+        self._begun: Counter[int] = Counter()
+        self._opened = False
+
+    async def open(self) -> None:
+        """To be called by the reader. There is never a second one: the queue does not give again what a first one lost.
+
+        Raises:
+            RuntimeError: when Ray restarts a reader that died.
+        """
+        if self._opened:
+            raise RuntimeError("the process that hands units to the workers died; run again to label what is left")
+        self._opened = True
+
+    async def put(self, unit: pa.Table | None) -> None:
+        """Appends a packed unit; None ends the stream."""
+        await self._units.put(unit)
+
+    async def get(self) -> pa.Table | None:
+        """The next packed unit, as soon as there is one."""
+        return await self._units.get()
+
+    async def begin(self, number: int) -> int:
+        """Notes that a worker begins a unit; 1 for the first time, more when earlier workers did not survive it."""
+        self._begun[number] += 1
+        return self._begun[number]
+
+
+def make_queue() -> Any:
+    """A `UnitQueue` actor on the driver's node, where it lives and dies with the job."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(UnitQueue).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+def read_units(unit_queue: Any) -> Any:
+    """A Ray Data dataset of the packed units that come through ``unit_queue``, one block each."""
+    dataset = ray.data.read_datasource(_Units(unit_queue), override_num_blocks=1, num_cpus=0)
+    # Ray Data joins what a read task yields up to this size; a block of one row cannot be split.
+    dataset.context.target_max_block_size = 1
+    return dataset
+
+
+class _Units(Datasource):
+    def __init__(self, unit_queue: Any) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._queue = unit_queue
+
+    @property
+    def supports_distributed_reads(self) -> bool:
+        return False
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        unit_queue = self._queue
+
+        def units() -> Iterator[pa.Table]:
+            ray.get(unit_queue.open.remote())
+            while (unit := ray.get(unit_queue.get.remote())) is not None:
+                yield unit
+
+        return [ReadTask(units, BlockMetadata(None, None, None, None))]

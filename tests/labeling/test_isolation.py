@@ -1,0 +1,33 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from ray_fer.data.sources import list_sources
+from ray_fer.labeling.isolation import decode_isolated
+from ray_fer.labeling.unit import decode_items
+from tests.images import deadly_picture, write_deadly_decoder, write_pictures
+
+LIMITS = {"image_size": 32, "max_pixels": 1 << 20, "max_bytes": 1 << 20}
+
+
+def test_only_the_object_that_kills_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "in"
+    write_pictures(source, range(4))
+    (source / "bad.jpg").write_bytes(b"no picture")
+    keys = pa.concat_tables(list_sources([str(source)], Counter()))
+    (expected,) = decode_items(keys, batch_size=100, **LIMITS)
+    assert decode_isolated(keys, **LIMITS).rows == expected.rows
+    assert np.array_equal(decode_isolated(keys, **LIMITS).pixels, expected.pixels)
+
+    monkeypatch.syspath_prepend(write_deadly_decoder(tmp_path / "deadly"))
+    victims = [keys["uri"][index].as_py() for index in (0, 2)]
+    for uri in victims:
+        Path(uri).write_bytes(deadly_picture())
+    batch = decode_isolated(keys, **LIMITS)
+    assert [row["uri"] for row in batch.rows] == keys["uri"].to_pylist()
+    crashed = {row["uri"]: row["error"] for row in batch.rows if row["status"] == "crashed"}
+    assert crashed == dict.fromkeys(victims, "kills the process that decodes it (signal 9)")
+    assert len(batch.pixels) == sum(row["status"] == "ok" for row in batch.rows)
