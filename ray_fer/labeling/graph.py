@@ -230,7 +230,10 @@ def _single_threaded() -> None:
 
 
 def _write(plan: Plan, number: int, rows: list[dict[str, Any]], started: float) -> pa.Table:
-    file = write_file(plan.config.table, plan.model, to_table(rows, plan.run), f"{plan.run}-{number:06d}")
+    try:
+        file = write_file(plan.config.table, plan.model, to_table(rows, plan.run), f"{plan.run}-{number:06d}")
+    except OSError as error:  # no other worker would fare better
+        return _stopped(f"table={plan.config.table}: cannot be written ({one_line(error)})")
     counts = Counter(f"n_{row['status']}" for row in rows)
     written = {"path": file.path, "bytes": file.bytes, "rows": file.rows}
     return pa.Table.from_pylist([{"unit": number, "seconds": time.monotonic() - started} | written | counts])

@@ -54,7 +54,7 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
     run = _Run(config, artifact)
     run.go()
     summary = run.summary()
-    storage.write_json(storage.join(config.table, "_runs", run.plan.run, "summary.json"), summary)
+    run.write("summary.json", summary)
     if config.select:
         from ray_fer.labeling.select import select_pseudo_labels
 
@@ -132,7 +132,7 @@ class _Run:
         self.by_others = 0
         self.pending: list[WrittenFile] = []
         self.committed_at = self.reported_at = self.started_at = time.monotonic()
-        storage.write_json(storage.join(config.table, "_runs", self.plan.run, "config.json"), config.model_dump())
+        self.write("config.json", config.model_dump())
         log.info(
             "run %s: model %s on %s, table holds %d of its rows",
             self.plan.run,
@@ -140,6 +140,17 @@ class _Run:
             device,
             self.ledger.rows,
         )
+
+    def write(self, name: str, document: Any) -> None:
+        """Writes a JSON document about the run beside the table.
+
+        Raises:
+            UserError: when nothing can be written there.
+        """
+        try:
+            storage.write_json(storage.join(self.config.table, "_runs", self.plan.run, name), document)
+        except (OSError, botocore.exceptions.BotoCoreError) as error:
+            raise UserError(f"table={self.config.table}: cannot be written ({one_line(error)})") from None
 
     def go(self) -> None:
         """Labels what is new; what is finished is committed even when something fails."""
