@@ -12,16 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_fer import storage
-from ray_fer.data.decode import DecodeError, decode
-from ray_fer.data.read import Item, read_objects
-from ray_fer.evaluation.plots import class_histogram, contact_sheet, feedback_plot, rounds_plot
+from ray_fer.evaluation.face_sheet import COLUMNS, face_sheet
+from ray_fer.evaluation.plots import class_histogram, feedback_plot, rounds_plot
 from ray_fer.evaluation.report import CAPTIONS, Report, metric_figures
 from ray_fer.feedback.formulas import FeedbackConfig, FeedbackState, initial_state, snapshot
 from ray_fer.models.artifact import PROVENANCE, Artifact
-
-SHEET_COLUMNS = 8
-SHEET_PIXELS = 64
-_MAX_FACE_BYTES = 100 << 20
 
 Summary = Mapping[str, Any]
 
@@ -95,19 +90,11 @@ def _sheet(folder: str, classes: tuple[str, ...]) -> bytes | None:
     chosen: list[tuple[str, str]] = []
     for name in classes:
         rows = table.filter(pc.equal(table["label"], name)).sort_by([("confidence", "descending")])
-        places = np.unique(np.linspace(0, max(rows.num_rows - 1, 0), SHEET_COLUMNS).round().astype(int))
+        places = np.unique(np.linspace(0, max(rows.num_rows - 1, 0), COLUMNS).round().astype(int))
         some = rows.take(pa.array(places[: rows.num_rows]))
         for uri, confidence in zip(some["uri"].to_pylist(), some["confidence"].to_pylist(), strict=True):
             chosen.append((uri, f"{name}\n{confidence:.2f}"))
-    faces, captions = [], []
-    reads = read_objects([Item(uri, "", 0) for uri, _ in chosen], _MAX_FACE_BYTES)
-    for read, (_, caption) in zip(reads, chosen, strict=True):
-        try:
-            faces.append(decode(read.data or b"", SHEET_PIXELS))
-        except DecodeError:  # gone since it was labelled
-            continue
-        captions.append(caption)
-    return contact_sheet(np.stack(faces), captions, columns=SHEET_COLUMNS) if faces else None
+    return face_sheet(chosen)
 
 
 def _add_feedback(report: Report, classes: tuple[str, ...], documents: Sequence[Summary]) -> None:

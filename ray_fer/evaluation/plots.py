@@ -120,6 +120,38 @@ def feedback_plot(
     return png(figure)
 
 
+def throughput_plot(timeline: Sequence[tuple[float, int]], *, title: str = "Throughput") -> bytes:
+    """Rows per second over a run, from points (seconds, rows so far); in at most 60 steps, each a second or more."""
+    seconds, rows = np.asarray(timeline, np.float64).T
+    edges = np.linspace(seconds[0], seconds[-1], 1 + max(1, min(60, int(seconds[-1] - seconds[0]))))
+    rates = np.diff(np.interp(edges, seconds, rows)) / max(edges[1] - edges[0], 1e-9)
+    figure = Figure(figsize=(9.0, 3.0), layout="constrained")
+    axes = axes_of(figure, title, legend=False)
+    axes.stairs(rates, edges, fill=True, color=BLUE, alpha=0.35)
+    axes.set(xlabel="time [s]", ylabel="rows per second")
+    axes.set_ylim(bottom=0)
+    return png(figure)
+
+
+def confidence_histogram(
+    counts: ArrayLike, classes: Sequence[str], *, threshold: float | None = None, title: str = "Confidence"
+) -> bytes:
+    """How sure the predictions of every class are, stacked; counts (K, B) over B equal bins from 0 to 1."""
+    values = np.asarray(counts, np.float64)
+    edges = np.linspace(0, 1, values.shape[1] + 1)
+    figure = Figure(figsize=(7.4, 4.0), layout="constrained")
+    axes = axes_of(figure, title, legend=False)
+    below = np.zeros(values.shape[1])
+    for k, (name, colour) in enumerate(zip(classes, class_colours(classes), strict=True)):
+        axes.stairs(below + values[k], edges, baseline=below, fill=True, color=colour, label=plain(name))
+        below = below + values[k]
+    if threshold is not None:
+        axes.axvline(threshold, color=INK, linewidth=1.2, linestyle="--", label=f"threshold ({threshold:g})")
+    axes.set(xlabel="confidence", ylabel="predictions", xlim=(0, 1))
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, labelcolor=INK)
+    return png(figure)
+
+
 def expression_timeline(
     predictions: ArrayLike,
     classes: Sequence[str],

@@ -9,10 +9,10 @@ is one row per written file. Ray may run a unit twice (a lost node); only the fi
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,8 @@ from ray_fer.config import PseudoLabelConfig
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.dispatch import SMALLEST_UNIT_ROWS, Dispatcher, make_queue, read_units, unpack_unit
 from ray_fer.labeling.isolation import decode_isolated
-from ray_fer.labeling.table import write_file
+from ray_fer.labeling.progress import Stats, unit_stats
+from ray_fer.labeling.table import WrittenFile, write_file
 from ray_fer.labeling.unit import Decoded, decode_items, infer, joined, pack_decoded, to_table, unpack_decoded
 from ray_fer.models.artifact import open_artifact
 
@@ -73,11 +74,11 @@ class Plan:
         return self.actors + (cluster.cpus() if self.device == "cuda" else 0)
 
 
-def label(pages: Iterator[pa.Table], plan: Plan) -> Iterator[dict[str, Any]]:
+def label(pages: Iterator[pa.Table], plan: Plan) -> Iterator[tuple[WrittenFile, Stats]]:
     """Labels the objects of ``pages`` (uri, identity, size, source) over a pool of actors.
 
     Yields:
-        For every written file, as it is done: path, bytes, rows, and the number of rows per status as ``counts``.
+        For every unit, as it is done, its written file and what `progress.unit_stats` says of it.
 
     Raises:
         UserError: when the teacher cannot be loaded on a worker, or the listing fails.
@@ -92,11 +93,10 @@ def label(pages: Iterator[pa.Table], plan: Plan) -> Iterator[dict[str, Any]]:
     dispatcher.feed(unit_queue)
     for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for row in block.to_pylist():
-            if reason := row.pop("reason", None):
+            if reason := row.get("reason"):
                 raise UserError(reason)
-            counts = {key.removeprefix("n_"): row.pop(key) for key in list(row) if key.startswith("n_")}
-            if dispatcher.finished(row.pop("unit"), row["rows"], row.pop("seconds")):
-                yield row | {"counts": counts}
+            if dispatcher.finished(row["unit"], row["rows"], row["seconds"]):
+                yield WrittenFile(row["path"], row["bytes"], row["rows"]), json.loads(row["stats"])
     dispatcher.close()
 
 
@@ -138,7 +138,7 @@ class LabelActor:
         for batch in _decode(self.plan, keys, self.plan.batch_size, beginnings):
             infer(batch, self.engine, self.classes, self.plan.batch_size)
             rows += batch.rows
-        return _write(self.plan, number, rows, started)
+        return _write(self.plan, number, rows, self.classes, started)
 
 
 class _DecodeTask:
@@ -170,7 +170,7 @@ class InferActor:
         started = time.monotonic()
         number, batch = unpack_decoded(block, self.plan.image_size)
         infer(batch, self.engine, self.classes, self.plan.batch_size)
-        return _write(self.plan, number, batch.rows, started)
+        return _write(self.plan, number, batch.rows, self.classes, started)
 
 
 def _decode(plan: Plan, keys: pa.Table, batch_size: int, beginnings: int) -> Iterator[Decoded]:
@@ -229,11 +229,20 @@ def _single_threaded() -> None:
     torch.set_num_threads(1)
 
 
-def _write(plan: Plan, number: int, rows: list[dict[str, Any]], started: float) -> pa.Table:
+def _write(plan: Plan, number: int, rows: list[dict[str, Any]], classes: tuple[str, ...], started: float) -> pa.Table:
     try:
         file = write_file(plan.config.table, plan.model, to_table(rows, plan.run), f"{plan.run}-{number:06d}")
     except OSError as error:  # no other worker would fare better
         return _stopped(f"table={plan.config.table}: cannot be written ({one_line(error)})")
-    counts = Counter(f"n_{row['status']}" for row in rows)
-    written = {"path": file.path, "bytes": file.bytes, "rows": file.rows}
-    return pa.Table.from_pylist([{"unit": number, "seconds": time.monotonic() - started} | written | counts])
+    return pa.Table.from_pylist(
+        [
+            {
+                "unit": number,
+                "seconds": time.monotonic() - started,
+                "path": file.path,
+                "bytes": file.bytes,
+                "rows": file.rows,
+                "stats": json.dumps(unit_stats(rows, classes)),
+            }
+        ]
+    )

@@ -23,6 +23,7 @@ from ray_fer.data.sources import check_sources, list_sources
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import Ledger
+from ray_fer.labeling.progress import Metrics, Progress
 from ray_fer.labeling.table import OK, WrittenFile, create_table, read_keys
 from ray_fer.models.artifact import Artifact, open_artifact, resolve_precision
 
@@ -54,6 +55,8 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
     run = _Run(config, artifact)
     run.go()
     summary = run.summary()
+    if run.progress.done:
+        summary["report"] = run.report(summary)
     run.write("summary.json", summary)
     if config.select:
         from ray_fer.labeling.select import select_pseudo_labels
@@ -127,11 +130,13 @@ class _Run:
         self.committer = Committer(self.table, self.plan.model, self.plan.run)
         self.ledger = Ledger(read_keys(self.table, self.plan.model), config.max_attempts)
         self.listing: Counter[str] = Counter()
-        self.statuses: Counter[str] = Counter()
+        self.listed_all = False
         self.already = 0
         self.by_others = 0
         self.pending: list[WrittenFile] = []
-        self.committed_at = self.reported_at = self.started_at = time.monotonic()
+        self.committed_at = self.reported_at = time.monotonic()
+        self.progress = Progress(artifact.classes, config.selection.threshold, self.plan.actors, device)
+        self.metrics = Metrics(self.plan.run)
         self.write("config.json", config.model_dump())
         log.info(
             "run %s: model %s on %s, table holds %d of its rows",
@@ -141,25 +146,37 @@ class _Run:
             self.ledger.rows,
         )
 
-    def write(self, name: str, document: Any) -> None:
-        """Writes a JSON document about the run beside the table.
+    def report(self, summary: dict[str, Any]) -> str:
+        """Writes the page about the run and answers with its URI."""
+        from ray_fer.labeling.run_report import run_report
+
+        return self.write("report.html", run_report(summary, self.progress))
+
+    def write(self, name: str, document: Any) -> str:
+        """Writes a text or JSON document about the run beside the table, and answers with its URI.
 
         Raises:
             UserError: when nothing can be written there.
         """
+        uri = storage.join(self.config.table, "_runs", self.plan.run, name)
         try:
-            storage.write_json(storage.join(self.config.table, "_runs", self.plan.run, name), document)
+            if isinstance(document, str):
+                storage.write_bytes(uri, document.encode())
+            else:
+                storage.write_json(uri, document)
         except (OSError, botocore.exceptions.BotoCoreError) as error:
             raise UserError(f"table={self.config.table}: cannot be written ({one_line(error)})") from None
+        return uri
 
     def go(self) -> None:
         """Labels what is new; what is finished is committed even when something fails."""
         from ray_fer.labeling.graph import label
 
         try:
-            for written in label(self._new_pages(), self.plan):
-                self.statuses.update({status: count or 0 for status, count in written.pop("counts").items()})
-                self.pending.append(WrittenFile(**written))
+            for written, stats in label(self._new_pages(), self.plan):
+                self.progress.add(stats)
+                self.metrics.add(stats, self.progress, self._left())
+                self.pending.append(written)
                 self._commit(self.config.commit_seconds)
                 self._report(PROGRESS_SECONDS)
                 self._check_failures()
@@ -173,6 +190,12 @@ class _Run:
             self.already += page.num_rows - new.num_rows
             if new.num_rows:
                 yield new
+        self.listed_all = True
+
+    def _left(self) -> int | None:
+        if not self.listed_all:
+            return None
+        return self.listing["listed"] - self.already - self.progress.done
 
     def _commit(self, patience: float) -> None:
         if self.pending and time.monotonic() - self.committed_at >= patience:
@@ -184,23 +207,14 @@ class _Run:
         now = time.monotonic()
         if now - self.reported_at >= patience:
             self.reported_at = now
-            done = sum(self.statuses.values())
-            failed = ", ".join(f"{count} {status}" for status, count in self.statuses.items() if status != OK and count)
-            log.info(
-                "%d labelled%s, %d listed, %d already there, %.0f images/s, table version %d",
-                done,
-                f" ({failed})" if failed else "",
-                self.listing["listed"],
-                self.already,
-                done / max(now - self.started_at, 1e-9),
-                self.table.version(),
-            )
+            table = f"table version {self.table.version()}"
+            log.info("%s, %d already there, %s", self.progress.line(self._left()), self.already, table)
 
     def _check_failures(self) -> None:
-        done = sum(self.statuses.values())
-        failed = done - self.statuses[OK]
+        done, failed = self.progress.done, self.progress.failed
         if done >= FEWEST_FOR_FAILURE_SHARE and failed > self.config.max_failure_share * done:
-            worst, count = max(((s, c) for s, c in self.statuses.items() if s != OK), key=lambda pair: pair[1])
+            bad = ((status, count) for status, count in self.progress.statuses.items() if status != OK)
+            worst, count = max(bad, key=lambda pair: pair[1])
             raise UserError(
                 f"max_failure_share={self.config.max_failure_share}: {failed} of {done} images failed ({count} {worst})"
             )
@@ -215,7 +229,7 @@ class _Run:
             "listed": self.listing["listed"],
             "skipped": self.listing["skipped"],
             "already_labelled": self.already,
-            "labelled": sum(self.statuses.values()) - self.by_others,
+            "labelled": self.progress.done - self.by_others,
             "labelled_by_others": self.by_others,
-            "statuses": {status: count for status, count in sorted(self.statuses.items()) if count},
+            **self.progress.to_json(),
         }

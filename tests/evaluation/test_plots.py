@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ray_fer.evaluation.plot_style import EXPRESSION_COLOURS, class_colours, plain, short
-from ray_fer.evaluation.plots import class_histogram, contact_sheet, expression_timeline, feedback_plot, rounds_plot
+from ray_fer.evaluation.plots import (
+    class_histogram,
+    confidence_histogram,
+    contact_sheet,
+    expression_timeline,
+    feedback_plot,
+    rounds_plot,
+    throughput_plot,
+)
 
 CLASSES = ["neutral", "anger", "own class"]
 HOSTILE = ["$", r"$\frac$", r"a_b^{c} $\x$ \$"]
@@ -37,6 +45,11 @@ PICTURES: dict[str, Callable[[list[str]], bytes]] = {
     "no rounds": lambda names: rounds_plot({}),
     "feedback": lambda names: feedback_plot(np.ones((4, 3)), names, neutral=1.0, bounds=(0.5, 2.0)),
     "feedback, no version": lambda names: feedback_plot(np.ones((0, 3)), names, neutral=1.0),
+    "throughput": lambda names: throughput_plot([(0.0, 0), (70.0, 64), (70.01, 128), (200.0, 10_000)], title=names[0]),
+    "throughput, one point": lambda names: throughput_plot([(0.0, 0)], title=names[1]),
+    "throughput, no time": lambda names: throughput_plot([(0.0, 0), (0.0, 5)], title=names[2]),
+    "confidence": lambda names: confidence_histogram(np.ones((3, 10)), names, threshold=0.8),
+    "confidence, none": lambda names: confidence_histogram(np.zeros((3, 10)), names, title=names[1]),
     "timeline": lambda names: expression_timeline(
         [0, 0, 1, -1, 2], names, fps=25, confidence=[0.5, 0.6, NAN, NAN, 1], truth=[0, 0, 1, -1, -1]
     ),

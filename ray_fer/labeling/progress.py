@@ -1,0 +1,195 @@
+"""What a labelling run has done so far: counted on the workers per unit, added up in the driver, shown while it goes.
+
+`unit_stats` describes a unit in a few kilobytes, whatever its size; `Progress` adds such descriptions up, so that the
+driver's memory does not grow with the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import ray.util.metrics
+
+from ray_fer.labeling.table import OK
+
+CONFIDENCE_BINS = 100
+SAMPLES_PER_CLASS = 8  # a row of the sheet
+_TIMELINE_POINTS = 400
+
+Stats = dict[str, Any]
+
+
+def unit_stats(rows: Iterable[dict[str, Any]], classes: Sequence[str]) -> Stats:
+    """The description of the rows of a unit, ready for JSON.
+
+    Args:
+        rows: dicts of the columns of `table.FILE_SCHEMA`.
+        classes: K names.
+
+    Returns:
+        ``statuses``: rows per status. ``confidence``: int (K, `CONFIDENCE_BINS`), how often each class was predicted at
+        which confidence. ``samples``: of every class, the (digest, uri, confidence) of the pictures with the smallest
+        digests, which is a random choice that joins across units in any order.
+    """
+    statuses: Counter[str] = Counter()
+    histogram = np.zeros((len(classes), CONFIDENCE_BINS), np.int64)
+    index = {name: k for k, name in enumerate(classes)}
+    candidates: list[list[tuple[str, str, float]]] = [[] for _ in classes]
+    for row in rows:
+        statuses[row["status"]] += 1
+        if row["status"] == OK:
+            k, confidence = index[row["label"]], float(row["confidence"])
+            histogram[k, min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)] += 1
+            candidates[k].append((row["digest"].hex(), row["uri"], confidence))
+    samples = {name: _smallest(found) for name, found in zip(classes, candidates, strict=True)}
+    return {"statuses": dict(statuses), "confidence": histogram.tolist(), "samples": samples}
+
+
+def _smallest(samples: Iterable[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
+    unique = {sample[0]: sample for sample in samples}
+    return [unique[digest] for digest in sorted(unique)[:SAMPLES_PER_CLASS]]
+
+
+class Progress:
+    """The sums of a run.
+
+    Args:
+        classes: K names.
+        threshold: confidence from which a prediction counts as sure.
+        actors: labelling at the same time, for the cost.
+        device: ``cpu`` or ``cuda``.
+
+    Attributes:
+        statuses: rows per status.
+        confidence: int64 (K, `CONFIDENCE_BINS`).
+        samples: of every class some (digest, uri, confidence).
+        timeline: (seconds since the start, rows by then), evenly thinned.
+    """
+
+    def __init__(self, classes: Sequence[str], threshold: float, actors: int, device: str) -> None:
+        self.classes, self.threshold, self.actors, self.device = tuple(classes), threshold, actors, device
+        self.statuses: Counter[str] = Counter()
+        self.confidence = np.zeros((len(classes), CONFIDENCE_BINS), np.int64)
+        self.samples: dict[str, list[tuple[str, str, float]]] = {name: [] for name in classes}
+        self.timeline: list[tuple[float, int]] = [(0.0, 0)]
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return time.monotonic() - self._started
+
+    @property
+    def done(self) -> int:
+        """Rows so far."""
+        return self.statuses.total()
+
+    @property
+    def failed(self) -> int:
+        """Rows without a prediction so far."""
+        return self.done - self.statuses[OK]
+
+    def add(self, stats: Stats) -> None:
+        """Adds what `unit_stats` says of a unit."""
+        self.statuses.update(stats["statuses"])
+        self.confidence += np.asarray(stats["confidence"], np.int64)
+        for name, found in stats["samples"].items():
+            self.samples[name] = _smallest([*self.samples[name], *map(tuple, found)])
+        self._mark()
+
+    def _mark(self) -> None:
+        self.timeline.append((self.seconds, self.done))
+        if len(self.timeline) > _TIMELINE_POINTS:
+            self.timeline = [*self.timeline[:-1:2], self.timeline[-1]]
+
+    def labels(self) -> dict[str, int]:
+        """How often each class was predicted."""
+        return dict(zip(self.classes, self.confidence.sum(axis=1).tolist(), strict=True))
+
+    def sure_share(self) -> float:
+        """Share of the predictions that are at least as sure as the threshold, to a `CONFIDENCE_BINS`-th."""
+        first = round(self.threshold * CONFIDENCE_BINS)
+        return float(self.confidence[:, first:].sum() / max(self.confidence.sum(), 1))
+
+    def rate(self) -> float:
+        """Images per second since the first unit was done; 0 before the second one."""
+        (start, first), (end, last) = self.timeline[min(1, len(self.timeline) - 1)], self.timeline[-1]
+        return (last - first) / (end - start) if end > start else 0.0
+
+    def device_hours(self, seconds: float) -> float:
+        """What ``seconds`` of all actors cost: hours of a GPU, or of a CPU core."""
+        return seconds * self.actors / 3600
+
+    def line(self, left: int | None) -> str:
+        """One line for people.
+
+        Args:
+            left: images to go; None while the listing goes on.
+        """
+        parts = [f"{self.done:,} labelled" if left is None else f"{self.done:,} of {self.done + left:,} labelled"]
+        parts += [f"{count:,} {status}" for status, count in sorted(self.statuses.items()) if status != OK and count]
+        rate = self.rate()
+        if rate:
+            parts.append(f"{rate:,.{0 if rate >= 10 else 1}f} images/s")
+        unit = "GPU-hours" if self.device == "cuda" else "core-hours"
+        cost = f"{self.device_hours(self.seconds):.2f} {unit}"
+        if left is not None and rate:
+            eta = left / rate
+            parts.append(f"{_clock(eta)} to go")
+            cost += f" of {self.device_hours(self.seconds + eta):.2f}"
+        parts.append(cost)
+        total = self.confidence.sum()
+        if total:
+            shares = sorted(self.labels().items(), key=lambda item: -item[1])
+            parts.append(f"{self.sure_share():.0%} at {self.threshold:g} or more")
+            parts.append(" ".join(f"{name} {count / total:.0%}" for name, count in shares if count))
+        return ", ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the run's summary."""
+        return {
+            "statuses": {status: count for status, count in sorted(self.statuses.items()) if count},
+            "predicted": self.labels(),
+            "sure_share": round(self.sure_share(), 4),
+            "images_per_second": round(self.rate(), 1),
+            "gpu_hours" if self.device == "cuda" else "core_hours": round(self.device_hours(self.seconds), 4),
+        }
+
+
+class Metrics:
+    """The same figures as Ray metrics, under the names that Prometheus sees.
+
+    ``ray_fer_labelled_images_total{status}``, ``ray_fer_predictions_total{label}``, ``ray_fer_images_per_second``,
+    ``ray_fer_sure_share`` and ``ray_fer_images_left`` (-1 while the listing goes on); all with ``run``.
+    """
+
+    def __init__(self, run: str) -> None:
+        # Ray puts "ray_" before every name, and Prometheus's exporter "_total" behind a counter's.
+        self._images = ray.util.metrics.Counter("fer_labelled_images", "Rows written", ("run", "status"))
+        self._labels = ray.util.metrics.Counter("fer_predictions", "Predictions by class", ("run", "label"))
+        self._rate = ray.util.metrics.Gauge("fer_images_per_second", "Rows per second", ("run",))
+        self._sure = ray.util.metrics.Gauge("fer_sure_share", "Predictions above the threshold", ("run",))
+        self._left = ray.util.metrics.Gauge("fer_images_left", "Images to go, -1 while unknown", ("run",))
+        for metric in (self._images, self._labels, self._rate, self._sure, self._left):
+            metric.set_default_tags({"run": run})
+
+    def add(self, stats: Stats, progress: Progress, left: int | None) -> None:
+        """Publishes a unit and the sums that it led to."""
+        for status, count in stats["statuses"].items():
+            self._images.inc(count, {"status": status})
+        for name, bins in zip(progress.classes, stats["confidence"], strict=True):
+            if count := sum(bins):
+                self._labels.inc(count, {"label": name})
+        self._rate.set(progress.rate())
+        self._sure.set(progress.sure_share())
+        self._left.set(-1 if left is None else left)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,50 @@
+"""The page about a labelling run: how fast, which classes, how sure, and what the faces look like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray_fer.evaluation.face_sheet import face_sheet
+from ray_fer.evaluation.plots import class_histogram, confidence_histogram, throughput_plot
+from ray_fer.evaluation.report import Report
+from ray_fer.labeling.progress import Progress
+
+
+def run_report(summary: dict[str, Any], progress: Progress) -> str:
+    """The HTML page of a run.
+
+    Args:
+        summary: what the job returns.
+        progress: the run's sums; its samples are read again for their crops.
+    """
+    report = Report("Pseudo-labels", f"run {summary['run']}, model {summary['model']}, table {summary['table']}")
+    report.key_numbers(
+        {
+            "labelled": summary["labelled"],
+            "already labelled": summary["already_labelled"],
+            "without a prediction": progress.failed,
+            "images per second": round(progress.rate()),
+            "GPU-hours" if progress.device == "cuda" else "core-hours": progress.device_hours(progress.seconds),
+        }
+    )
+    report.section("Throughput")
+    report.figure(throughput_plot(progress.timeline), "Rows per second, as units were finished.")
+    labels = progress.labels()
+    sure = progress.confidence[:, round(progress.threshold * progress.confidence.shape[1]) :].sum(axis=1)
+    above = f"at {progress.threshold:g} or more"
+    report.section("Predictions")
+    mixes = {"predicted": list(labels.values()), above: sure.tolist()}
+    report.figure(class_histogram(mixes, progress.classes, title="Predicted classes"))
+    report.figure(confidence_histogram(progress.confidence, progress.classes, threshold=progress.threshold))
+    failures = {status: count for status, count in summary["statuses"].items() if status != "ok"}
+    if failures:
+        report.table(["status", "rows"], [list(item) for item in failures.items()])
+    chosen = [
+        (uri, f"{name}\n{confidence:.2f}")
+        for name in progress.classes
+        for _, uri, confidence in sorted(progress.samples[name], key=lambda sample: -sample[2])
+    ]
+    if (sheet := face_sheet(chosen)) is not None:
+        report.section("Faces")
+        report.figure(sheet, "A random sample of every predicted class, from the most to the least sure.")
+    return report.html()
