@@ -105,6 +105,8 @@ class PseudoLabelConfig(JobConfig):
     max_bytes: Count
     max_attempts: Count
     max_failure_share: Fraction
+    max_failures: Annotated[int, Field(ge=0)] | None
+    watch: Annotated[float, Field(gt=0)] | None
     select: str | None
     feedback: str | None
     selection: SelectionConfig

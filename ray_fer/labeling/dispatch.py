@@ -41,6 +41,8 @@ class Dispatcher:
         self.error: Exception | None = None
         self._backlog: deque[pa.Table] = deque()
         self._listed = False
+        self._stopped = False
+        self._feeder: threading.Thread | None = None
         self._rate = 0.0
         self._out: set[int] = set()
         self._changed = threading.Condition()
@@ -56,14 +58,23 @@ class Dispatcher:
 
     def feed(self, unit_queue: Any) -> None:
         """Starts the thread that puts units into ``unit_queue`` (see `make_queue`), and None after the last."""
-        threading.Thread(target=self._feed, args=(unit_queue,), daemon=True).start()
+        self._feeder = threading.Thread(target=self._feed, args=(unit_queue,), daemon=True)
+        self._feeder.start()
+
+    def stop(self) -> None:
+        """Lets no more units out, and waits for the feeding thread: it must not be left with a Ray that is gone."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._feeder:
+            self._feeder.join()
 
     def next_unit(self, number: int) -> pa.Table | None:
         """Waits until another unit may go out, and cuts it; None after the last."""
         with self._changed:
             self._changed.wait_for(self._can_cut)
             rows = self._wanted()
-            if not self._backlog:
+            if self._stopped or not self._backlog:
                 return None
             taken: list[pa.Table] = []
             while rows and self._backlog:
@@ -120,6 +131,8 @@ class Dispatcher:
         ray.get(unit_queue.put.remote(None))
 
     def _can_cut(self) -> bool:
+        if self._stopped:
+            return True
         if len(self._out) >= self.workers * UNITS_PER_WORKER:
             return False
         if self._listed:

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,7 @@ class Plan:
         return self.actors + (cluster.cpus() if self.device == "cuda" else 0)
 
 
-def label(pages: Iterator[pa.Table], plan: Plan) -> Iterator[tuple[WrittenFile, Stats]]:
+def label(pages: Iterator[pa.Table], plan: Plan) -> Generator[tuple[WrittenFile, Stats], None, None]:
     """Labels the objects of ``pages`` (uri, identity, size, source) over a pool of actors.
 
     Yields:
@@ -91,12 +91,15 @@ def label(pages: Iterator[pa.Table], plan: Plan) -> Iterator[tuple[WrittenFile, 
     unit_queue = make_queue()
     dataset = _graph(plan, unit_queue, waiting)
     dispatcher.feed(unit_queue)
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for row in block.to_pylist():
-            if reason := row.get("reason"):
-                raise UserError(reason)
-            if dispatcher.finished(row["unit"], row["rows"], row["seconds"]):
-                yield WrittenFile(row["path"], row["bytes"], row["rows"]), json.loads(row["stats"])
+    try:
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for row in block.to_pylist():
+                if reason := row.get("reason"):
+                    raise UserError(reason)
+                if dispatcher.finished(row["unit"], row["rows"], row["seconds"]):
+                    yield WrittenFile(row["path"], row["bytes"], row["rows"]), json.loads(row["stats"])
+    finally:
+        dispatcher.stop()
     dispatcher.close()
 
 

@@ -6,6 +6,7 @@ image, a few pages of keys, and the descriptions of files that are not committed
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import uuid
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 FEWEST_FOR_FAILURE_SHARE = 1000
 PROGRESS_SECONDS = 5.0
+WATCH_BACK_OFF = 16
 
 
 def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
@@ -169,20 +171,50 @@ class _Run:
         return uri
 
     def go(self) -> None:
+        """Labels what is new, and with ``watch`` what arrives until the job is told to stop."""
+        try:
+            self._label_new()
+            if self.config.watch is not None:
+                self._watch(self.config.watch)
+        except KeyboardInterrupt:
+            if self.config.watch is None:
+                raise
+            log.info("stopped watching")
+
+    def _watch(self, seconds: float) -> None:
+        log.info("watching the sources, every %g seconds", seconds)
+        idle = 0
+        while True:
+            time.sleep(seconds * min(2**idle, WATCH_BACK_OFF))
+            before = self.progress.done
+            try:
+                self._label_new()
+            except UserError as error:
+                if self.progress.done > before:
+                    raise
+                log.warning("%s; looking again later", one_line(error))
+            idle = 0 if self.progress.done > before else idle + 1
+
+    def _label_new(self) -> None:
         """Labels what is new; what is finished is committed even when something fails."""
         from ray_fer.labeling.graph import label
 
+        self.listed_all = False
+        before = self.progress.done
         try:
-            for written, stats in label(self._new_pages(), self.plan):
-                self.progress.add(stats)
-                self.metrics.add(stats, self.progress, self._left())
-                self.pending.append(written)
-                self._commit(self.config.commit_seconds)
-                self._report(PROGRESS_SECONDS)
-                self._check_failures()
+            # A run that fails closes the stream at once: its threads must not outlive Ray.
+            with contextlib.closing(label(self._new_pages(), self.plan)) as units:
+                for written, stats in units:
+                    self.progress.add(stats)
+                    self.metrics.add(stats, self.progress, self._left())
+                    self.pending.append(written)
+                    self._commit(self.config.commit_seconds)
+                    self._report(PROGRESS_SECONDS)
+                    self._check_failures()
         finally:
             self._commit(0)
-        self._report(0)
+        if self.progress.done > before:
+            self._report(0)
 
     def _new_pages(self) -> Iterator[pa.Table]:
         for page in list_sources(self.config.source, self.listing):
@@ -211,13 +243,17 @@ class _Run:
             log.info("%s, %d already there, %s", self.progress.line(self._left()), self.already, table)
 
     def _check_failures(self) -> None:
-        done, failed = self.progress.done, self.progress.failed
-        if done >= FEWEST_FOR_FAILURE_SHARE and failed > self.config.max_failure_share * done:
+        done, failed, share = self.progress.done, self.progress.failed, self.config.max_failure_share
+        most = self.config.max_failures
+        broken = None
+        if done >= FEWEST_FOR_FAILURE_SHARE and failed > share * done:
+            broken = f"max_failure_share={share}"
+        elif most is not None and failed > most:
+            broken = f"max_failures={most}"
+        if broken:
             bad = ((status, count) for status, count in self.progress.statuses.items() if status != OK)
             worst, count = max(bad, key=lambda pair: pair[1])
-            raise UserError(
-                f"max_failure_share={self.config.max_failure_share}: {failed} of {done} images failed ({count} {worst})"
-            )
+            raise UserError(f"{broken}: {failed} of {done} images failed ({count} {worst})")
 
     def summary(self) -> dict[str, Any]:
         """What the run did, for machines."""

@@ -141,3 +141,10 @@ def test_a_unit_survives_its_block() -> None:
     block = pack_unit(3, keys)
     assert block.num_rows == 1
     assert unpack_unit(block) == (3, keys)
+
+
+def test_a_stopped_stream_lets_nothing_out() -> None:
+    dispatcher = Dispatcher(iter([page(0, 2000)]), workers=1, unit_rows=10)
+    assert dispatcher.next_unit(0) is not None
+    dispatcher.stop()
+    assert dispatcher.next_unit(1) is None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from ray_fer import storage
 from ray_fer.labeling.pseudo_label import pseudo_label
 from ray_fer.labeling.table import create_table
 from tests.images import CLASSES, picture, tiny_model, write_pictures
-from tests.system.jobs import ROOT, failing_job, refusal, run_job, start_job
+from tests.system.jobs import ROOT, failing_job, kill_job, refusal, run_job, start_job
 
 # The engine that starts soonest, once: for tests in which neither is the point.
 QUICK = ("engine=torch", "actors=1")
@@ -213,3 +215,35 @@ def test_other_classes_than_the_table_are_one_line_and_status_2(tmp_path: Path) 
     assert status == 2
     assert "its classes are neutral, anger, happiness; the model's are neutral, anger, happiness, fear" in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_watching_labels_what_arrives_until_it_is_told_to_stop(tmp_path: Path, model: str) -> None:
+    source, table = tmp_path / "in", str(tmp_path / "table")
+    write_pictures(source, range(20))
+    arguments = (f"source={source}", f"teacher={model}", f"table={table}", *QUICK)
+    process = start_job("pseudo_label", *arguments, "watch=0.5")
+    try:
+        wait_for_rows(table, 20, process)
+        write_pictures(source, range(20, 30))
+        wait_for_rows(table, 30, process)
+        os.kill(process.pid, signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    finally:
+        kill_job(process)
+    assert process.returncode == 0, err[-3000:]
+    assert json.loads(out.splitlines()[-1])["labelled"] == 30
+    assert set(keys_of(table).values()) == {1}
+
+
+@pytest.mark.slow
+def test_too_many_failures_stop_the_run(tmp_path: Path, model: str) -> None:
+    source, table = tmp_path / "in", str(tmp_path / "table")
+    write_pictures(source, range(10))
+    for number in range(200):
+        (source / f"{number}.png").write_bytes(b"no picture")
+    places = (f"source={source}", f"teacher={model}", f"table={table}")
+    status, err = failing_job("pseudo_label", *places, *QUICK, "max_failures=5", "unit_rows=16")
+    assert status == 2, err[-3000:]
+    assert re.search(r"error: max_failures=5: \d+ of \d+ images failed \(\d+ undecodable\)", err.splitlines()[-1])
+    assert 6 <= len(rows_of(table)) < 210
