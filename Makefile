@@ -32,8 +32,11 @@ test-slow: $(STAMP)
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py $(DEMO)
 
+# The peers are not part of the environment.
 bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r benchmarks/peers.txt
 	$(BIN)/python -m benchmarks.labeling.compare
+	$(BIN)/python -m benchmarks.labeling.compare_incremental
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -31,6 +31,8 @@ CONTESTANTS = {
     "ray-fer": [str(ROOT / "jobs" / "pseudo_label.py"), "source={folder}", "teacher={teacher}", "table={out}"],
     "Ray template": [str(HERE / "ray_template.py"), "{folder}", "{teacher}", "{out}"],
     "bare loop": [str(HERE / "bare_loop.py"), "{folder}", "{teacher}", "{out}"],
+    "Daft": [str(HERE / "daft_batch.py"), "{folder}", "{teacher}", "{out}"],
+    "torch DataLoader": [str(HERE / "torch_loader.py"), "{folder}", "{teacher}", "{out}"],
 }
 
 

@@ -31,7 +31,7 @@ class Pictures(Dataset[torch.Tensor]):
         with Image.open(self.paths[index]) as image:
             image.draft("RGB", (self.side, self.side))
             crop = image.convert("RGB").resize((self.side, self.side), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.asarray(crop))
+        return torch.from_numpy(np.array(crop))
 
 
 @torch.inference_mode()
