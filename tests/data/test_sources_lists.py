@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
 
+import botocore.exceptions
 import pyarrow as pa
 import pytest
 
@@ -133,6 +134,7 @@ def test_relative_places_and_wrong_ones(tmp_path: Path, asked: list[str]) -> Non
         ("a,b\n1,2\n", "column=…: no such column of URIs, there are a, b"),
         ("", "no such column of URIs"),
         ("url\n\xff\n", "cannot be read"),
+        ("s3://b/a.jpg\ns3://b/b.jpg\n", "its first line is 's3://b/a.jpg', not a header; without one, call it .txt"),
         ("url,size\ns3://b/a.jpg,big\n", "cannot be read"),
         ("url,size\ns3://b/a.jpg,1,2\n", "cannot be read"),
     ):
@@ -214,6 +216,17 @@ def test_events_name_what_was_created_and_the_store_says_what_is_there(tmp_path:
     path.write_text('{"Records": []}\n{"Records"\n')
     with pytest.raises(UserError, match=f"^source={path}: line 2: not JSON"):
         check_sources([str(path)])
+
+
+@pytest.mark.parametrize("name", ["list.txt", "events.jsonl"])
+def test_a_store_that_cannot_be_asked_is_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stat(_: list[str]) -> list[Stat]:
+        raise botocore.exceptions.NoCredentialsError
+
+    monkeypatch.setattr(lists, "stat_objects", stat)
+    (tmp_path / name).write_text("s3://b/a.jpg" if name == "list.txt" else json.dumps(event("a.jpg")))
+    with pytest.raises(UserError, match=f"^source={tmp_path}/{name}: cannot be read \\(Unable to locate credentials"):
+        check_sources([str(tmp_path / name)])
 
 
 def test_a_folder_of_lists(tmp_path: Path) -> None:

@@ -99,6 +99,12 @@ def test_a_damaged_shard_is_listed_up_to_the_damage(tmp_path: Path, caplog: pyte
     (tmp_path / "cut.tar").write_bytes(whole[: 2 * 2560 + 700])
     (tmp_path / "noise.tar").write_bytes(whole[:2560] + os.urandom(5000))
     (tmp_path / "none.tar").write_bytes(b"no tar at all" * 100)
+    bomb = tarfile.TarInfo("x")
+    bomb.type, bomb.size = tarfile.XHDTYPE, 5 << 30
+    (tmp_path / "bomb.tar").write_bytes(bomb.tobuf() + bytes(2048))
+    long_name = tarfile.TarInfo("x")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 512
+    (tmp_path / "deep.tar").write_bytes((long_name.tobuf(tarfile.GNU_FORMAT) + b"n" * 512) * 2000)
     counts: Counter[str] = Counter()
     reads = read_all(items_of(tmp_path, counts=counts))
     assert sorted((Path(read.item.uri).parent.name, Path(read.item.uri).name, read.status) for read in reads) == [
@@ -107,8 +113,8 @@ def test_a_damaged_shard_is_listed_up_to_the_damage(tmp_path: Path, caplog: pyte
         ("cut.tar!", "2.jpg", "unreadable"),
         ("noise.tar!", "0.jpg", "ok"),
     ]
-    assert counts["skipped"] == 3
-    assert all(f"{name}.tar: cannot be listed" in caplog.text for name in ("cut", "noise", "none"))
+    assert counts["skipped"] == 5
+    assert all(f"{name}.tar: cannot be listed" in caplog.text for name in ("cut", "noise", "none", "bomb", "deep"))
     with pytest.raises(UserError, match="no image there"):
         check_sources([str(tmp_path / "none.tar")])
 

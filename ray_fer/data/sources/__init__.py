@@ -1,7 +1,7 @@
 """Unlabeled sources: where the images of a run lie, listed as a stream of pages.
 
 `listing` decides by a source's format who lists it: `objects` (folders, prefixes, `globs`), `tar` (WebDataset shards),
-`parquet` (image columns) or `lists` (lists of URIs, inventories, event records). The pages look the same for all:
+`parquet` (image columns), `lists` (of URIs) or `feeds` (inventories, event records). The pages look the same for all:
 `pages` says what they hold, `uris` how an image inside another file is named.
 """
 

@@ -11,15 +11,9 @@ import pyarrow.compute as pc
 
 from ray_fer.config import SourceConfig
 from ray_fer.data.decode import IMAGE_EXTENSIONS
+from ray_fer.data.sources.feeds import EVENT_ENDINGS, INVENTORY_ENDINGS, list_events, list_inventory
 from ray_fer.data.sources.files import READING_ERRORS
-from ray_fer.data.sources.lists import (
-    EVENT_ENDINGS,
-    INVENTORY_ENDINGS,
-    LIST_ENDINGS,
-    list_events,
-    list_inventory,
-    list_uris,
-)
+from ray_fer.data.sources.lists import LIST_ENDINGS, list_uris
 from ray_fer.data.sources.objects import list_objects
 from ray_fer.data.sources.pages import key_tables
 from ray_fer.data.sources.parquet import list_rows

@@ -48,14 +48,14 @@ class Source:
         return self.format == "auto" and not (self.glob or self.include or self.exclude)
 
     def chooser(self) -> Callable[[str], bool] | None:
-        """Whether a URI is wanted, by the path below the source; None where all are."""
+        """Whether a URI is wanted, by the path below the source, of a feed by all of it; None where all are."""
         if not (self.include or self.exclude):
             return None
-        root = "" if self.format in FEEDS else literal_prefix(self.uri) if self.glob else self.uri
+        root = "" if self.format in FEEDS else literal_prefix(self.uri).rpartition("/")[0] if self.glob else self.uri
         include, exclude = matcher(self.include), matcher(self.exclude)
 
         def decide(uri: str) -> bool:
-            path = uri.removeprefix(root).lstrip("/") or uri
+            path = uri.removeprefix(root).removeprefix("!").lstrip("/") or uri
             return (not self.include or include(path)) and not exclude(path)
 
         return decide

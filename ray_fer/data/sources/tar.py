@@ -19,7 +19,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import botocore.exceptions
 import pyarrow as pa
@@ -39,6 +39,7 @@ from ray_fer.errors import one_line
 log = logging.getLogger(__name__)
 
 SHARDS_AT_ONCE = 8
+LARGEST_HEADER = 1 << 20
 _LOOKED_UP = 1024
 _SCANNING_ERRORS = (OSError, tarfile.TarError, botocore.exceptions.BotoCoreError)
 
@@ -102,8 +103,28 @@ def _table(batch: pa.RecordBatch) -> pa.Table:
     return pa.Table.from_batches([batch])
 
 
+class _Headers:
+    """A file as tarfile reads it, of which no header may be larger than `LARGEST_HEADER`."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> Any:
+        if size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size} bytes at byte {self.tell()}")
+        return self._file.read(size)
+
+
 def _walk_headers(file: Any, shard: str, identity: str) -> Iterator[Key]:
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+    try:
+        yield from _regular_files(_Headers(file), shard, identity)
+    except (ValueError, OverflowError, RecursionError) as error:  # what tarfile raises is up to the bytes
+        raise tarfile.ReadError(f"{type(error).__name__}: {error}") from None
+
+
+def _regular_files(file: _Headers, shard: str, identity: str) -> Iterator[Key]:
+    with tarfile.open(fileobj=cast(BinaryIO, file), mode="r:") as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # it would hold them all in memory
             if member.isreg() and member.sparse is None:
