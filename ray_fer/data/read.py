@@ -19,6 +19,7 @@ from typing import Any
 from ray_fer import storage
 from ray_fer.data.items import READING_ERRORS, Item, Read, failed
 from ray_fer.data.read_parquet import read_rows
+from ray_fer.data.read_s3 import get_object
 from ray_fer.data.read_tar import read_members, read_members_s3
 from ray_fer.data.runs import Members, Rows, Run, group
 from ray_fer.data.sources import local_identity
@@ -105,14 +106,10 @@ def _read_file(item: Item, max_bytes: int) -> Read:
 
 async def _read_s3(fs: Any, run: Run, max_bytes: int) -> list[Read]:
     item = run.items[0]
-    bucket, _, key = item.uri.removeprefix("s3://").partition("/")
     try:
-        # Not fs.cat_file: it does not tell the ETag of what it read.
-        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
-        async with answer["Body"] as body:
-            identity = answer["ETag"].strip('"')
-            if answer["ContentLength"] > max_bytes:
-                return [Read(item, identity, None, "too_large", f"{answer['ContentLength']} bytes")]
-            return [Read(item, identity, await body.read())]
+        answer = await get_object(fs, item.uri, max_bytes)
     except READING_ERRORS as error:
         return [failed(item, error)]
+    if answer.body is None:
+        return [Read(item, answer.identity, None, "too_large", f"{answer.length} bytes")]
+    return [Read(item, answer.identity, answer.body)]

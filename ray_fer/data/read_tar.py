@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from ray_fer.data.items import READING_ERRORS, Item, Read, bounded, failed
+from ray_fer.data.read_s3 import get_object
 from ray_fer.data.runs import Members
 from ray_fer.data.sources import local_identity
 from ray_fer.data.sources.tar import forget_indexes
@@ -31,15 +32,13 @@ def read_members(run: Members, max_bytes: int) -> list[Read]:
 async def read_members_s3(fs: Any, run: Members, max_bytes: int) -> list[Read]:
     """Reads members of a shard on S3 by one ranged request."""
     start, end = _stretch(run, max_bytes)
-    bucket, _, key = run.place.removeprefix("s3://").partition("/")
+    if start == end:  # nothing to ask for
+        return _cut(run, max_bytes, _shard_identity(run), start, b"")
     try:
-        if start == end:  # nothing to ask for
-            return _cut(run, max_bytes, _shard_identity(run), start, b"")
-        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}")
-        async with answer["Body"] as body:
-            return _cut(run, max_bytes, answer["ETag"].strip('"'), start, await body.read())
+        answer = await get_object(fs, run.place, end - start, Range=f"bytes={start}-{end - 1}")
     except READING_ERRORS as error:
         return [failed(item, error) for item in run.items]
+    return _cut(run, max_bytes, answer.identity, start, answer.body or b"")
 
 
 def _stretch(run: Members, max_bytes: int) -> tuple[int, int]:
