@@ -44,8 +44,8 @@ def decode_items(
 ) -> Iterator[Decoded]:
     """Reads and decodes the objects of ``keys`` (uri, identity, size, source), ``batch_size`` good crops at a time."""
     columns = keys.select(["uri", "identity", "size", "source"]).to_pydict()
-    rows = zip(*columns.values(), strict=True)
-    items = [Item(uri, identity, size, pinned=is_feed(source)) for uri, identity, size, source in rows]
+    pinned = map(is_feed, columns["source"])
+    items = [Item(*key) for key in zip(columns["uri"], columns["identity"], columns["size"], pinned, strict=True)]
     batch, crops = Decoded(), 0
     pixels = np.empty((batch_size, image_size, image_size, 3), np.uint8)
     for read, source in zip(read_objects(items, max_bytes), columns["source"], strict=True):
