@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
+from botocore.exceptions import BotoCoreError
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 
-from ray_fer.errors import UserError
+from ray_fer import storage
+from ray_fer.errors import UserError, one_line
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -24,13 +26,49 @@ NonNegative = Annotated[float, Field(ge=0)]
 Uris = Annotated[
     list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)
 ]
+Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Rule = Literal["threshold", "top_k"]
+SourceFormat = Literal["auto", "images", "webdataset", "parquet", "list", "inventory", "events"]
 
 
 class JobConfig(BaseModel):
     """What the configs of all jobs share: unknown keys are errors, values are never silently converted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), coerce_numbers_to_str=True)
+
+
+class SourceConfig(JobConfig):
+    """One entry of ``source`` that is more than a URI."""
+
+    uri: str
+    format: SourceFormat = "auto"
+    column: str | None = None
+    include: Patterns = []
+    exclude: Patterns = []
+
+
+def _read_sources(value: Any) -> Any:
+    """``source`` as a list: of one, or what a YAML file lists."""
+    if not isinstance(value, str):
+        return [value] if isinstance(value, dict) else value
+    if not value.lower().endswith((".yaml", ".yml")):
+        return [value]
+    try:
+        return yaml.safe_load(storage.read_bytes(value))
+    except (OSError, UserError, ValueError, yaml.YAMLError, BotoCoreError) as error:
+        raise ValueError(f"cannot be read ({one_line(error)})") from None
+
+
+Sources = Annotated[
+    list[
+        Annotated[
+            Annotated[str, Tag("function-uri")] | Annotated[SourceConfig, Tag("function-source")],
+            Discriminator(lambda value: "function-uri" if isinstance(value, str) else "function-source"),
+        ]
+    ],
+    BeforeValidator(_read_sources),
+    Field(min_length=1),
+]
 
 
 class DrawFacesConfig(JobConfig):
@@ -91,7 +129,7 @@ class SelectionConfig(JobConfig):
 class PseudoLabelConfig(JobConfig):
     """``jobs/pseudo_label.py``"""
 
-    source: Uris
+    source: Sources
     teacher: str
     table: str
     unit_rows: Count
@@ -181,7 +219,7 @@ class SelfTrainConfig(JobConfig):
 
     labeled: str
     val: str
-    source: Uris
+    source: Sources
     out: str
     rounds: Annotated[int, Field(ge=0)]
     seed: int

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from ray_fer.config import SCHEMAS, conf_file, load_config
+from ray_fer.config import SCHEMAS, SourceConfig, conf_file, load_config
 from ray_fer.errors import UserError
 
 REQUIRED = ["source=in", "teacher=model", "table=out"]
@@ -51,3 +51,35 @@ def test_wrong_keys_and_values_are_named_in_one_line(arguments: list[str], messa
     with pytest.raises(UserError, match=message) as caught:
         load_config("pseudo_label", arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_sources_are_uris_entries_or_a_file_of_them(tmp_path: Path) -> None:
+    file = tmp_path / "sources.yaml"
+    file.write_text("- s3://a/faces\n- {uri: s3://b/t.parquet, column: image, exclude: '*.png'}\n")
+    for value in (str(file), "[s3://a/faces, {uri: s3://b/t.parquet, column: image, exclude: ['*.png']}]"):
+        first, second = load_config("pseudo_label", [f"source={value}", *REQUIRED[1:]]).source
+        assert first == "s3://a/faces"
+        assert second == SourceConfig(uri="s3://b/t.parquet", column="image", exclude=["*.png"])
+    assert load_config("self_train", ["source={uri: a}", *(f"{key}=x" for key in ("labeled", "val", "out"))]).source
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- {uri: a, fromat: list}", "source.0.fromat: no such key"),
+        ("- a\n- {format: list}", "source.1.uri: required"),
+        ("- {uri: a, format: tar}", "source.0.format='tar': input should be 'auto'"),
+        ("- 7", "source.0=7: "),
+        ("a: b", "source={'a': 'b'}: "),
+        ("", "source=None: "),
+        ("[]", "source='.*/sources.yaml': value should have at least 1 item"),
+        ("- {", "source='.*/sources.yaml': value error, cannot be read"),
+    ],
+)
+def test_a_wrong_file_of_sources_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "sources.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        load_config("pseudo_label", [f"source={tmp_path / 'sources.yaml'}", *REQUIRED[1:]])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"source='/nowhere.yml': value error, cannot be read \(.*no such file"):
+        load_config("pseudo_label", ["source=/nowhere.yml", *REQUIRED[1:]])

@@ -1,7 +1,9 @@
-"""Reading objects in order, with many requests in flight where the store is remote.
+"""Reading images in order, with many requests in flight where the store is remote.
 
-Each object ends as its bytes with the identity that those bytes have (an object overwritten since it was listed is
-recorded as what was really read), or as a status. Nothing here raises for one bad object.
+Each ends as its bytes with the identity that those bytes have (an object overwritten since it was listed is recorded as
+what was really read), or as a status. Nothing here raises for one bad object.
+
+What lies together is read together: neighbours in a tar shard by one ranged request, rows of a table in their order.
 """
 
 from __future__ import annotations
@@ -11,68 +13,83 @@ import os
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import aiohttp
-import botocore.exceptions
-
 from ray_fer import storage
+from ray_fer.data.items import READING_ERRORS, Item, Read, failed
+from ray_fer.data.read_parquet import read_rows
+from ray_fer.data.read_s3 import get_object
+from ray_fer.data.read_tar import read_members, read_members_s3
+from ray_fer.data.runs import Members, Rows, Run, group
 from ray_fer.data.sources import local_identity
-from ray_fer.errors import one_line
+
+__all__ = ["Item", "Read", "read_objects"]
 
 IN_FLIGHT = 64
 IN_FLIGHT_BYTES = 256 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One object to read: its URI, and its identity and size in bytes as listed."""
-
-    uri: str
-    identity: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """What came of reading an `Item`: ``data``, or a status (``missing``, ``unreadable``, ``too_large``) with why."""
-
-    item: Item
-    identity: str
-    data: bytes | None
-    status: str = "ok"
-    error: str = ""
 
 
 def read_objects(items: Iterable[Item], max_bytes: int) -> Iterator[Read]:
     """Reads ``items``; the results come in their order.
 
     Args:
-        items: local files and objects on S3 in any mixture.
-        max_bytes: larger objects are not read and end as ``too_large``.
+        items: local and on S3, loose objects, members of shards and rows of tables in any mixture.
+        max_bytes: larger ones are not read, or not kept, and end as ``too_large``.
     """
-    waiting: deque[tuple[Item, Future[Read]]] = deque()
+    waiting: deque[tuple[int, Future[list[Read]]]] = deque()
     in_flight = 0
-    for item in items:
-        if not storage.is_remote(item.uri):
-            while waiting:
-                in_flight -= waiting[0][0].size
-                yield waiting.popleft()[1].result()
-            yield _read_local(item, max_bytes)
-            continue
-        waiting.append((item, _start_s3(item, max_bytes)))
-        in_flight += item.size
-        while len(waiting) >= IN_FLIGHT or (in_flight > IN_FLIGHT_BYTES and waiting):
-            done, future = waiting.popleft()
-            in_flight -= done.size
-            yield future.result()
-    for _, future in waiting:
-        yield future.result()
+    # One thread, because rows are read in their order; it decodes the next ones while these are looked at.
+    tables = ThreadPoolExecutor(1)
+    try:
+        for run in group(items):
+            future = _start(run, max_bytes, tables)
+            if future is None:
+                while waiting:
+                    in_flight -= waiting[0][0]
+                    yield from map(_settled, waiting.popleft()[1].result())
+                yield from map(_settled, _read_local(run, max_bytes))
+                continue
+            waiting.append((run.size, future))
+            in_flight += run.size
+            while len(waiting) >= IN_FLIGHT or (in_flight > IN_FLIGHT_BYTES and waiting):
+                size, done = waiting.popleft()
+                in_flight -= size
+                yield from map(_settled, done.result())
+        for _, future in waiting:
+            yield from map(_settled, future.result())
+    finally:
+        tables.shutdown(wait=False, cancel_futures=True)
 
 
-def _read_local(item: Item, max_bytes: int) -> Read:
+def _settled(read: Read) -> Read:
+    item = read.item
+    if item.pinned and item.identity and read.identity != item.identity:
+        return Read(item, item.identity, None, "missing", f"overwritten since the list was made, now {read.identity}")
+    return read
+
+
+def _start(run: Run, max_bytes: int, tables: ThreadPoolExecutor) -> Future[list[Read]] | None:
+    """Begins to read what is remote; None for what is local."""
+    if not storage.is_remote(run.place):
+        return None
+    if isinstance(run, Rows):
+        return tables.submit(read_rows, run, max_bytes)
+    fs, _ = storage.filesystem(run.place)
+    reading = read_members_s3(fs, run, max_bytes) if isinstance(run, Members) else _read_s3(fs, run, max_bytes)
+    return asyncio.run_coroutine_threadsafe(reading, fs.loop)
+
+
+def _read_local(run: Run, max_bytes: int) -> list[Read]:
+    match run:
+        case Members():
+            return read_members(run, max_bytes)
+        case Rows():
+            return read_rows(run, max_bytes)
+    return [_read_file(run.items[0], max_bytes)]
+
+
+def _read_file(item: Item, max_bytes: int) -> Read:
     try:
         # Without O_NONBLOCK, a pipe that has taken the file's place would be waited for for ever.
         with open(os.open(item.uri, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
@@ -83,28 +100,16 @@ def _read_local(item: Item, max_bytes: int) -> Read:
             if status.st_size > max_bytes:
                 return Read(item, identity, None, "too_large", f"{status.st_size} bytes")
             return Read(item, identity, file.read())
-    except FileNotFoundError:
-        return Read(item, item.identity, None, "missing", "vanished since it was listed, or its name is not UTF-8")
     except OSError as error:
-        return Read(item, item.identity, None, "unreadable", f"{type(error).__name__}: {error.strerror}")
+        return failed(item, error)
 
 
-def _start_s3(item: Item, max_bytes: int) -> Future[Read]:
-    fs, _ = storage.filesystem(item.uri)
-    return asyncio.run_coroutine_threadsafe(_read_s3(fs, item, max_bytes), fs.loop)
-
-
-async def _read_s3(fs: Any, item: Item, max_bytes: int) -> Read:
-    bucket, _, key = item.uri.removeprefix("s3://").partition("/")
+async def _read_s3(fs: Any, run: Run, max_bytes: int) -> list[Read]:
+    item = run.items[0]
     try:
-        # Not fs.cat_file: it does not tell the ETag of what it read.
-        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
-        async with answer["Body"] as body:
-            identity = answer["ETag"].strip('"')
-            if answer["ContentLength"] > max_bytes:
-                return Read(item, identity, None, "too_large", f"{answer['ContentLength']} bytes")
-            return Read(item, identity, await body.read())
-    except FileNotFoundError:
-        return Read(item, item.identity, None, "missing", "vanished since it was listed")
-    except (OSError, TimeoutError, aiohttp.ClientError, botocore.exceptions.BotoCoreError) as error:
-        return Read(item, item.identity, None, "unreadable", f"{type(error).__name__}: {one_line(error)}")
+        answer = await get_object(fs, item.uri, max_bytes)
+    except READING_ERRORS as error:
+        return [failed(item, error)]
+    if answer.body is None:
+        return [Read(item, answer.identity, None, "too_large", f"{answer.length} bytes")]
+    return [Read(item, answer.identity, answer.body)]

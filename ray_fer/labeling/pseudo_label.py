@@ -77,7 +77,7 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
 
 def _checked(config: PseudoLabelConfig) -> Artifact:
     """The teacher, once everything that can be known to be wrong before the cluster is there has been looked at."""
-    places = [("table", config.table), ("select", config.select or "."), *(("source", uri) for uri in config.source)]
+    places = [("table", config.table), ("select", config.select or ".")]
     for key, uri in places:
         storage.normalise_argument(key, uri)
     try:

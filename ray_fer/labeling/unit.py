@@ -18,6 +18,7 @@ import xxhash
 
 from ray_fer.data.decode import DecodeError, decode_into
 from ray_fer.data.read import Item, read_objects
+from ray_fer.data.sources import is_feed
 from ray_fer.labeling.table import FILE_SCHEMA, OK
 from ray_fer.models.softmax import softmax
 
@@ -43,7 +44,8 @@ def decode_items(
 ) -> Iterator[Decoded]:
     """Reads and decodes the objects of ``keys`` (uri, identity, size, source), ``batch_size`` of them at a time."""
     columns = keys.select(["uri", "identity", "size", "source"]).to_pydict()
-    items = [Item(*key) for key in zip(columns["uri"], columns["identity"], columns["size"], strict=True)]
+    pinned = map(is_feed, columns["source"])
+    items = [Item(*key) for key in zip(columns["uri"], columns["identity"], columns["size"], pinned, strict=True)]
     left = keys.num_rows
     rows: list[dict[str, Any]] = []
     crops = 0

@@ -190,7 +190,7 @@ class _Loop:
         return config
 
     def _label_config(self, teacher: str) -> PseudoLabelConfig:
-        fixed = {"source": self.config.source, "teacher": teacher, "table": self.place("predictions")}
+        fixed = {"source": self.config.model_dump()["source"], "teacher": teacher, "table": self.place("predictions")}
         config: PseudoLabelConfig = section_config(
             "self_train: label", "pseudo_label", {**self.config.label, **fixed, "select": None, "feedback": None}
         )

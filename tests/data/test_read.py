@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
 
-from ray_fer.data import read
+from ray_fer import storage
+from ray_fer.data import read, read_s3
 from ray_fer.data.read import Item, Read, read_objects
+from ray_fer.data.read_s3 import get_object
+from ray_fer.data.runs import Run
 from ray_fer.data.sources import local_identity
 
 LIMIT = 1 << 20
@@ -62,13 +68,45 @@ def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path) -> None:
     assert (only(listed).status, only(listed).error) == ("unreadable", "no longer a regular file")
 
 
+class Breaking:
+    """The part of a file system that is asked for objects: answers break off, the first ``breaks`` times."""
+
+    def __init__(self, breaks: int) -> None:
+        self.breaks = breaks
+
+    async def _call_s3(self, *_: object, **__: object) -> dict[str, Any]:
+        return {"Body": self, "ContentLength": 5, "ETag": '"v1"'}
+
+    async def __aenter__(self) -> Breaking:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def read(self) -> bytes:
+        self.breaks -= 1
+        if self.breaks >= 0:
+            raise aiohttp.ClientPayloadError("broke off")
+        return b"whole"
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_s3, "_PAUSE_SECONDS", 0)
+    assert asyncio.run(get_object(Breaking(3), "s3://b/a.jpg", 5)) == ("v1", 5, b"whole")
+    assert asyncio.run(get_object(Breaking(3), "s3://b/a.jpg", 4)) == ("v1", 5, None)
+    with pytest.raises(aiohttp.ClientPayloadError):
+        asyncio.run(get_object(Breaking(4), "s3://b/a.jpg", 5))
+
+
 def test_a_mixture_of_stores_keeps_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(item: Item, max_bytes: int) -> Future[Read]:
-        done: Future[Read] = Future()
-        done.set_result(Read(item, item.identity, b"far"))
+    def start(run: Run, *_: object) -> Future[list[Read]] | None:
+        if not storage.is_remote(run.place):
+            return None
+        done: Future[list[Read]] = Future()
+        done.set_result([Read(item, item.identity, b"far") for item in run.items])
         return done
 
-    monkeypatch.setattr(read, "_start_s3", start)
+    monkeypatch.setattr(read, "_start", start)
     (tmp_path / "a.jpg").write_bytes(b"near")
     far, near = [Item(f"s3://bucket/{n}.jpg", "v1", 3) for n in range(3)], item(tmp_path / "a.jpg")
     items = [far[0], near, far[1], far[2], near]

@@ -7,8 +7,7 @@ import pyarrow as pa
 import pytest
 
 from ray_fer import storage
-from ray_fer.data import sources
-from ray_fer.data.sources import check_sources, list_sources
+from ray_fer.data.sources import check_sources, list_sources, pages
 from ray_fer.errors import UserError
 
 
@@ -28,7 +27,7 @@ def test_images_are_listed_and_others_counted(tmp_path: Path) -> None:
 
 
 def test_pages_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "PAGE_ROWS", 3)
+    monkeypatch.setattr(pages, "PAGE_ROWS", 3)
     for i in range(7):
         (tmp_path / f"{i}.jpg").write_bytes(b"x")
     assert [page.num_rows for page in list_sources([str(tmp_path)], Counter())] == [3, 3, 1]

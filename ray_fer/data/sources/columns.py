@@ -1,0 +1,92 @@
+"""Text, CSV and Parquet files of lists, read a page at a time."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from ray_fer import storage
+from ray_fer.data.sources import pages
+from ray_fer.data.sources.files import READING_ERRORS, open_parquet
+from ray_fer.data.sources.pages import KEY_SCHEMA
+from ray_fer.errors import UserError, one_line
+
+LIST_ERRORS = (*READING_ERRORS, UnicodeError, csv.Error, EOFError)
+
+
+@contextmanager
+def guarded(file: str) -> Iterator[None]:
+    """Turns what reading ``file``, and asking for what it names, raises into a `UserError` that names it."""
+    try:
+        yield
+    except LIST_ERRORS as error:
+        raise UserError(f"source={file}: cannot be read ({one_line(error)})") from None
+
+
+def ending(file: str) -> str:
+    """The extension of a file that may be gzipped, like ``.csv``."""
+    name = file.lower().removesuffix(".gz")
+    return name[name.rfind(".") :]
+
+
+def open_text(file: str) -> io.TextIOWrapper:
+    """A text file in UTF-8, unpacked where its name says that it is packed."""
+    fs, path = storage.filesystem(file)
+    opened: io.TextIOWrapper = fs.open(path, "rt", compression="infer", encoding="utf-8-sig", newline="")
+    return opened
+
+
+def column_names(file: str) -> list[str]:
+    """The columns of a Parquet file, or of a CSV by its header."""
+    if ending(file) == ".parquet":
+        with open_parquet(file) as (table, _):
+            return list(table.schema_arrow.names)
+    with open_text(file) as lines:
+        return next(csv.reader(lines), [])
+
+
+def batches(file: str, names: Sequence[str], wanted: Sequence[str], headless: bool = False) -> Iterator[pa.Table]:
+    """Some columns of a CSV or Parquet file, a page at a time.
+
+    Args:
+        file: URI.
+        names: of all its columns.
+        wanted: which of them.
+        headless: whether it is a CSV whose first line is a row.
+    """
+    if ending(file) == ".parquet":
+        with open_parquet(file) as (table, _):
+            for batch in table.iter_batches(pages.PAGE_ROWS, columns=list(wanted), use_threads=False):
+                yield pa.Table.from_batches([batch])
+        return
+    fs, path = storage.filesystem(file)
+    with fs.open(path, "rb", compression="infer") as opened:
+        reader = pyarrow.csv.open_csv(
+            opened,
+            read_options=pyarrow.csv.ReadOptions(use_threads=False, column_names=list(names) if headless else None),
+            parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=list(wanted), column_types=dict.fromkeys(names, pa.string())
+            ),
+        )
+        for batch in reader:
+            yield from pages.sliced(pa.Table.from_batches([batch]))
+
+
+def plain(name: str) -> str:
+    """A column's name as all spell it: ``ETag``, ``e_tag`` and ``etag`` are one."""
+    return name.strip().lower().replace("_", "")
+
+
+def keys_of(uri: Any, identity: Any, size: Any) -> pa.Table:
+    """A table of `KEY_SCHEMA` from columns of strings; ETags lose their quotes, what is not known is empty or 0."""
+    identity = pc.utf8_trim(pc.fill_null(identity, ""), characters='"')
+    size = pc.fill_null(pc.if_else(pc.equal(size, ""), None, size).cast(pa.int64()), 0)
+    return pa.Table.from_arrays([uri, identity, size], schema=KEY_SCHEMA)

@@ -1,0 +1,137 @@
+"""Lists all sources as one stream of pages; the one place that decides by a source's format who lists it."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_fer.config import SourceConfig
+from ray_fer.data.decode import IMAGE_EXTENSIONS
+from ray_fer.data.sources.feeds import EVENT_ENDINGS, INVENTORY_ENDINGS, list_events, list_inventory
+from ray_fer.data.sources.files import READING_ERRORS
+from ray_fer.data.sources.lists import LIST_ENDINGS, list_uris
+from ray_fer.data.sources.objects import list_objects
+from ray_fer.data.sources.pages import key_tables
+from ray_fer.data.sources.parquet import list_rows
+from ray_fer.data.sources.spec import COMPRESSED_TAR, Source, resolve
+from ray_fer.data.sources.tar import list_members
+from ray_fer.errors import UserError, one_line
+
+log = logging.getLogger(__name__)
+
+_IMAGE = rf"(?i)\.({'|'.join(ending[1:] for ending in sorted(IMAGE_EXTENSIONS))})$"
+_SHARD = r"(?i)\.tar$"
+_INSIDE = r"(?is)\.tar!/|#column=.*&row=\d+$"
+
+
+def list_sources(sources: Sequence[str | SourceConfig], counts: Counter[str]) -> Iterator[pa.Table]:
+    """Pages of the images of all sources, one source after the other.
+
+    Args:
+        sources: URIs of folders, prefixes, patterns, single files, or entries with a format and other options.
+        counts: grows while the pages are drawn: ``listed`` images, and ``skipped`` objects that are none (without an
+            image's extension, compressed archives, empty lines and old versions in lists, what cannot be listed).
+
+    Yields:
+        Tables of `PAGE_SCHEMA`, none empty.
+
+    Raises:
+        UserError: for a source that is not there, cannot be read or holds no image.
+    """
+    for source in _outermost([resolve(source) for source in sources]):
+        before = counts["listed"]
+        chosen = source.chooser()
+        for keys in _list_source(source, counts):
+            page = keys.filter(pa.array(map(chosen, keys["uri"].to_pylist()), pa.bool_())) if chosen else keys
+            if page.num_rows:
+                counts["listed"] += page.num_rows
+                yield page.append_column("source", pa.repeat(source.label, page.num_rows))
+        if counts["listed"] == before and source.format != "events":  # none may have come since the last run
+            hint = "; a pattern names objects, not folders: …/**" if source.glob else ""
+            raise UserError(f"source={source.uri}: no image there{hint}")
+
+
+def check_sources(sources: Sequence[str | SourceConfig]) -> None:
+    """Raises `UserError` for the first source that is not there or holds no image; lists at most a page of each."""
+    for source in sources:
+        next(iter(list_sources([source], Counter())), None)
+
+
+def _outermost(sources: Sequence[Source]) -> list[Source]:
+    """Sources without repetitions and without those that lie inside another one."""
+    kept: list[Source] = []
+    for source in sorted(dict.fromkeys(sources), key=lambda source: source.uri):
+        inside = next((outer for outer in kept if outer.plain and source.uri.startswith(outer.uri + "/")), None)
+        if inside and source.plain:
+            log.warning("source %s lies inside %s and is listed once", source.uri, inside.uri)
+        else:
+            kept.append(source)
+    return kept
+
+
+def _list_source(source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
+    """Tables of the keys of a source's images."""
+    match source.format:
+        case "parquet":
+            for file in _files(source, (".parquet",), counts):
+                yield from _rows(source, file, counts)
+        case "list":
+            for file in _files(source, LIST_ENDINGS, counts):
+                yield from _expand(source, list_uris(file, source.column, counts), counts)
+        case "inventory":
+            for file in _files(source, INVENTORY_ENDINGS, counts):
+                yield from _expand(source, list_inventory(file, counts), counts)
+        case "events":
+            for file in _files(source, EVENT_ENDINGS, counts):
+                yield from _expand(source, list_events(file, counts), counts)
+        case _:
+            yield from _expand(source, key_tables(list_objects(source)), counts)
+
+
+def _rows(source: Source, file: str, counts: Counter[str]) -> Iterator[pa.Table]:
+    try:
+        yield from list_rows(file, source.column)
+    except READING_ERRORS as error:
+        if file == source.uri:
+            raise UserError(f"source={file}: cannot be read as Parquet ({one_line(error)})") from None
+        log.warning("%s: cannot be read as Parquet (%s)", file, one_line(error))
+        counts["skipped"] += 1
+
+
+def _files(source: Source, endings: tuple[str, ...], counts: Counter[str]) -> Iterator[str]:
+    """The files that a source other than loose images is made of, told by their names where there are several."""
+    for uri, _, _ in list_objects(source):
+        if uri == source.uri or uri.lower().removesuffix(".gz").endswith(endings):
+            yield uri
+        else:
+            counts["skipped"] += 1
+
+
+def _expand(source: Source, objects: Iterable[pa.Table], counts: Counter[str]) -> Iterator[pa.Table]:
+    """The images among ``objects``, and those in the tar shards among them."""
+    compressed = 0
+    for table in objects:
+        uri = table["uri"]
+        shard = pc.match_substring_regex(uri, _SHARD)
+        packed = pc.match_substring_regex(uri, COMPRESSED_TAR)
+        if source.format == "list":  # who names an object means it, whatever it is called
+            image = pc.invert(pc.or_(shard, packed))
+        else:
+            # A loose object must not be taken for a member or a row by who reads it.
+            image = pc.and_(pc.match_substring_regex(uri, _IMAGE), pc.invert(pc.match_substring_regex(uri, _INSIDE)))
+        images = table.filter(image) if source.format != "webdataset" else table.slice(0, 0)
+        shards = table.filter(shard) if source.format != "images" else table.slice(0, 0)
+        counts["skipped"] += table.num_rows - images.num_rows - shards.num_rows
+        compressed += pc.sum(packed).as_py() or 0
+        if images.num_rows:
+            yield images
+        if shards.num_rows:
+            yield from list_members(shards["uri"].to_pylist(), shards["identity"].to_pylist(), counts)
+    if compressed:
+        log.warning(
+            "source=%s: %d compressed tar files skipped: only plain .tar is read in place", source.uri, compressed
+        )

@@ -1,0 +1,115 @@
+"""Lists of URIs made by others, in text, CSV or Parquet files.
+
+A list, an inventory and event records (`feeds`) say what was there once. Where they give ETags, these are taken as
+identities; where they give none, every object is looked at, many at a time. Event records are always looked at: they
+come late, twice and in any order, and only the store knows which object is there now.
+
+An object that has another identity by the time that it is read gets the status ``missing``. A row under the new
+identity would be written again by every run that reads the same list, or by the next event record of the same run.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_fer import storage
+from ray_fer.data.sources import pages
+from ray_fer.data.sources.columns import batches, column_names, ending, guarded, keys_of, open_text, plain
+from ray_fer.data.sources.pages import key_table, key_tables
+from ray_fer.data.sources.stats import stat_objects
+from ray_fer.data.sources.uris import Member, Row, parse
+from ray_fer.errors import UserError
+
+LIST_ENDINGS = (".txt", ".csv", ".parquet")
+_URI_COLUMNS = ("uri", "url", "path", "file")
+_LOOK_ROWS = 1000
+
+
+def list_uris(file: str, column: str | None, counts: Counter[str]) -> Iterator[pa.Table]:
+    """Tables of `KEY_SCHEMA` of the objects that a list of URIs names; relative paths start at the list's folder.
+
+    Args:
+        file: CSV or Parquet with a column of URIs and, optionally, ``identity`` (or ``etag``) and ``size``; any other
+            is a text with a URI a line.
+        column: the column of URIs; None for ``uri``, ``url``, ``path``, ``file`` or the only one.
+        counts: ``skipped`` grows by empty lines and cells.
+
+    Raises:
+        UserError: naming the file, and the row where one is wrong.
+    """
+    folder = file.rsplit("/", 1)[0]
+    first = 1
+    lines = _uri_columns(file, column) if ending(file) in (".csv", ".parquet") else _text_lines(file)
+    with guarded(file):
+        for table in lines:
+            uris = [_absolute(file, first + i, uri, folder) for i, uri in enumerate(table["uri"].to_pylist())]
+            first += len(uris)
+            counts["skipped"] += uris.count(None)
+            table = table.set_column(0, "uri", pa.array(uris, pa.string()))
+            yield from identified(table.filter(pc.is_valid(table["uri"])))
+
+
+def identified(table: pa.Table) -> Iterator[pa.Table]:
+    """``table`` with the identities and sizes of the objects that the store has to be asked about.
+
+    What is not there keeps an empty identity and is found missing, for the record, by whoever reads it.
+
+    Raises:
+        botocore.exceptions.BotoCoreError: when the store cannot be asked at all.
+    """
+    # An identity from elsewhere says nothing of a local file, whose status costs nothing, and a shard's nothing of a
+    # member.
+    remote = pc.starts_with(table["uri"], "s3://")
+    vague = pc.and_(pc.match_substring(table["uri"], "!/"), pc.invert(pc.match_substring(table["identity"], "@")))
+    known = pc.and_(pc.and_(pc.not_equal(table["identity"], ""), remote), pc.invert(vague))
+    yield from pages.sliced(table.filter(known))
+    unknown = table.filter(pc.invert(known))
+    for start in range(0, unknown.num_rows, _LOOK_ROWS):
+        uris = unknown["uri"].slice(start, _LOOK_ROWS).to_pylist()
+        yield key_table([(uri, *stat) for uri, stat in zip(uris, stat_objects(uris), strict=True)])
+
+
+def _text_lines(file: str) -> Iterator[pa.Table]:
+    with open_text(file) as lines:
+        yield from key_tables((line.strip("\r\n"), "", 0) for line in lines)
+
+
+def _uri_columns(file: str, column: str | None) -> Iterator[pa.Table]:
+    names = column_names(file)
+    by_name = {plain(name): name for name in names}
+    uri = column or next(
+        (by_name[name] for name in _URI_COLUMNS if name in by_name), names[0] if len(names) == 1 else ""
+    )
+    if not column and "/" in uri:
+        raise UserError(f"source={file}: its first line is {uri!r}, not a header; without one, call it .txt")
+    if uri not in names:
+        raise UserError(f"source={file}: column={uri or '…'}: no such column of URIs, there are {', '.join(names)}")
+    identity = next((by_name[name] for name in ("identity", "etag") if name in by_name), None)
+    yield from _key_columns(file, names, [uri, identity, by_name.get("size")])
+
+
+def _key_columns(file: str, names: Sequence[str], wanted: Sequence[str | None]) -> Iterator[pa.Table]:
+    for table in batches(file, names, [name for name in wanted if name]):
+        absent = pa.nulls(table.num_rows, pa.string())
+        columns = [table[name].cast(pa.string()) if name else absent for name in wanted]
+        yield keys_of(*columns)
+
+
+def _absolute(file: str, row: int, uri: str | None, folder: str) -> str | None:
+    if not uri:
+        return None
+    match parse(uri):
+        case Member(shard, name):
+            return Member(str(_absolute(file, row, shard, folder)), name).uri
+        case Row(table, column, number):
+            return Row(str(_absolute(file, row, table, folder)), column, number).uri
+    if uri.startswith("s3://"):
+        return uri  # as it stands: a key may end with a slash
+    try:
+        return storage.normalise(uri if "://" in uri or uri.startswith(("/", "~")) else f"{folder}/{uri}")
+    except UserError as error:
+        raise UserError(f"source={file}: row {row}: {error}") from None

@@ -1,0 +1,117 @@
+"""Loose objects under a folder, a prefix or a pattern, local or on S3."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator
+
+import botocore.exceptions
+
+from ray_fer import storage
+from ray_fer.data.sources.globs import literal_prefix, may_hold, translate
+from ray_fer.data.sources.pages import Key
+from ray_fer.data.sources.spec import Source
+from ray_fer.errors import UserError, one_line
+
+log = logging.getLogger(__name__)
+
+
+def local_identity(status: os.stat_result) -> str:
+    """Identity of a local file: its size and modification time in nanoseconds."""
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def list_objects(source: Source) -> Iterator[Key]:
+    """Everything at and under the place of ``source``, or what its pattern matches.
+
+    Raises:
+        UserError: where there is no such place, or it cannot be listed.
+    """
+    if not source.glob:
+        yield from _list_s3(source.uri) if storage.is_remote(source.uri) else _list_local(source.uri)
+        return
+    matches = translate(source.uri).match
+    for key in _under_prefix(source.uri):
+        if matches(key[0]):
+            yield key
+
+
+def _under_prefix(pattern: str) -> Iterator[Key]:
+    prefix = literal_prefix(pattern)
+    if storage.is_remote(pattern):
+        bucket, _, key = prefix.removeprefix("s3://").partition("/")
+        return _list_prefix(pattern, bucket, key)
+    folder = os.path.dirname(prefix)
+    if not os.path.isdir(folder):
+        raise UserError(f"source={pattern}: no such folder as {folder}")
+    return _walk(folder, may_hold(pattern))
+
+
+def _list_local(source: str) -> Iterator[Key]:
+    if os.path.isfile(source):
+        status = os.stat(source)
+        yield source, local_identity(status), status.st_size
+        return
+    if not os.path.isdir(source):
+        raise UserError(f"source={source}: no such file or folder")
+    yield from _walk(source, lambda _: True)
+
+
+def _walk(root: str, enter: Callable[[str], bool]) -> Iterator[Key]:
+    folders = [root]
+    while folders:
+        try:
+            entries = os.scandir(folders.pop())
+        except OSError as error:  # removed or locked while we list: its files are found by the next run
+            log.warning("cannot list %s: %s", error.filename, error.strerror)
+            continue
+        with entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    if enter(entry.path):
+                        folders.append(entry.path)
+                else:
+                    yield from _local_object(entry)
+
+
+def _local_object(entry: os.DirEntry[str]) -> Iterator[Key]:
+    try:
+        status = entry.stat()
+    except OSError:  # deleted since it was listed, or a link to nothing or to itself
+        return
+    if stat.S_ISDIR(status.st_mode):
+        log.warning("%s is a link to a folder and is not followed: name it as a source of its own", entry.path)
+    elif stat.S_ISREG(status.st_mode):  # neither pipes nor devices
+        # A name that is not UTF-8 cannot be a string column: it is kept readable, and its row will say so.
+        path = entry.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        yield path, local_identity(status), status.st_size
+
+
+def _list_s3(source: str) -> Iterator[Key]:
+    bucket, _, key = source.removeprefix("s3://").partition("/")
+    found = False
+    for entry in _list_prefix(source, bucket, f"{key}/" if key else ""):
+        found = True
+        yield entry
+    if key and not found:  # a single object
+        yield from (entry for entry in _list_prefix(source, bucket, key, pages=1) if entry[0] == source)
+
+
+def _list_prefix(source: str, bucket: str, prefix: str, pages: int | None = None) -> Iterator[Key]:
+    fs, _ = storage.filesystem(source)
+    arguments = {"Bucket": bucket, "Prefix": prefix}
+    while pages != 0:
+        try:
+            answer = fs.call_s3("list_objects_v2", **arguments)
+        except FileNotFoundError:
+            raise UserError(f"source={source}: no such bucket") from None
+        except (OSError, ValueError, botocore.exceptions.BotoCoreError) as error:
+            raise UserError(f"source={source}: cannot be listed ({one_line(error)})") from None
+        for entry in answer.get("Contents", ()):
+            yield f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"'), entry["Size"]
+        if not answer.get("IsTruncated"):
+            return
+        arguments["ContinuationToken"] = answer["NextContinuationToken"]
+        pages = pages and pages - 1

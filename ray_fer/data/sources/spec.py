@@ -1,0 +1,101 @@
+"""An entry of ``source`` as the one thing that all listers take: where, in which format, and which of what is there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ray_fer import storage
+from ray_fer.config import SourceConfig
+from ray_fer.data.sources.globs import is_glob, literal_prefix, matcher, translate
+from ray_fer.data.sources.uris import parse
+from ray_fer.errors import UserError
+
+COMPRESSED_TAR = r"(?i)\.(tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|lzma))$"
+_FORMATS = {".parquet": "parquet", ".txt": "list", ".csv": "list", ".jsonl": "events", ".ndjson": "events"}
+WITH_COLUMN = ("parquet", "list")
+FEEDS = ("list", "inventory", "events")
+_FEED_LABELS = tuple(f"{feed}:" for feed in FEEDS)
+_COMPRESSED = re.compile(COMPRESSED_TAR)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source as `resolve` has found it.
+
+    Attributes:
+        uri: normalised; a pattern where ``glob`` is set.
+        format: never ``auto`` for what is told by its extension; ``auto`` means loose images and tar shards.
+    """
+
+    uri: str
+    format: str = "auto"
+    column: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    glob: bool = False
+
+    @property
+    def label(self) -> str:
+        """What the pages' column ``source`` says; of a feed, its format too."""
+        return f"{self.format}:{self.uri}" if self.format in FEEDS else self.uri
+
+    @property
+    def plain(self) -> bool:
+        """Whether all images under ``uri`` are meant, so that another source inside it adds nothing."""
+        return self.format == "auto" and not (self.glob or self.include or self.exclude)
+
+    def chooser(self) -> Callable[[str], bool] | None:
+        """Whether a URI is wanted, by the path below the source, of a feed by all of it; None where all are."""
+        if not (self.include or self.exclude):
+            return None
+        root = "" if self.format in FEEDS else literal_prefix(self.uri).rpartition("/")[0] if self.glob else self.uri
+        include, exclude = matcher(self.include), matcher(self.exclude)
+
+        def decide(uri: str) -> bool:
+            path = uri.removeprefix(root).removeprefix("!").lstrip("/") or uri
+            return (not self.include or include(path)) and not exclude(path)
+
+        return decide
+
+
+def is_feed(label: str) -> bool:
+    """Whether the source with this `Source.label` may name an object several times, or long after it was there."""
+    return label.startswith(_FEED_LABELS)
+
+
+def resolve(entry: str | SourceConfig) -> Source:
+    """Checks an entry of ``source`` as far as that can be done without looking into it.
+
+    Raises:
+        UserError: naming the entry and the key.
+    """
+    given = SourceConfig(uri=entry) if isinstance(entry, str) else entry
+    uri = storage.normalise_argument("source", given.uri)
+    glob = is_glob(uri) and (storage.is_remote(uri) or not os.path.lexists(uri))
+    fmt = given.format if given.format != "auto" else _format_of(uri)
+    source = Source(uri, fmt, given.column, tuple(given.include), tuple(given.exclude), glob)
+    if given.column and fmt not in WITH_COLUMN:
+        raise UserError(f"source={uri}: column={given.column}: only {' and '.join(WITH_COLUMN)} have columns")
+    if not glob and _COMPRESSED.search(uri) and not os.path.isdir(uri):
+        raise UserError(f"source={uri}: a compressed tar cannot be read in place; repack it as a plain .tar")
+    if parse(uri):
+        raise UserError(f"source={uri}: a single image of a shard or a table; name it in a list of URIs")
+    if glob and storage.is_remote(uri) and "/" not in literal_prefix(uri).removeprefix("s3://"):
+        raise UserError(f"source={uri}: no wildcards in a bucket's name")
+    for key, patterns in (("uri", [uri] if glob else []), ("include", source.include), ("exclude", source.exclude)):
+        for pattern in patterns:
+            try:
+                translate(pattern)
+            except (ValueError, OverflowError) as error:
+                raise UserError(f"source={uri}: {key}={pattern}: {error}") from None
+    return source
+
+
+def _format_of(uri: str) -> str:
+    extension = os.path.splitext(uri.removesuffix(".gz"))[1].lower()
+    if extension != ".parquet" and not storage.is_remote(uri) and os.path.isdir(uri):
+        return "auto"
+    return _FORMATS.get(extension, "auto")

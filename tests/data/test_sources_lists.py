@@ -1,0 +1,238 @@
+"""Lists of URIs, inventories and event records; what is there is told by looking, or by what the list says."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_plus
+
+import botocore.exceptions
+import pyarrow as pa
+import pytest
+
+from ray_fer.config import SourceConfig
+from ray_fer.data.read import Item, read_objects
+from ray_fer.data.sources import check_sources, is_feed, list_sources, lists, local_identity
+from ray_fer.data.sources.stats import Stat
+from ray_fer.errors import UserError
+from tests.data.test_sources_tar import items_of
+from tests.shards import hugging_face, parquet_of, tar_of
+
+KEYS = ("faces/a b.jpg", "faces/ä+%.jpg", "faces/plain.png")
+
+
+def rows_of(path: Path, counts: Counter[str] | None = None, **options: Any) -> list[dict[str, Any]]:
+    entry = SourceConfig(uri=str(path), **options)
+    return pa.concat_tables(list_sources([entry], Counter() if counts is None else counts)).to_pylist()
+
+
+def identity(path: Path) -> str:
+    return local_identity(path.stat())
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The URIs that a store which is not there was asked about; it holds ``v2`` of all of them."""
+    uris: list[str] = []
+
+    def stat(wanted: list[str]) -> list[Stat]:
+        uris.extend(wanted)
+        return [("v2", 7) for _ in wanted]
+
+    monkeypatch.setattr(lists, "stat_objects", stat)
+    return uris
+
+
+def test_a_text_list_names_local_objects_of_every_kind(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(b"one")
+    (tmp_path / "in" / "no-extension").write_bytes(b"two")
+    (tmp_path / "s.tar").write_bytes(tar_of({"./m.jpg": b"three", "n.jpg": b"four"}))
+    (tmp_path / "t.parquet").write_bytes(parquet_of({"image": hugging_face([b"five", b"six"])}))
+    names = [
+        "in/a.jpg",
+        "",
+        f"{tmp_path}/in/no-extension",
+        "gone.jpg",
+        "s.tar!/./m.jpg",
+        "t.parquet#column=image&row=1",
+    ]
+    (tmp_path / "list.txt").write_text("\r\n".join([*names, f"file://{tmp_path}/in/a.jpg"]) + "\n")
+    counts: Counter[str] = Counter()
+    rows = rows_of(tmp_path / "list.txt", counts)
+    assert [row["uri"] for row in rows] == [
+        f"{tmp_path}/{name.removeprefix(f'{tmp_path}/')}" for name in names if name
+    ] + [f"{tmp_path}/in/a.jpg"]
+    assert counts == {"listed": 6, "skipped": 1}
+    assert {row["source"] for row in rows} == {f"list:{tmp_path}/list.txt"}
+    assert [row["identity"] for row in rows][:3] == [
+        identity(tmp_path / "in/a.jpg"),
+        identity(tmp_path / "in/no-extension"),
+        "",
+    ]
+    reads = list(read_objects([Item(row["uri"], row["identity"], row["size"]) for row in rows], 100))
+    assert [read.data for read in reads] == [b"one", b"two", None, b"three", b"six", b"one"]
+    assert reads[2].status == "missing"
+
+
+def test_a_shard_in_a_list_is_all_its_images(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(tar_of({"m.jpg": b"three", "n.jpg": b"four", "n.json": b"{}"}))
+    (tmp_path / "list.txt").write_text("s.tar\n")
+    assert [item.uri for item in items_of(tmp_path / "list.txt")] == [f"{tmp_path}/s.tar!/{n}.jpg" for n in "mn"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet"])
+def test_etags_of_a_list_are_taken_and_the_others_asked_for(tmp_path: Path, kind: str, asked: list[str]) -> None:
+    columns = {
+        "n": ["1", "2", "3"],
+        "url": [f"s3://b/{key}" for key in KEYS],
+        "ETag": ['"v1"', None, "v1"],
+        "size": ["5", None, "6"],
+    }
+    path = tmp_path / f"list.{kind}"
+    if kind == "parquet":
+        path.write_bytes(parquet_of(columns))
+    else:
+        lines = [
+            ",".join(columns),
+            *(
+                ",".join(f'"{(c or "").replace(chr(34), chr(34) * 2)}"' for c in row)
+                for row in zip(*columns.values(), strict=True)
+            ),
+        ]
+        text = "\n".join(lines).encode()
+        path.write_bytes(gzip.compress(text) if kind == "csv.gz" else text)
+    rows = sorted(rows_of(path, format="list"), key=lambda row: KEYS.index(row["uri"].removeprefix("s3://b/")))
+    assert [(row["identity"], row["size"]) for row in rows] == [("v1", 5), ("v2", 7), ("v1", 6)]
+    assert asked == [f"s3://b/{KEYS[1]}"]
+
+
+def test_what_is_listed_elsewhere_is_read_only_as_it_was_listed(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"one")
+    assert is_feed(f"list:{tmp_path}/x.csv")
+    assert is_feed("inventory:s3://b/manifest.json")
+    assert not is_feed(f"{tmp_path}/list:")
+    now = identity(tmp_path / "a.jpg")
+    items = [Item(f"{tmp_path}/a.jpg", listed, 3, pinned=True) for listed in (now, "", "v1")]
+    reads = list(read_objects(items, 100))
+    assert [(read.data, read.identity, read.status) for read in reads] == [
+        (b"one", now, "ok"),
+        (b"one", now, "ok"),
+        (None, "v1", "missing"),
+    ]
+    assert reads[2].error == f"overwritten since the list was made, now {now}"
+
+
+def test_relative_places_and_wrong_ones(tmp_path: Path, asked: list[str]) -> None:
+    (tmp_path / "list.csv").write_text("path,label\ns3://b/a.jpg,1\nhttp://b/a.jpg,2\n")
+    with pytest.raises(UserError, match=f"^source={tmp_path}/list.csv: row 2: http://b/a.jpg: not a local path"):
+        check_sources([str(tmp_path / "list.csv")])
+    for text, message in (
+        ("a,b\n1,2\n", "column=…: no such column of URIs, there are a, b"),
+        ("", "no such column of URIs"),
+        ("url\n\xff\n", "cannot be read"),
+        ("s3://b/a.jpg\ns3://b/b.jpg\n", "its first line is 's3://b/a.jpg', not a header; without one, call it .txt"),
+        ("url,size\ns3://b/a.jpg,big\n", "cannot be read"),
+        ("url,size\ns3://b/a.jpg,1,2\n", "cannot be read"),
+    ):
+        (tmp_path / "list.csv").write_bytes(text.encode("latin-1"))
+        with pytest.raises(UserError, match=f"^source={tmp_path}/list.csv: .*{message}") as refused:
+            check_sources([str(tmp_path / "list.csv")])
+        assert len(str(refused.value).splitlines()) == 1
+    with pytest.raises(UserError, match="column=uri: no such column"):
+        check_sources([SourceConfig(uri=str(tmp_path / "list.csv"), column="uri")])
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_an_inventory_lists_what_is_current(tmp_path: Path, kind: str, asked: list[str]) -> None:
+    keys = [*KEYS, "faces/gone.jpg", "faces/old.jpg", "faces/folder/", "notes.txt"]
+    encoded = keys if kind == "parquet" else [quote_plus(key, safe="/") for key in keys]
+    columns = {
+        "bucket": ["b"] * 7,
+        "key": encoded,
+        "size": ["10"] * 7,
+        "e_tag": [f"v{i}" for i in range(7)],
+        "is_latest": ["true"] * 4 + ["false", "true", "true"],
+        "is_delete_marker": ["false"] * 3 + ["true"] + ["false"] * 3,
+    }
+    rows = [",".join(f'"{value}"' for value in row) for row in zip(*columns.values(), strict=True)]
+    path = tmp_path / "inventory.csv"
+    if kind == "csv":
+        path.write_text("\n".join([",".join(columns), *rows]))
+    else:
+        path = tmp_path / "inventory.parquet"
+        flags = {name: [value == "true" for value in columns[name]] for name in ("is_latest", "is_delete_marker")}
+        path.write_bytes(parquet_of(columns | flags | {"size": list(map(int, columns["size"]))}))
+    counts: Counter[str] = Counter()
+    found = rows_of(path, counts, format="inventory")
+    assert [(row["uri"], row["identity"], row["size"]) for row in found] == [
+        (f"s3://b/{key}", f"v{i}", 10) for i, key in enumerate(KEYS)
+    ]
+    assert {row["source"] for row in found} == {f"inventory:{path}"}
+    assert counts == {"listed": 3, "skipped": 4}
+    assert not asked
+
+
+def test_an_inventory_without_what_is_needed(tmp_path: Path) -> None:
+    for name, text, message in (
+        ("i.csv", "b,k\n1,2\n", "no column bucket, there are b, k; or name its manifest.json"),
+        ("manifest.json", "{}", "not the manifest of an S3 Inventory"),
+        ("manifest.json", "[", "not the manifest of an S3 Inventory"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match=f"^source={tmp_path}/{name}: {message}"):
+            check_sources([SourceConfig(uri=str(tmp_path / name), format="inventory")])
+
+
+def event(key: str, name: str = "ObjectCreated:Put") -> dict[str, Any]:
+    return {
+        "eventName": name,
+        "s3": {"bucket": {"name": "b"}, "object": {"key": quote_plus(key, safe="/"), "eTag": "v1", "size": 5}},
+    }
+
+
+def test_events_name_what_was_created_and_the_store_says_what_is_there(tmp_path: Path, asked: list[str]) -> None:
+    bridge = {"detail-type": "Object Created", "detail": {"bucket": {"name": "b"}, "object": {"key": KEYS[2]}}}
+    documents: list[Any] = [
+        {"Records": [event(KEYS[0]), event("x.jpg", "ObjectRemoved:Delete"), event(KEYS[0])]},
+        event(KEYS[1], "s3:ObjectCreated:CompleteMultipartUpload"),
+        {"Body": json.dumps({"Message": json.dumps({"Records": [event("faces/notes.txt")]})})},
+        bridge,
+        {"Service": "Amazon S3", "Event": "s3:TestEvent"},
+        7,
+    ]
+    path = tmp_path / "events.jsonl"
+    path.write_text("\n\n".join(map(json.dumps, documents)))
+    counts: Counter[str] = Counter()
+    rows = rows_of(path, counts)
+    assert [row["uri"] for row in rows] == [f"s3://b/{key}" for key in (KEYS[0], *KEYS)]
+    assert {(row["identity"], row["size"], row["source"]) for row in rows} == {("v2", 7, f"events:{path}")}
+    assert counts == {"listed": 4, "skipped": 4}
+    path.write_text("")
+    check_sources([str(path)])
+    path.write_text('{"Records": []}\n{"Records"\n')
+    with pytest.raises(UserError, match=f"^source={path}: line 2: not JSON"):
+        check_sources([str(path)])
+
+
+@pytest.mark.parametrize("name", ["list.txt", "events.jsonl"])
+def test_a_store_that_cannot_be_asked_is_one_line(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stat(_: list[str]) -> list[Stat]:
+        raise botocore.exceptions.NoCredentialsError
+
+    monkeypatch.setattr(lists, "stat_objects", stat)
+    (tmp_path / name).write_text("s3://b/a.jpg" if name == "list.txt" else json.dumps(event("a.jpg")))
+    with pytest.raises(UserError, match=f"^source={tmp_path}/{name}: cannot be read \\(Unable to locate credentials"):
+        check_sources([str(tmp_path / name)])
+
+
+def test_a_folder_of_lists(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    for name in ("1.txt", "2.txt", "readme.md"):
+        (tmp_path / name).write_text("a.jpg\n")
+    counts: Counter[str] = Counter()
+    assert len(rows_of(tmp_path, counts, format="list")) == 2
+    assert counts == {"listed": 2, "skipped": 2}

@@ -1,0 +1,176 @@
+"""Tar shards: their members as images, listed and read in place."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from ray_fer.config import SourceConfig
+from ray_fer.data.read import Item, Read, read_objects
+from ray_fer.data.runs import Members, group
+from ray_fer.data.sources import check_sources, list_sources, local_identity
+from ray_fer.data.sources.tar import locate
+from ray_fer.data.sources.uris import Member, Range, Row, parse, parse_range
+from ray_fer.errors import UserError
+from tests.shards import tar_of
+
+LIMIT = 1 << 20
+NAMES = ("a.jpg", "./b.jpg", "d/ä €.png", "new\nline.jpg", "x.tar!/y.jpg", "q#column=a&row=1.jpg", "n" * 300 + ".jpg")
+
+
+def items_of(*sources: Path | SourceConfig, counts: Counter[str] | None = None) -> list[Item]:
+    entries = [source if isinstance(source, SourceConfig) else str(source) for source in sources]
+    pages = list(list_sources(entries, Counter() if counts is None else counts))
+    rows = pa.concat_tables(pages).to_pylist()
+    return [Item(row["uri"], row["identity"], row["size"]) for row in rows]
+
+
+def read_all(items: list[Item], max_bytes: int = LIMIT) -> list[Read]:
+    reads = list(read_objects(items, max_bytes))
+    assert [read.item for read in reads] == items
+    return reads
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_every_image_member_is_listed_and_read(tmp_path: Path, kind: int) -> None:
+    shard = tmp_path / "shard-0001.tar"
+    contents = {name: f"bytes of {i}".encode() * (i + 1) for i, name in enumerate(NAMES)}
+    shard.write_bytes(tar_of(contents | {"a.json": b"{}", "empty.jpg": b""}, kind))
+    counts: Counter[str] = Counter()
+    items = items_of(shard, counts=counts)
+    assert [item.uri for item in items] == [f"{shard}!/{name}" for name in [*contents, "empty.jpg"]]
+    assert counts == {"listed": len(NAMES) + 1, "skipped": 1}
+    assert [read.data for read in read_all(items)] == [*contents.values(), b""]
+    assert all(read.identity == read.item.identity for read in read_all(items))
+
+
+def test_the_uri_alone_is_enough_to_read(tmp_path: Path) -> None:
+    shard = tmp_path / "s.tar"
+    shard.write_bytes(tar_of([("a.jpg", b"old"), ("b.jpg", b"bee"), ("a.jpg", b"new")]))
+    listed = items_of(shard)
+    reads = read_all([Item(f"{shard}!/{name}", "", 0) for name in ("b.jpg", "a.jpg", "none.jpg")])
+    assert [read.data for read in reads] == [b"bee", b"new", None]
+    assert [read.identity for read in reads[:2]] == [listed[1].identity, listed[2].identity]
+    assert reads[2].status == "missing"
+    assert locate(f"{shard}!/none.jpg") is None
+
+
+def test_shards_lie_among_loose_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "s.TAR").write_bytes(tar_of({"in.jpg": b"x"}))
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "old.tar.gz").write_bytes(gzip.compress(tar_of({"in.jpg": b"x"})))
+    counts: Counter[str] = Counter()
+    assert sorted(Path(item.uri).name for item in items_of(tmp_path, counts=counts)) == ["a.jpg", "in.jpg"]
+    assert counts == {"listed": 2, "skipped": 1}
+    assert "1 compressed tar files skipped" in caplog.text
+    for form, names in (("images", ["a.jpg"]), ("webdataset", ["in.jpg"])):
+        found = items_of(SourceConfig(uri=str(tmp_path), format=form))
+        assert [Path(item.uri).name for item in found] == names
+
+
+def test_an_overwritten_shard_is_new_work_and_not_read_at_old_places(tmp_path: Path) -> None:
+    shard = tmp_path / "s.tar"
+    shard.write_bytes(tar_of({"a.jpg": b"one", "b.jpg": b"two"}))
+    before = items_of(shard)
+    shard.write_bytes(tar_of({"b.jpg": b"TWO", "a.jpg": b"ONE"}))
+    os.utime(shard, ns=(1, 1))
+    after = items_of(shard)
+    assert not {item.identity for item in before} & {item.identity for item in after}
+    reads = read_all(before)
+    assert {(read.status, read.error) for read in reads} == {
+        ("missing", "its shard was overwritten since it was listed")
+    }
+    assert [read.identity for read in reads] == [item.identity for item in before]
+    assert [read.data for read in read_all([Item(item.uri, "", 0) for item in before])] == [b"ONE", b"TWO"]
+    shard.unlink()
+    assert {read.status for read in read_all(before) + read_all([Item(before[0].uri, "", 0)])} == {"missing"}
+
+
+def test_a_damaged_shard_is_listed_up_to_the_damage(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = tar_of({f"{i}.jpg": bytes([65 + i]) * 2000 for i in range(4)})
+    (tmp_path / "cut.tar").write_bytes(whole[: 2 * 2560 + 700])
+    (tmp_path / "noise.tar").write_bytes(whole[:2560] + os.urandom(5000))
+    (tmp_path / "none.tar").write_bytes(b"no tar at all" * 100)
+    bomb = tarfile.TarInfo("x")
+    bomb.type, bomb.size = tarfile.XHDTYPE, 5 << 30
+    (tmp_path / "bomb.tar").write_bytes(bomb.tobuf() + bytes(2048))
+    long_name = tarfile.TarInfo("x")
+    long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 512
+    (tmp_path / "deep.tar").write_bytes((long_name.tobuf(tarfile.GNU_FORMAT) + b"n" * 512) * 2000)
+    counts: Counter[str] = Counter()
+    reads = read_all(items_of(tmp_path, counts=counts))
+    assert sorted((Path(read.item.uri).parent.name, Path(read.item.uri).name, read.status) for read in reads) == [
+        ("cut.tar!", "0.jpg", "ok"),
+        ("cut.tar!", "1.jpg", "ok"),
+        ("cut.tar!", "2.jpg", "unreadable"),
+        ("noise.tar!", "0.jpg", "ok"),
+    ]
+    assert counts["skipped"] == 5
+    assert all(f"{name}.tar: cannot be listed" in caplog.text for name in ("cut", "noise", "none", "bomb", "deep"))
+    with pytest.raises(UserError, match="no image there"):
+        check_sources([str(tmp_path / "none.tar")])
+
+
+def test_links_folders_and_devices_in_a_shard_are_no_images(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, kind in (("l.jpg", tarfile.SYMTYPE), ("d.jpg", tarfile.DIRTYPE), ("f.jpg", tarfile.FIFOTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            tar.addfile(info)
+        tar.addfile(tarfile.TarInfo("a.jpg"))
+    (tmp_path / "s.tar").write_bytes(buffer.getvalue())
+    assert [Path(item.uri).name for item in items_of(tmp_path)] == ["a.jpg"]
+
+
+def test_the_limit_spares_the_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(tar_of({"a.jpg": b"a" * 10, "b.jpg": b"b" * 2000, "c.jpg": b"c" * 10}))
+    reads = read_all(items_of(tmp_path), max_bytes=1999)
+    assert [(read.status, read.error) for read in reads] == [("ok", ""), ("too_large", "2000 bytes"), ("ok", "")]
+
+
+def test_neighbours_are_read_together() -> None:
+    def item(offset: int, size: int, identity: str = "v1") -> Item:
+        place = Range(identity, offset, size)
+        return Item(f"s3://b/s.tar!/{offset}.jpg", place.identity, size)
+
+    near = [item(512 + i * 20_000, 19_000) for i in range(300)]
+    runs = list(group(near))
+    assert [one for run in runs for one in run.items] == near
+    assert len(runs) == 2
+    assert all(isinstance(run, Members) for run in runs)
+    assert len(list(group([item(0, 10), item(10 + (65 << 10), 10)]))) == 2, "too far away"
+    assert len(list(group([item(0, 10), item(0, 10)]))) == 2, "not behind one another"
+    assert len(list(group([item(0, 10), item(512, 10, "v2")]))) == 2, "of another content"
+    assert len(list(group([item(0, 5 << 20), item(5 << 20, 10)]))) == 2
+
+
+def test_uris_say_what_they_name() -> None:
+    for place in (
+        Member("s3://b/s.tar", "a/b.jpg"),
+        Member("s3://b/s.tar", "t.tar!/x.jpg"),
+        Row("/d/t.parquet", "im/a&g=e#ä", 12),
+    ):
+        assert parse(place.uri) == place
+    for uri in ("s3://b/a.jpg", "/a!/b.jpg", "/a.tar/b.jpg", "/t.parquet#row=1", "/t.parquet#column=a&row=x"):
+        assert parse(uri) is None
+    assert parse_range(Range("12-34", 5, 6).identity) == Range("12-34", 5, 6)
+    assert parse_range("d41d8cd98f00b204") is None
+
+
+def test_loose_objects_are_never_taken_for_members(tmp_path: Path) -> None:
+    for name in ("s.tar!/a.jpg", "b.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    counts: Counter[str] = Counter()
+    (item,) = items_of(tmp_path, counts=counts)
+    assert (item.uri, item.identity) == (str(tmp_path / "b.jpg"), local_identity((tmp_path / "b.jpg").stat()))
+    assert counts["skipped"] == 1
