@@ -23,7 +23,7 @@ _TIMELINE_POINTS = 400
 Stats = dict[str, Any]
 
 
-def unit_stats(rows: Iterable[dict[str, Any]], classes: Sequence[str]) -> Stats:
+def unit_stats(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> Stats:
     """The description of the rows of a unit, ready for JSON.
 
     Args:
@@ -33,7 +33,8 @@ def unit_stats(rows: Iterable[dict[str, Any]], classes: Sequence[str]) -> Stats:
     Returns:
         ``statuses``: rows per status. ``confidence``: int (K, `CONFIDENCE_BINS`), how often each class was predicted at
         which confidence. ``samples``: of every class, the (digest, uri, confidence) of the pictures with the smallest
-        digests, which is a random choice that joins across units in any order.
+        digests, which is a random choice that joins across units in any order. ``overwritten``: the (uri, identity) of
+        the objects that were read with another identity than the listed one.
     """
     statuses: Counter[str] = Counter()
     histogram = np.zeros((len(classes), CONFIDENCE_BINS), np.int64)
@@ -46,7 +47,13 @@ def unit_stats(rows: Iterable[dict[str, Any]], classes: Sequence[str]) -> Stats:
             histogram[k, min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)] += 1
             candidates[k].append((row["digest"].hex(), row["uri"], confidence))
     samples = {name: _smallest(found) for name, found in zip(classes, candidates, strict=True)}
-    return {"statuses": dict(statuses), "confidence": histogram.tolist(), "samples": samples}
+    overwritten = [(row["uri"], row["identity"]) for row in rows if "overwritten" in row]
+    return {
+        "statuses": dict(statuses),
+        "confidence": histogram.tolist(),
+        "samples": samples,
+        "overwritten": overwritten,
+    }
 
 
 def _smallest(samples: Iterable[tuple[str, str, float]]) -> list[tuple[str, str, float]]:

@@ -136,6 +136,7 @@ class _Run:
         self.already = 0
         self.by_others = 0
         self.pending: list[WrittenFile] = []
+        self.overwritten: list[tuple[str, str]] = []
         self.committed_at = self.reported_at = time.monotonic()
         self.progress = Progress(artifact.classes, config.selection.threshold, self.plan.actors, device)
         self.metrics = Metrics(self.plan.run)
@@ -200,6 +201,7 @@ class _Run:
         from ray_fer.labeling.graph import label
 
         self.listed_all = False
+        self._claim_overwritten()
         before = self.progress.done
         try:
             # A run that fails closes the stream at once: its threads must not outlive Ray.
@@ -208,6 +210,7 @@ class _Run:
                     self.progress.add(stats)
                     self.metrics.add(stats, self.progress, self._left())
                     self.pending.append(written)
+                    self.overwritten += stats["overwritten"]
                     self._commit(self.config.commit_seconds)
                     self._report(PROGRESS_SECONDS)
                     self._check_failures()
@@ -223,6 +226,13 @@ class _Run:
             if new.num_rows:
                 yield new
         self.listed_all = True
+
+    def _claim_overwritten(self) -> None:
+        """Lets the next listing find what was read under another identity than it was listed with."""
+        if self.overwritten:
+            uri, identity = zip(*self.overwritten, strict=True)
+            self.ledger.claim(pa.table({"uri": pa.array(uri), "identity": pa.array(identity)}))
+            self.overwritten = []
 
     def _left(self) -> int | None:
         if not self.listed_all:

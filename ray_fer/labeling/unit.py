@@ -31,7 +31,8 @@ class Decoded:
     """A batch after reading and decoding.
 
     Attributes:
-        rows: for each object a dict of the columns of `FILE_SCHEMA` that are known so far.
+        rows: for each object a dict of the columns of `FILE_SCHEMA` that are known so far, and ``overwritten`` where it
+            was not what had been listed any more.
         pixels: uint8 (B, S, S, 3); the crops of the rows that are ``ok``, in their order.
     """
 
@@ -52,6 +53,8 @@ def decode_items(
     pixels = np.empty((min(batch_size, left), image_size, image_size, 3), np.uint8)
     for read, source in zip(read_objects(items, max_bytes), columns["source"], strict=True):
         row = {"uri": read.item.uri, "identity": read.identity, "source": source, "status": read.status}
+        if read.identity != read.item.identity:
+            row["overwritten"] = True
         if read.data is None:
             row["error"] = read.error
         else:

@@ -6,6 +6,7 @@ import pyarrow as pa
 import xxhash
 
 from ray_fer.data.sources import list_sources
+from ray_fer.labeling.progress import unit_stats
 from ray_fer.labeling.table import FILE_SCHEMA
 from ray_fer.labeling.unit import decode_items, infer, pack_decoded, to_table, unpack_decoded
 from ray_fer.models.engines import OpenVINOEngine, TorchEngine
@@ -69,8 +70,12 @@ def test_an_overwritten_object_is_recorded_as_what_was_read(tmp_path: Path) -> N
     keys = keys_of(tmp_path)
     path.write_bytes(picture(2) + b"\0")
     (batch,) = decode_items(keys, image_size=32, batch_size=4, **LIMITS)
+    infer(batch, TorchEngine(tiny_model(str(tmp_path / "model"))), CLASSES, 4)
     assert batch.rows[0]["identity"] == keys_of(tmp_path)["identity"][0].as_py()
     assert batch.rows[0]["identity"] != keys["identity"][0].as_py()
+    found = (str(path), batch.rows[0]["identity"])
+    assert unit_stats(batch.rows, CLASSES)["overwritten"] == [found]
+    assert to_table(batch.rows, "run").schema == FILE_SCHEMA
 
 
 def test_a_decoded_unit_survives_its_block(tmp_path: Path) -> None:
