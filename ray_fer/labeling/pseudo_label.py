@@ -1,6 +1,6 @@
 """The main job: the teacher's predictions for every image of the sources, each exactly once per content and model.
 
-List → diff against the ledger → units → Ray Data graph → commit, as a stream: the driver holds 16 bytes per labelled
+List → diff against the ledger → units → Ray Data graph → commit, as a stream: the driver holds 20 bytes per labelled
 image, one wave of keys, and the descriptions of files that are not committed yet. The next wave is listed while this
 one runs.
 """
@@ -27,7 +27,7 @@ from ray_fer.data.sources import check_sources, list_sources
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import Ledger
-from ray_fer.labeling.table import OK, WrittenFile, create_table, read_keys
+from ray_fer.labeling.table import OK, WrittenFile, create_table, scan_keys
 from ray_fer.models.artifact import Artifact, open_artifact, resolve_precision
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class _Run:
         )
         self.table = create_table(config.table, artifact.classes)
         self.committer = Committer(self.table, self.plan.model, self.plan.run)
-        self.ledger = Ledger(read_keys(self.table, self.plan.model), config.max_attempts)
+        self.ledger = Ledger(scan_keys(self.table, self.plan.model), config.max_attempts)
         self.listing: Counter[str] = Counter()
         self.statuses: Counter[str] = Counter()
         self.already = 0
