@@ -121,6 +121,14 @@ class SelectPseudoLabelsConfig(JobConfig):
     selection: SelectionConfig
 
 
+class VacuumConfig(JobConfig):
+    """``jobs/vacuum.py``"""
+
+    table: str
+    retain_hours: Annotated[int, Field(ge=0)]
+    dry_run: bool
+
+
 class EvaluateConfig(JobConfig):
     """``jobs/evaluate.py``"""
 
@@ -194,6 +202,7 @@ SCHEMAS: dict[str, type[JobConfig]] = {
     "train_backbone": TrainBackboneConfig,
     "pseudo_label": PseudoLabelConfig,
     "select_pseudo_labels": SelectPseudoLabelsConfig,
+    "vacuum": VacuumConfig,
     "evaluate": EvaluateConfig,
     "extract_features": ExtractFeaturesConfig,
     "train_temporal": TrainTemporalConfig,

@@ -219,7 +219,7 @@ def polars_arguments(uri: str) -> dict[str, Any]:
     if not is_remote(uri):
         return {}
     session = botocore.session.get_session()
-    options = {"max_retries": str(_RETRIES)}
+    options: dict[str, Any] = {"max_retries": _RETRIES}
     if region := session.get_config_variable("region"):
         options["aws_region"] = region
     if endpoint := _s3_endpoint():

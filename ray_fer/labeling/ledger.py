@@ -1,4 +1,4 @@
-"""What is already labelled, as compact sets of hashes: at most 20 bytes an image, whatever the length of its URI.
+"""What is already labelled, as compact sets of hashes: at most 24 bytes an image, whatever the length of its URI.
 
 A key (uri, identity) has two independent 64-bit hashes. A set keeps the first halves of its keys as one sorted array
 and the second halves as another: either is sorted in place, with nothing carried along, and a key belongs to the set
@@ -24,8 +24,6 @@ DONE, PERMANENT, GIVEN_UP, TO_RETRY = "done", "failed_permanent", "failed_given_
 OUTCOMES = (DONE, PERMANENT, GIVEN_UP, TO_RETRY)
 SETTLED = (DONE, PERMANENT, GIVEN_UP)
 
-# Sorted hashes per entry of the index: few enough that a search reads one cache line, for 1 to 2 bytes each.
-_KEYS_PER_SLOT = 2
 _BATCH_ROWS = 1 << 18
 _LAST = np.array([np.iinfo(np.uint64).max], np.uint64)
 _HASHES = [
@@ -57,6 +55,8 @@ def hash_uris(uris: pl.LazyFrame) -> pl.LazyFrame:
 class SortedHashes:
     """Uniform 64-bit hashes, sorted. Their top bits tell where they lie, so that a search takes a step or two.
 
+    An index has an entry of 4 bytes for one or two hashes.
+
     Args:
         parts: arrays of uint64 (N,), in any order; the list is emptied, so that memory need not hold them twice.
     """
@@ -66,12 +66,15 @@ class SortedHashes:
         self._hashes = np.concatenate([*parts, _LAST])
         parts.clear()
         self._hashes.sort()
-        bits = max(1, (len(self) // _KEYS_PER_SLOT).bit_length() - 1)
+        bits = max(1, len(self).bit_length() - 1)
         self._shift = np.uint64(64 - bits)
-        self._starts = np.empty(1 << bits, np.uint32)
-        for start in range(0, 1 << bits, _BATCH_ROWS):
-            slots = np.arange(start, min(start + _BATCH_ROWS, 1 << bits), dtype=np.uint64)
-            self._starts[start : start + _BATCH_ROWS] = np.searchsorted(self._hashes, slots << self._shift)
+        # Where the hashes with these top bits start: as many as there are below.
+        self._starts = np.zeros((1 << bits) + 1, np.uint32)
+        for start in range(0, len(self), _BATCH_ROWS):
+            slots = (self.values()[start : start + _BATCH_ROWS] >> self._shift).astype(np.int64)
+            counts = np.bincount(slots - slots[0])
+            self._starts[slots[0] + 1 : slots[0] + 1 + len(counts)] += counts.astype(np.uint32)
+        np.cumsum(self._starts, dtype=np.uint32, out=self._starts)
 
     def __len__(self) -> int:
         return len(self._hashes) - 1

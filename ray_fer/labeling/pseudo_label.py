@@ -1,6 +1,6 @@
 """The main job: the teacher's predictions for every image of the sources, each exactly once per content and model.
 
-List → diff against the ledger → units → Ray Data graph → commit, as a stream: the driver holds 20 bytes per labelled
+List → diff against the ledger → units → Ray Data graph → commit, as a stream: the driver holds 24 bytes per labelled
 image, one wave of keys, and the descriptions of files that are not committed yet. The next wave is listed while this
 one runs.
 """

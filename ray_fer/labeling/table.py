@@ -45,6 +45,8 @@ FILE_SCHEMA = pa.schema(
     ]
 )
 TABLE_SCHEMA = FILE_SCHEMA.append(pa.field("model", pa.string()))
+# Of a long file no reader needs to hold more at a time.
+ROW_GROUP_ROWS = 1 << 17
 _CLASSES_KEY = "ray_fer.classes"
 
 
@@ -130,7 +132,7 @@ def write_file(table_uri: str, model: str, rows: pa.Table, name: str) -> Written
     """Writes ``rows`` (of `FILE_SCHEMA`) as a Parquet file of the partition ``model``, unseen before `commit`."""
     path = f"model={model}/{name}-{uuid.uuid4().hex[:12]}.parquet"
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd")
+    pq.write_table(rows, sink, compression="zstd", row_group_size=ROW_GROUP_ROWS)
     data = sink.getvalue().to_pybytes()
     storage.write_bytes(storage.join(table_uri, path), data)
     return WrittenFile(path, len(data), rows.num_rows)
