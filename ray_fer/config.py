@@ -105,6 +105,7 @@ class PseudoLabelConfig(JobConfig):
     max_bytes: Count
     max_attempts: Count
     max_failure_share: Fraction
+    dry_run: bool
     select: str | None
     feedback: str | None
     selection: SelectionConfig

@@ -27,7 +27,7 @@ from ray_fer.data.sources import check_sources, list_sources
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import Ledger
-from ray_fer.labeling.table import OK, WrittenFile, create_table, scan_keys
+from ray_fer.labeling.table import OK, WrittenFile, create_table, open_table, scan_keys
 from ray_fer.models.artifact import Artifact, open_artifact, resolve_precision
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,10 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
         UserError: for bad input, before any cluster work; and when so many images fail that something else is wrong.
     """
     artifact = _checked(config)
+    if config.dry_run:
+        from ray_fer.labeling.explain import dry_run
+
+        return dry_run(config, artifact)
     config = config.model_copy(update={"teacher": artifact.uri, "table": storage.normalise(config.table)})
 
     from ray_fer import cluster
@@ -94,7 +98,7 @@ def _checked(config: PseudoLabelConfig) -> Artifact:
         _check_exists("selection.exclude", manifest)
     if config.feedback:
         _check_exists("feedback", config.feedback)
-    create_table(config.table, artifact.classes)
+    (open_table if config.dry_run else create_table)(config.table, artifact.classes)
     return artifact
 
 
@@ -217,6 +221,7 @@ class _Run:
             "already_labelled": self.already,
             "labelled": sum(self.statuses.values()) - self.by_others,
             "labelled_by_others": self.by_others,
+            "seconds": round(time.monotonic() - self.started_at, 1),
             "statuses": {status: count for status, count in sorted(self.statuses.items()) if count},
         }
 
