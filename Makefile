@@ -1,12 +1,13 @@
 # make setup: the environment in .venv; make test: everything that is fast; make demo: the whole loop on drawn faces;
-# make test-slow: more kills, minutes each; make bench: labelling speed, on an idle machine.
+# make test-slow: more kills, minutes each; make bench: labelling speed, on an idle machine;
+# make bench-ledger: the ledger up to 10⁸ images, 10 GB of disk.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo-out
 
-.PHONY: setup test test-slow lint demo bench clean
+.PHONY: setup test test-slow lint demo bench bench-ledger clean
 
 setup: $(STAMP)
 
@@ -37,6 +38,9 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r benchmarks/peers.txt
 	$(BIN)/python -m benchmarks.labeling.compare
 	$(BIN)/python -m benchmarks.labeling.compare_incremental
+
+bench-ledger: $(STAMP)
+	$(BIN)/python -m benchmarks.ledger
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -145,6 +145,7 @@ class PseudoLabelConfig(JobConfig):
     max_failure_share: Fraction
     max_failures: Annotated[int, Field(ge=0)] | None
     watch: Annotated[float, Field(gt=0)] | None
+    dry_run: bool
     select: str | None
     feedback: str | None
     selection: SelectionConfig
@@ -159,6 +160,14 @@ class SelectPseudoLabelsConfig(JobConfig):
     feedback: str | None
     precision: Literal["auto", "float32", "bfloat16"]
     selection: SelectionConfig
+
+
+class VacuumConfig(JobConfig):
+    """``jobs/vacuum.py``"""
+
+    table: str
+    retain_hours: Annotated[int, Field(ge=0)]
+    dry_run: bool
 
 
 class EvaluateConfig(JobConfig):
@@ -234,6 +243,7 @@ SCHEMAS: dict[str, type[JobConfig]] = {
     "train_backbone": TrainBackboneConfig,
     "pseudo_label": PseudoLabelConfig,
     "select_pseudo_labels": SelectPseudoLabelsConfig,
+    "vacuum": VacuumConfig,
     "evaluate": EvaluateConfig,
     "extract_features": ExtractFeaturesConfig,
     "train_temporal": TrainTemporalConfig,

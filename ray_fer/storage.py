@@ -12,10 +12,12 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import fsspec
 import pyarrow.fs
 
@@ -203,11 +205,40 @@ def delta_options(uri: str) -> dict[str, str]:
     if not is_remote(uri):
         return {}
     options = {"aws_conditional_put": "etag"}
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
-    if endpoint:
+    if endpoint := _s3_endpoint():
         options["aws_endpoint"] = endpoint
         options["aws_allow_http"] = str(endpoint.startswith("http://")).lower()
     return options
+
+
+def polars_arguments(uri: str) -> dict[str, Any]:
+    """Arguments for the ``scan_…`` functions of polars, which opens files itself.
+
+    It gets credentials from botocore, as everything else here does; by itself it would want boto3 for profiles.
+    """
+    if not is_remote(uri):
+        return {}
+    session = botocore.session.get_session()
+    options: dict[str, Any] = {"max_retries": _RETRIES}
+    if region := session.get_config_variable("region"):
+        options["aws_region"] = region
+    if endpoint := _s3_endpoint():
+        options["aws_endpoint_url"] = endpoint
+        options["aws_allow_http"] = str(endpoint.startswith("http://")).lower()
+
+    def credentials() -> tuple[dict[str, str], int]:
+        held = session.get_credentials().get_frozen_credentials()
+        named = {"aws_access_key_id": held.access_key, "aws_secret_access_key": held.secret_key}
+        # botocore renews what expires, so it is asked again before long.
+        return named | ({"aws_session_token": held.token} if held.token else {}), int(time.time()) + 600
+
+    if session.get_credentials() is None:
+        return {"storage_options": options | {"aws_skip_signature": "true"}, "credential_provider": None}
+    return {"storage_options": options, "credential_provider": credentials}
+
+
+def _s3_endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
 
 
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:

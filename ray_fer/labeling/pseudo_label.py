@@ -1,6 +1,6 @@
 """The main job: the teacher's predictions for every image of the sources, each exactly once per content and model.
 
-List → diff against the ledger → units → Ray Data graph → commit, as one stream: the driver holds 16 bytes per labelled
+List → diff against the ledger → units → Ray Data graph → commit, as one stream: the driver holds 24 bytes per labelled
 image, a few pages of keys, and the descriptions of files that are not committed yet.
 """
 
@@ -24,8 +24,9 @@ from ray_fer.data.sources import check_sources, list_sources
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import Ledger
+from ray_fer.labeling.maintenance import compact
 from ray_fer.labeling.progress import Metrics, Progress
-from ray_fer.labeling.table import OK, WrittenFile, create_table, read_keys
+from ray_fer.labeling.table import OK, WrittenFile, create_table, open_table, scan_keys
 from ray_fer.models.artifact import Artifact, open_artifact, resolve_precision
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,10 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
         UserError: for bad input, before any cluster work; and when so many images fail that something else is wrong.
     """
     artifact = _checked(config)
+    if config.dry_run:
+        from ray_fer.labeling.explain import dry_run
+
+        return dry_run(config, artifact)
     config = config.model_copy(update={"teacher": artifact.uri, "table": storage.normalise(config.table)})
 
     from ray_fer import cluster
@@ -58,7 +63,8 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
     run.go()
     summary = run.summary()
     if run.progress.done:
-        summary["report"] = run.report(summary)
+        compact(run.table, run.plan.model)
+        summary |= {"version": run.table.version(), "report": run.report(summary)}
     run.write("summary.json", summary)
     if config.select:
         from ray_fer.labeling.select import select_pseudo_labels
@@ -89,7 +95,7 @@ def _checked(config: PseudoLabelConfig) -> Artifact:
         _check_exists("selection.exclude", manifest)
     if config.feedback:
         _check_exists("feedback", config.feedback)
-    create_table(config.table, artifact.classes)
+    (open_table if config.dry_run else create_table)(config.table, artifact.classes)
     return artifact
 
 
@@ -130,7 +136,7 @@ class _Run:
         )
         self.table = create_table(config.table, artifact.classes)
         self.committer = Committer(self.table, self.plan.model, self.plan.run)
-        self.ledger = Ledger(read_keys(self.table, self.plan.model), config.max_attempts)
+        self.ledger = Ledger(scan_keys(self.table, self.plan.model), config.max_attempts)
         self.listing: Counter[str] = Counter()
         self.listed_all = False
         self.already = 0
@@ -277,5 +283,6 @@ class _Run:
             "already_labelled": self.already,
             "labelled": self.progress.done - self.by_others,
             "labelled_by_others": self.by_others,
+            "seconds": round(self.progress.seconds, 1),
             **self.progress.to_json(),
         }

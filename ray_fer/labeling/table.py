@@ -11,8 +11,10 @@ import json
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 import botocore.exceptions
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
@@ -44,6 +46,8 @@ FILE_SCHEMA = pa.schema(
     ]
 )
 TABLE_SCHEMA = FILE_SCHEMA.append(pa.field("model", pa.string()))
+# Of a long file no reader needs to hold more at a time.
+ROW_GROUP_ROWS = 1 << 17
 _CLASSES_KEY = "ray_fer.classes"
 
 
@@ -129,21 +133,37 @@ def write_file(table_uri: str, model: str, rows: pa.Table, name: str) -> Written
     """Writes ``rows`` (of `FILE_SCHEMA`) as a Parquet file of the partition ``model``, unseen before `commit`."""
     path = f"model={model}/{name}-{uuid.uuid4().hex[:12]}.parquet"
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd")
+    pq.write_table(rows, sink, compression="zstd", row_group_size=ROW_GROUP_ROWS)
     data = sink.getvalue().to_pybytes()
     storage.write_bytes(storage.join(table_uri, path), data)
     return WrittenFile(path, len(data), rows.num_rows)
 
 
+def place_of(table: DeltaTable) -> str:
+    """The URI of ``table`` as `storage.normalise` spells it; deltalake's own is quoted, and a URL even on disk."""
+    return storage.normalise(unquote(table.table_uri))
+
+
 def files_of(table: DeltaTable, model: str) -> list[str]:
     """URIs of the committed files of ``model``."""
-    return table.file_uris(file_pruning_predicate=[("model", "=", model)])
+    return [unquote(uri) for uri in table.file_uris(file_pruning_predicate=[("model", "=", model)])]
+
+
+def scan_keys(table: DeltaTable, model: str) -> pl.LazyFrame:
+    """(uri, identity, status) of what ``model`` has labelled, many files at once and no other column."""
+    files = files_of(table, model)
+    columns = ["uri", "identity", "status"]
+    if not files:
+        return pl.LazyFrame(schema=dict.fromkeys(columns, pl.String))
+    # A table's folder may have any name: it is neither a pattern nor does it hold values.
+    scan = pl.scan_parquet(files, glob=False, hive_partitioning=False, **storage.polars_arguments(place_of(table)))
+    return scan.select(columns)
 
 
 def read_keys(table: DeltaTable, model: str, files: Iterable[str] | None = None) -> Iterator[pa.RecordBatch]:
     """Batches of (uri, identity, status) of what ``model`` has labelled, in all files or the given ones."""
     wanted = files_of(table, model) if files is None else files
-    fs, _ = storage.arrow_filesystem(table.table_uri)
+    fs, _ = storage.arrow_filesystem(place_of(table))
     for uri in wanted:
         path = storage.filesystem(uri)[1]
         yield from pq.ParquetFile(path, filesystem=fs).iter_batches(1 << 18, columns=["uri", "identity", "status"])

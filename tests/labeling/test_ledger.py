@@ -1,32 +1,51 @@
+from pathlib import Path
+
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ray_fer.labeling.ledger import Ledger, hash_keys
+from ray_fer.labeling.commit import Committer
+from ray_fer.labeling.ledger import (
+    DONE,
+    GIVEN_UP,
+    PERMANENT,
+    TO_RETRY,
+    KeySet,
+    Ledger,
+    SortedHashes,
+    hash_keys,
+    sort_out,
+)
+from ray_fer.labeling.table import create_table, scan_keys, write_file
+from tests.labeling.test_table import rows
 
 
 def page(names: list[str], identity: str = "v1") -> pa.Table:
     return pa.table({"uri": names, "identity": [identity] * len(names)})
 
 
-def labelled(names: list[str], identity: str = "v1", status: str = "ok") -> pa.RecordBatch:
-    return pa.record_batch({"uri": names, "identity": [identity] * len(names), "status": [status] * len(names)})
+def labelled(names: list[str] | None = None, identity: str = "v1", status: str = "ok") -> pl.LazyFrame:
+    columns = {"uri": names or [], "identity": identity, "status": status}
+    return pl.LazyFrame(columns, schema=dict.fromkeys(columns, pl.String))
 
 
 def test_only_unlabelled_keys_are_claimed_and_only_once() -> None:
-    ledger = Ledger([labelled(["a", "b"]), labelled(["c"])], max_attempts=3)
+    ledger = Ledger(labelled(["a", "b", "c"]), max_attempts=3)
     assert ledger.rows == 3
     assert ledger.claim(page(["a", "b", "c", "d", "e"]))["uri"].to_pylist() == ["d", "e"]
     assert ledger.claim(page(["e", "f"]))["uri"].to_pylist() == ["f"]
 
 
 def test_another_identity_is_new_work() -> None:
-    ledger = Ledger([labelled(["a"], "v1")], max_attempts=3)
+    ledger = Ledger(labelled(["a"], "v1"), max_attempts=3)
     assert ledger.claim(page(["a"], "v2"))["uri"].to_pylist() == ["a"]
 
 
 def test_a_key_twice_in_one_page_is_claimed_once() -> None:
-    assert Ledger([], 3).claim(page(["a", "b", "a", "a"]))["uri"].to_pylist() == ["a", "b"]
+    assert Ledger(labelled(), 3).claim(page(["a", "b", "a", "a"]))["uri"].to_pylist() == ["a", "b"]
 
 
 def test_uri_and_identity_do_not_run_together() -> None:
@@ -39,20 +58,68 @@ def test_uri_and_identity_do_not_run_together() -> None:
 
 @pytest.mark.parametrize("attempts", [1, 2, 3])
 def test_transient_failures_are_tried_a_bounded_number_of_times(attempts: int) -> None:
-    ledger = Ledger([labelled(["a"], status="missing")] * attempts, max_attempts=3)
+    ledger = Ledger(labelled(["a"] * attempts, status="missing"), max_attempts=3)
     assert ledger.claim(page(["a"])).num_rows == (1 if attempts < 3 else 0)
 
 
 def test_permanent_failures_and_later_successes_are_settled() -> None:
-    ledger = Ledger([labelled(["a"], status="undecodable"), labelled(["b"], status="missing"), labelled(["b"])], 3)
-    assert ledger.claim(page(["a", "b"])).num_rows == 0
+    held = [labelled(["a"], status="undecodable"), labelled(["b"], status="missing"), labelled(["b"])]
+    assert Ledger(pl.concat(held), 3).claim(page(["a", "b"])).num_rows == 0
 
 
 def test_agrees_with_a_set_over_many_random_pages() -> None:
     rng = np.random.default_rng(0)
-    ledger, seen = Ledger([], 3), set()
+    ledger, seen = Ledger(labelled(), 3), set()
     for _ in range(60):
         names = [f"s3://bucket/{i}" for i in rng.integers(0, 3000, rng.integers(1, 200))]
         fresh = [name for name in dict.fromkeys(names) if name not in seen]
         assert ledger.claim(page(names))["uri"].to_pylist() == fresh
         seen.update(fresh)
+
+
+def test_keys_are_sorted_out_by_what_their_rows_say() -> None:
+    held = [labelled(["a", "b"]), labelled(["c"], status="too_large"), labelled(["d", "d", "e"], status="unreadable")]
+    outcomes = sort_out(pl.concat(held), max_attempts=2)
+    assert {name: len(keys) for name, keys in outcomes.items()} == {DONE: 2, PERMANENT: 1, GIVEN_UP: 1, TO_RETRY: 1}
+    wanted = hash_keys(pa.array(list("abcde")), pa.array(["v1"] * 5))
+    assert outcomes[GIVEN_UP].contains(wanted).tolist() == [False, False, False, True, False]
+    assert outcomes[TO_RETRY].contains(wanted).tolist() == [False, False, False, False, True]
+
+
+hashes = st.integers(0, 2**64 - 2) | st.integers(0, 8) | st.integers(2**64 - 9, 2**64 - 2)
+
+
+@given(st.lists(st.lists(hashes, max_size=40), max_size=5), st.lists(hashes, max_size=40))
+def test_sorted_hashes_are_a_set(parts: list[list[int]], others: list[int]) -> None:
+    """Also of hashes that are anything but uniform, and of repeated ones."""
+    held = SortedHashes([np.array(part, np.uint64) for part in parts])
+    everything = [value for part in parts for value in part]
+    assert held.values().tolist() == sorted(everything)
+    assert len(held) == len(everything)
+    wanted = [*everything, *others]
+    assert held.contains(np.array(wanted, np.uint64)).tolist() == [value in set(everything) for value in wanted]
+
+
+def test_a_key_is_known_by_both_of_its_halves() -> None:
+    keys = KeySet()
+    keys.add(np.array([[1, 2], [10, 20]], np.uint64))
+    wanted = np.array([[1, 2, 1, 3], [10, 20, 30, 10]], np.uint64)
+    assert keys.contains(wanted).tolist() == [True, True, False, False]
+
+
+def test_what_is_read_from_a_table_is_what_it_says(tmp_path: Path) -> None:
+    # Neither a pattern nor a partition.
+    uri = str(tmp_path / "run=[1] *? é" / "t")
+    table = create_table(uri, ("neutral", "anger"))
+    assert Ledger(scan_keys(table, "m"), 3).rows == 0
+    files = [write_file(uri, "m", rows(f"{i}.jpg"), "x") for i in range(20)]
+    files.append(write_file(uri, "m", rows("bad.jpg", status="undecodable"), "x"))
+    Committer(table, "m", "r").commit(files)
+    Committer(table, "n", "r").commit([write_file(uri, "n", rows("of another model.jpg"), "x")])
+    ledger = Ledger(scan_keys(table, "m"), 3)
+    assert ledger.rows == 21
+    listed = [*(f"{i}.jpg" for i in range(30)), "bad.jpg", "of another model.jpg"]
+    assert ledger.claim(page(listed))["uri"].to_pylist() == [
+        *(f"{i}.jpg" for i in range(20, 30)),
+        "of another model.jpg",
+    ]

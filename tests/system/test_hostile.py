@@ -13,7 +13,7 @@ from PIL import Image
 from ray_fer import storage
 from ray_fer.data.sources import list_sources
 from ray_fer.labeling.ledger import Ledger
-from ray_fer.labeling.table import open_table, read_keys
+from ray_fer.labeling.table import open_table, scan_keys
 from tests.data.test_decode import bombs
 from tests.images import picture
 from tests.system.jobs import run_job
@@ -95,6 +95,6 @@ def test_one_bucket_of_everything(s3: str, model: str) -> None:
     assert all(len(str(row["error"] or "").splitlines()) <= 1 for row in rows.values())
     opened = open_table(table)
     assert opened
-    ledger = Ledger(read_keys(opened, summary["model"]), max_attempts=3)
+    ledger = Ledger(scan_keys(opened, summary["model"]), max_attempts=3)
     again = [ledger.claim(page).num_rows for page in list_sources([f"{s3}/in"], Counter())]
     assert sum(again) == 0
