@@ -23,7 +23,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from ray_fer import storage
 from ray_fer.errors import one_line
 from ray_fer.labeling.ledger import KeySet, hash_keys
-from ray_fer.labeling.table import TRANSIENT, WrittenFile, files_of, read_keys, write_file
+from ray_fer.labeling.table import TRANSIENT, WrittenFile, files_of, place_of, read_keys, write_file
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Committer:
                 time.sleep(min(5.0, 0.05 * 2**attempt) * (0.5 + np.random.random()))
             try:
                 self.table.update_incremental()
-                if ours and storage.join(self.table.table_uri, ours[0].path) in files_of(self.table, self.model):
+                if ours and storage.join(place_of(self.table), ours[0].path) in files_of(self.table, self.model):
                     break  # the last try had landed, only its answer was lost
                 self._look_at_others()
                 ours, removed = self._without_rows_of_others(ours)
@@ -74,8 +74,8 @@ class Committer:
             except (OSError, DeltaError, botocore.exceptions.BotoCoreError) as error:
                 log.warning("commit: %s", one_line(error))
         else:
-            raise RuntimeError(f"{self.table.table_uri}: no commit in {_TRIES} tries")
-        self._seen.update(storage.join(self.table.table_uri, file.path) for file in ours)
+            raise RuntimeError(f"{place_of(self.table)}: no commit in {_TRIES} tries")
+        self._seen.update(storage.join(place_of(self.table), file.path) for file in ours)
         return dropped
 
     def _look_at_others(self) -> None:
@@ -90,9 +90,9 @@ class Committer:
             return list(ours), 0
         kept: list[WrittenFile] = []
         removed = 0
-        fs, _ = storage.arrow_filesystem(self.table.table_uri)
+        fs, _ = storage.arrow_filesystem(place_of(self.table))
         for file in ours:
-            path = storage.filesystem(storage.join(self.table.table_uri, file.path))[1]
+            path = storage.filesystem(storage.join(place_of(self.table), file.path))[1]
             rows = pq.read_table(path, filesystem=fs, partitioning=None)
             fresh = rows.filter(pa.array(~self._by_others.contains(hash_keys(rows["uri"], rows["identity"]))))
             removed += rows.num_rows - fresh.num_rows
@@ -100,7 +100,7 @@ class Committer:
                 kept.append(file)
             elif fresh.num_rows:
                 name = file.path.split("/")[-1].rsplit("-", 1)[0]
-                kept.append(write_file(self.table.table_uri, self.model, fresh, name))
+                kept.append(write_file(place_of(self.table), self.model, fresh, name))
         return kept, removed
 
     def _try(self, files: Sequence[WrittenFile]) -> None:

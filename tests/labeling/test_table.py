@@ -113,3 +113,16 @@ def test_a_foreign_table_is_refused(tmp_path: Path) -> None:
 
 def test_no_table(tmp_path: Path) -> None:
     assert open_table(str(tmp_path / "t")) is None
+
+
+@pytest.mark.parametrize("folder", ["t", "a b é*"])
+def test_a_run_knows_its_own_files(folder: str, tmp_path: Path) -> None:
+    uri = str(tmp_path / folder)
+    committer = Committer(create_table(uri, CLASSES), "m", "r")
+    files = [write_file(uri, "m", rows(name), "x") for name in "abc"]
+    for file in files:
+        assert committer.commit([file]) == 0
+    assert not len(committer._by_others)
+    # As after a commit that landed although its answer was lost.
+    assert committer.commit([files[-1]]) == 0
+    assert held(uri) == {"a": 1, "b": 1, "c": 1}
