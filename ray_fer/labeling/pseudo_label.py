@@ -28,7 +28,8 @@ from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import Ledger
 from ray_fer.labeling.table import OK, WrittenFile, create_table, read_keys
-from ray_fer.models.artifact import Artifact, open_artifact, resolve_precision
+from ray_fer.models.artifact import resolve_precision
+from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, open_teacher
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +56,15 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
     Raises:
         UserError: for bad input, before any cluster work; and when so many images fail that something else is wrong.
     """
-    artifact = _checked(config)
-    config = config.model_copy(update={"teacher": artifact.uri, "table": storage.normalise(config.table)})
+    teacher = _checked(config)
+    config = config.model_copy(update={"teacher": teacher.uri, "table": storage.normalise(config.table)})
+    if isinstance(teacher, OnnxTeacher):
+        config = config.model_copy(update={"device": "cpu"})
 
     from ray_fer import cluster
 
     cluster.connect()
-    run = _Run(config, artifact)
+    run = _Run(config, teacher)
     run.go()
     summary = run.summary()
     storage.write_json(storage.join(config.table, "_runs", run.plan.run, "summary.json"), summary)
@@ -74,28 +77,30 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
             out=config.select,
             feedback=config.feedback,
             precision=config.precision,
+            flip=config.flip,
             selection=config.selection,
         )
         summary["selection"] = select_pseudo_labels(selection)
     return summary
 
 
-def _checked(config: PseudoLabelConfig) -> Artifact:
+def _checked(config: PseudoLabelConfig) -> Teacher:
     """The teacher, once everything that can be known to be wrong before the cluster is there has been looked at."""
     places = [("table", config.table), ("select", config.select or "."), *(("source", uri) for uri in config.source)]
     for key, uri in places:
         storage.normalise_argument(key, uri)
     try:
-        artifact = open_artifact(config.teacher)
+        teacher = open_teacher(config.teacher)
     except UserError as error:
         raise UserError(f"teacher={error}") from None
+    check_teacher(teacher, config.engine, config.device, config.precision)
     check_sources(config.source)
     for manifest in config.selection.exclude:
         _check_exists("selection.exclude", manifest)
     if config.feedback:
         _check_exists("feedback", config.feedback)
-    create_table(config.table, artifact.classes)
-    return artifact
+    create_table(config.table, teacher.classes)
+    return teacher
 
 
 def _check_exists(key: str, uri: str) -> None:
@@ -110,7 +115,7 @@ def _check_exists(key: str, uri: str) -> None:
 class _Run:
     """One run of the job: its counts, its table, and what is written but not committed."""
 
-    def __init__(self, config: PseudoLabelConfig, artifact: Artifact) -> None:
+    def __init__(self, config: PseudoLabelConfig, teacher: Teacher) -> None:
         from ray_fer import cluster
         from ray_fer.labeling.graph import Plan
 
@@ -127,13 +132,13 @@ class _Run:
         self.plan = Plan(
             config,
             run=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}",
-            model=artifact.model_id(precision),
+            model=teacher.model_id(precision, config.flip),
             device=device,
             precision=precision,
             actors=config.actors or max(1, slots),
-            image_size=artifact.image_size,
+            image_size=teacher.image_size,
         )
-        self.table = create_table(config.table, artifact.classes)
+        self.table = create_table(config.table, teacher.classes)
         self.committer = Committer(self.table, self.plan.model, self.plan.run)
         self.ledger = Ledger(read_keys(self.table, self.plan.model), config.max_attempts)
         self.listing: Counter[str] = Counter()
