@@ -176,6 +176,21 @@ class PredictVideoConfig(JobConfig):
     batch_size: Count
 
 
+class ExportOnnxConfig(JobConfig):
+    """``jobs/export_onnx.py``"""
+
+    model: str
+    out: str
+
+
+class InspectTeacherConfig(JobConfig):
+    """``jobs/inspect_teacher.py``"""
+
+    teacher: str
+    image: str
+    out: str
+
+
 class SelfTrainConfig(JobConfig):
     """``jobs/self_train.py``: the loop; ``train``, ``student`` and ``label`` hold keys of the jobs it runs."""
 
@@ -201,6 +216,8 @@ SCHEMAS: dict[str, type[JobConfig]] = {
     "train_temporal": TrainTemporalConfig,
     "predict_video": PredictVideoConfig,
     "self_train": SelfTrainConfig,
+    "export_onnx": ExportOnnxConfig,
+    "inspect_teacher": InspectTeacherConfig,
 }
 
 
