@@ -138,6 +138,7 @@ class PseudoLabelConfig(JobConfig):
     device: Literal["auto", "cpu", "cuda"]
     engine: Literal["auto", "torch", "openvino"]
     precision: Literal["auto", "float32", "bfloat16"]
+    flip: bool
     commit_seconds: NonNegative
     max_pixels: Count
     max_bytes: Count
@@ -159,6 +160,7 @@ class SelectPseudoLabelsConfig(JobConfig):
     out: str
     feedback: str | None
     precision: Literal["auto", "float32", "bfloat16"]
+    flip: bool | None
     selection: SelectionConfig
 
 
@@ -223,6 +225,21 @@ class PredictVideoConfig(JobConfig):
     batch_size: Count
 
 
+class ExportOnnxConfig(JobConfig):
+    """``jobs/export_onnx.py``"""
+
+    model: str
+    out: str
+
+
+class InspectTeacherConfig(JobConfig):
+    """``jobs/inspect_teacher.py``"""
+
+    teacher: str
+    image: str
+    out: str
+
+
 class SelfTrainConfig(JobConfig):
     """``jobs/self_train.py``: the loop; ``train``, ``student`` and ``label`` hold keys of the jobs it runs."""
 
@@ -249,6 +266,8 @@ SCHEMAS: dict[str, type[JobConfig]] = {
     "train_temporal": TrainTemporalConfig,
     "predict_video": PredictVideoConfig,
     "self_train": SelfTrainConfig,
+    "export_onnx": ExportOnnxConfig,
+    "inspect_teacher": InspectTeacherConfig,
 }
 
 
@@ -309,12 +328,19 @@ def _resolve(where: str, schema: type[JobConfig], layers: Sequence[Any]) -> Any:
     return validate(where, schema, given)
 
 
-def validate(where: str, schema: type[JobConfig], values: dict[Any, Any]) -> Any:
-    """An instance of ``schema``, or a `UserError` that names every wrong key in one line."""
+def validate(where: str, schema: type[JobConfig], values: dict[Any, Any], assign: str = "=") -> Any:
+    """An instance of ``schema``, or a `UserError` that names every wrong key in one line.
+
+    Args:
+        where: what the line starts with.
+        schema: of the values.
+        values: nested as in YAML.
+        assign: what stands between key and value where the user wrote them.
+    """
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(_explain(schema, problem) for problem in error.errors())
+        problems = "; ".join(_explain(schema, problem, assign) for problem in error.errors())
         raise UserError(f"{where}: {problems}") from None
 
 
@@ -348,14 +374,14 @@ def _load_yaml(job: str, path: str) -> Any:
         raise UserError(f"{job}: config={path}: {' '.join(str(error).split())}") from None
 
 
-def _explain(schema: type[JobConfig], problem: Any) -> str:
+def _explain(schema: type[JobConfig], problem: Any, assign: str) -> str:
     where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
     if problem["type"] == "missing":
-        return f"{where}: required, say {where}=…"
+        return f"{where}: required, say {where}{assign}…"
     if problem["type"] == "extra_forbidden":
         close = difflib.get_close_matches(where, _dotted_keys(schema), n=1)
         return f"{where}: no such key" + (f", did you mean {close[0]}?" if close else "")
-    return f"{where}={problem['input']!r}: {problem['msg'].lower()}"
+    return f"{where}{assign}{problem['input']!r}: {problem['msg'].lower()}"
 
 
 def _dotted_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:

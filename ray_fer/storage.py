@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,14 +163,14 @@ def upload_folder(folder: Path, uri: str, last: str) -> None:
         write_bytes(join(uri, name), (folder / name).read_bytes())
 
 
-def local_copy(uri: str, only: str | None = None) -> Path:
+def local_copy(uri: str, only: Sequence[str] | None = None) -> Path:
     """A local folder with the contents of the folder ``uri``: itself if local, else a per-node cached download.
 
     The cache is keyed by the content identity (etag) of every file, so that an overwritten object is fetched anew.
 
     Args:
         uri: the folder.
-        only: copy just the file of this name.
+        only: copy just the files of these names; nothing else under ``uri`` is even listed.
 
     Raises:
         FileNotFoundError: when there is nothing to download.
@@ -177,10 +178,15 @@ def local_copy(uri: str, only: str | None = None) -> Path:
     fs, path = filesystem(uri)
     if not is_remote(uri):
         return Path(path)
-    found = {name: entry for name, entry in fs.find(path, detail=True).items() if not name.endswith("/")}
-    files = {name: entry for name, entry in found.items() if only is None or name == f"{path}/{only}"}
+    if only is None:
+        found = fs.find(path, detail=True).items()
+    else:
+        if missing := [name for name in only if not fs.isfile(f"{path}/{name}")]:
+            raise FileNotFoundError(join(uri, missing[0]))
+        found = [(f"{path}/{name}", fs.info(f"{path}/{name}")) for name in only]
+    files = {name: entry for name, entry in found if not name.endswith("/")}
     if not files:
-        raise FileNotFoundError(uri if only is None else join(uri, only))
+        raise FileNotFoundError(uri)
     identity = [(name, entry.get("ETag") or str(entry.get("LastModified"))) for name, entry in sorted(files.items())]
     cache_key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     cached = Path(tempfile.gettempdir()) / f"ray_fer-cache-{os.getuid()}" / cache_key

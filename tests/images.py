@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -32,16 +33,17 @@ def write_pictures(folder: Path, seeds: range) -> None:
         path.write_bytes(picture(seed))
 
 
-def tiny_model(uri: str, seed: int = 0, classes: tuple[str, ...] = CLASSES, image_size: int = 32) -> Artifact:
+def tiny_model(
+    uri: str, seed: int = 0, classes: tuple[str, ...] = CLASSES, image_size: int = 32, **facts: Any
+) -> Artifact:
     """An artifact of a small untrained backbone whose predictions differ from picture to picture."""
     torch.manual_seed(seed)
     model = timm.create_model("resnet10t", num_classes=len(classes))
     with torch.no_grad():
         model.get_classifier().weight.mul_(20)
-    mean_std = (0.5, 0.5, 0.5)
-    return save_artifact(
-        uri, model, classes=classes, image_size=image_size, mean=mean_std, std=mean_std, metrics={}, provenance={}
-    )
+    half = (0.5, 0.5, 0.5)
+    facts = {"mean": half, "std": half, "metrics": {}, "provenance": {}} | facts
+    return save_artifact(uri, model, classes=classes, image_size=image_size, **facts)
 
 
 _DEADLY = b"a decoder dies of this"

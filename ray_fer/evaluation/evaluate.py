@@ -37,11 +37,18 @@ from ray_fer.data.read import Item, Read, read_objects
 from ray_fer.data.video import clips_of, read_clip
 from ray_fer.errors import UserError
 from ray_fer.evaluation.clips import ClipModel
-from ray_fer.evaluation.metrics import confusion_matrix, evaluate_probs, macro_f1
+from ray_fer.evaluation.metrics import (
+    apply_temperature,
+    confusion_matrix,
+    evaluate_probs,
+    expected_calibration_error,
+    macro_f1,
+    reliability_bins,
+)
 from ray_fer.evaluation.report import evaluation_figures, evaluation_report
-from ray_fer.models.artifact import Artifact, open_artifact
 from ray_fer.models.engines import Engine, make_engine
 from ray_fer.models.softmax import softmax
+from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, open_teacher
 from ray_fer.models.temporal import is_temporal
 
 _LISTED = 100
@@ -58,10 +65,23 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     if is_temporal(config.model):
         return _evaluate_temporal(config)
-    artifact = open_artifact(config.model)
-    manifest = labelled_for(artifact.classes, config.data, config.split)
-    probs, errors = predict_pictures(artifact, manifest.uris, config.batch_size)
-    return publish(config, artifact.id, manifest, probs, errors)
+    teacher = open_teacher(config.model)
+    check_teacher(teacher)
+    manifest = labelled_for(teacher.classes, config.data, config.split)
+    probs, errors = predict_pictures(teacher, manifest.uris, config.batch_size)
+    others = _before_calibration(probs, manifest, teacher.outputs.temperature)
+    return publish(config, teacher.id, manifest, probs, errors, others)
+
+
+def _before_calibration(probs: NDArray[np.float32], manifest: Manifest, temperature: float) -> dict[str, float]:
+    """The temperature that a model brought along, and the calibration error that it would have without."""
+    scored = (manifest.labels >= 0) & ~np.isnan(probs[:, 0])
+    if temperature == 1.0 or not scored.any():
+        return {}
+    # Calibrated probabilities are softmax(z / T), so that dividing their logarithms by 1 / T undoes it.
+    raw = apply_temperature(probs[scored], 1 / temperature)
+    error = expected_calibration_error(reliability_bins(raw, manifest.labels[scored]))
+    return {"temperature": temperature, "ece_uncalibrated": error}
 
 
 def _evaluate_temporal(config: EvaluateConfig) -> dict[str, Any]:
@@ -124,29 +144,30 @@ def labelled_for(classes: tuple[str, ...], data: str, split: str | None) -> Mani
 
 
 def predict_pictures(
-    artifact: Artifact, uris: Sequence[str], batch_size: int
+    teacher: Teacher, uris: Sequence[str], batch_size: int
 ) -> tuple[NDArray[np.float32], dict[int, str]]:
     """Probabilities of pictures.
 
     Args:
-        artifact: the model.
+        teacher: the model.
         uris: N pictures.
         batch_size: pictures per inference call.
 
     Returns:
         float32 (N, K), rows of pictures that could not be read NaN; and the reasons by row number.
     """
-    probs = np.full((len(uris), len(artifact.classes)), np.nan, np.float32)
+    probs = np.full((len(uris), len(teacher.classes)), np.nan, np.float32)
     errors: dict[int, str] = {}
     starts = range(0, len(uris), batch_size)
-    device, n_engines = ("cuda", 1) if torch.cuda.is_available() else ("cpu", min(os.cpu_count() or 1, len(starts)))
+    on_gpu = torch.cuda.is_available() and not isinstance(teacher, OnnxTeacher)
+    device, n_engines = ("cuda", 1) if on_gpu else ("cpu", min(os.cpu_count() or 1, len(starts)))
     engines: queue.SimpleQueue[Engine] = queue.SimpleQueue()
     for _ in range(n_engines):
-        engines.put(make_engine(artifact, "auto", batch_size=batch_size, device=device, precision="float32"))
+        engines.put(make_engine(teacher, "auto", batch_size=batch_size, device=device, precision="float32"))
 
     def run(start: int) -> None:
         rows = range(start, min(start + batch_size, len(uris)))
-        pixels = np.empty((len(rows), artifact.image_size, artifact.image_size, 3), np.uint8)
+        pixels = np.empty((len(rows), teacher.image_size, teacher.image_size, 3), np.uint8)
         good: list[int] = []
         reads = read_objects((Item(uris[row], "", 0) for row in rows), MAX_PICTURE_BYTES)
         for row, read in zip(rows, reads, strict=True):
@@ -208,7 +229,7 @@ def publish(
     document = {**place, **metrics, **(others or {}), "n_unreadable": len(errors), "unreadable": unreadable}
     storage.write_json(storage.join(config.out, "metrics.json"), document)
     return {
-        **{key: metrics[key] for key in ("macro_f1", "accuracy", "n")},
+        **{key: metrics[key] for key in ("macro_f1", "accuracy", "n", "ece")},
         **(others or {}),
         "unreadable": len(errors),
         "f1": {name: scores["f1"] for name, scores in metrics["per_class"].items()},

@@ -24,7 +24,8 @@ from ray_fer.data.sources import list_sources
 from ray_fer.data.sources.spec import resolve
 from ray_fer.labeling.ledger import OUTCOMES, TO_RETRY, KeySet, SortedHashes, batches, hash_keys, hash_uris, sort_out
 from ray_fer.labeling.table import files_of, open_table, scan_keys
-from ray_fer.models.artifact import Artifact, resolve_precision
+from ray_fer.models.artifact import resolve_precision
+from ray_fer.models.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
@@ -122,12 +123,12 @@ def _uri_hashes(page: pa.Table) -> npt.NDArray[np.uint64]:
     return hash_uris(frame).collect()["hash"].to_numpy()
 
 
-def dry_run(config: PseudoLabelConfig, artifact: Artifact) -> dict[str, Any]:
+def dry_run(config: PseudoLabelConfig, teacher: Teacher) -> dict[str, Any]:
     """What a run with this config would do.
 
     Args:
         config: see ``conf/pseudo_label.yaml``.
-        artifact: the teacher.
+        teacher: that would label.
 
     Returns:
         The summary: counts and examples of objects that are new, changed, done, failed (permanently, to be retried,
@@ -138,8 +139,8 @@ def dry_run(config: PseudoLabelConfig, artifact: Artifact) -> dict[str, Any]:
         UserError: as labelling itself.
     """
     uri = storage.normalise(config.table)
-    table = open_table(uri, artifact.classes)
-    model = _model(config, artifact, table)
+    table = open_table(uri, teacher.classes)
+    model = _model(config, teacher, table)
     nothing = pl.LazyFrame(schema=dict.fromkeys(("uri", "identity", "status"), pl.String))
     # Of a pattern, a filter or a feed, what it does not name may well be there.
     sources = [source.uri for source in map(resolve, config.source) if source.plain]
@@ -168,11 +169,11 @@ def dry_run(config: PseudoLabelConfig, artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _model(config: PseudoLabelConfig, artifact: Artifact, table: DeltaTable | None) -> str:
+def _model(config: PseudoLabelConfig, teacher: Teacher, table: DeltaTable | None) -> str:
     # Only a cluster knows whether it has GPUs; which number format was used so far, the table knows.
     usual = resolve_precision(config.precision, config.device == "cuda")
     undecided = config.precision == "auto" and config.device == "auto"
-    models = [artifact.model_id(name) for name in ((usual, "bfloat16") if undecided else (usual,))]
+    models = [teacher.model_id(name, config.flip) for name in ((usual, "bfloat16") if undecided else (usual,))]
     return next((model for model in models if table and files_of(table, model)), models[0])
 
 

@@ -29,7 +29,7 @@ from ray_fer.labeling.isolation import decode_isolated
 from ray_fer.labeling.progress import Stats, unit_stats
 from ray_fer.labeling.table import WrittenFile, write_file
 from ray_fer.labeling.unit import Decoded, decode_items, infer, joined, pack_decoded, to_table, unpack_decoded
-from ray_fer.models.artifact import open_artifact
+from ray_fer.models.teacher import open_teacher
 
 if TYPE_CHECKING:
     from ray_fer.models.engines import Engine
@@ -211,8 +211,8 @@ def _open(plan: Plan) -> tuple[tuple[str, ...], Engine]:
 
     from ray_fer.models.engines import make_engine
 
-    artifact = open_artifact(plan.config.teacher)
-    if artifact.model_id(plan.precision) != plan.model:
+    teacher = open_teacher(plan.config.teacher)
+    if teacher.model_id(plan.precision, plan.config.flip) != plan.model:
         # The weights were replaced since the run began: their predictions must not carry the old model's id.
         raise UserError(f"teacher={plan.config.teacher}: changed while the run was going on")
     device = plan.device
@@ -220,9 +220,14 @@ def _open(plan: Plan) -> tuple[tuple[str, ...], Engine]:
         log.warning("Ray gave this actor a GPU that torch cannot use: it runs on the CPU")
         device = "cpu"
     engine = make_engine(
-        artifact, plan.config.engine, batch_size=plan.batch_size, device=device, precision=plan.precision
+        teacher,
+        plan.config.engine,
+        batch_size=plan.batch_size,
+        device=device,
+        precision=plan.precision,
+        flip=plan.config.flip,
     )
-    return artifact.classes, engine
+    return teacher.classes, engine
 
 
 def _single_threaded() -> None:

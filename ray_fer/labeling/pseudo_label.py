@@ -27,7 +27,8 @@ from ray_fer.labeling.ledger import Ledger
 from ray_fer.labeling.maintenance import compact
 from ray_fer.labeling.progress import Metrics, Progress
 from ray_fer.labeling.table import OK, WrittenFile, create_table, open_table, scan_keys
-from ray_fer.models.artifact import Artifact, open_artifact, resolve_precision
+from ray_fer.models.artifact import resolve_precision
+from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, open_teacher
 
 log = logging.getLogger(__name__)
 
@@ -49,17 +50,19 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
     Raises:
         UserError: for bad input, before any cluster work; and when so many images fail that something else is wrong.
     """
-    artifact = _checked(config)
+    teacher = _checked(config)
+    config = config.model_copy(update={"teacher": teacher.uri, "table": storage.normalise(config.table)})
+    if isinstance(teacher, OnnxTeacher):
+        config = config.model_copy(update={"device": "cpu"})
     if config.dry_run:
         from ray_fer.labeling.explain import dry_run
 
-        return dry_run(config, artifact)
-    config = config.model_copy(update={"teacher": artifact.uri, "table": storage.normalise(config.table)})
+        return dry_run(config, teacher)
 
     from ray_fer import cluster
 
     cluster.connect()
-    run = _Run(config, artifact)
+    run = _Run(config, teacher)
     run.go()
     summary = run.summary()
     if run.progress.done:
@@ -75,28 +78,30 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
             out=config.select,
             feedback=config.feedback,
             precision=config.precision,
+            flip=config.flip,
             selection=config.selection,
         )
         summary["selection"] = select_pseudo_labels(selection)
     return summary
 
 
-def _checked(config: PseudoLabelConfig) -> Artifact:
+def _checked(config: PseudoLabelConfig) -> Teacher:
     """The teacher, once everything that can be known to be wrong before the cluster is there has been looked at."""
     places = [("table", config.table), ("select", config.select or ".")]
     for key, uri in places:
         storage.normalise_argument(key, uri)
     try:
-        artifact = open_artifact(config.teacher)
+        teacher = open_teacher(config.teacher)
     except UserError as error:
         raise UserError(f"teacher={error}") from None
+    check_teacher(teacher, config.engine, config.device, config.precision)
     check_sources(config.source)
     for manifest in config.selection.exclude:
         _check_exists("selection.exclude", manifest)
     if config.feedback:
         _check_exists("feedback", config.feedback)
-    (open_table if config.dry_run else create_table)(config.table, artifact.classes)
-    return artifact
+    (open_table if config.dry_run else create_table)(config.table, teacher.classes)
+    return teacher
 
 
 def _check_exists(key: str, uri: str) -> None:
@@ -111,7 +116,7 @@ def _check_exists(key: str, uri: str) -> None:
 class _Run:
     """One run of the job: its counts, its table, and what is written but not committed."""
 
-    def __init__(self, config: PseudoLabelConfig, artifact: Artifact) -> None:
+    def __init__(self, config: PseudoLabelConfig, teacher: Teacher) -> None:
         from ray_fer import cluster
         from ray_fer.labeling.graph import Plan
 
@@ -128,13 +133,13 @@ class _Run:
         self.plan = Plan(
             config,
             run=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}",
-            model=artifact.model_id(precision),
+            model=teacher.model_id(precision, config.flip),
             device=device,
             precision=precision,
             actors=config.actors or max(1, slots),
-            image_size=artifact.image_size,
+            image_size=teacher.image_size,
         )
-        self.table = create_table(config.table, artifact.classes)
+        self.table = create_table(config.table, teacher.classes)
         self.committer = Committer(self.table, self.plan.model, self.plan.run)
         self.ledger = Ledger(scan_keys(self.table, self.plan.model), config.max_attempts)
         self.listing: Counter[str] = Counter()
@@ -144,7 +149,7 @@ class _Run:
         self.pending: list[WrittenFile] = []
         self.overwritten: list[tuple[str, str]] = []
         self.committed_at = self.reported_at = time.monotonic()
-        self.progress = Progress(artifact.classes, config.selection.threshold, self.plan.actors, device)
+        self.progress = Progress(teacher.classes, config.selection.threshold, self.plan.actors, device)
         self.metrics = Metrics(self.plan.run)
         self.write("config.json", config.model_dump())
         log.info(

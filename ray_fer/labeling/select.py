@@ -30,7 +30,7 @@ from ray_fer.feedback.actor import load_snapshot
 from ray_fer.feedback.formulas import FeedbackConfig
 from ray_fer.labeling.rules import RULES, debias
 from ray_fer.labeling.table import OK, files_of, open_table
-from ray_fer.models.artifact import Artifact, open_artifact
+from ray_fer.models.teacher import Teacher, open_teacher
 
 log = logging.getLogger(__name__)
 
@@ -59,19 +59,19 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
     Raises:
         UserError: when the table holds no prediction of the teacher, or its classes are others.
     """
-    artifact = open_artifact(config.teacher)
-    table = _opened(config, artifact)
-    model = _model_in(table, artifact, config)
-    excluded = excluded_digests(config.selection.exclude, artifact.classes)
+    teacher = open_teacher(config.teacher)
+    table = _opened(config, teacher)
+    model = _model_in(table, teacher, config)
+    excluded = excluded_digests(config.selection.exclude, teacher.classes)
     predictions, left_out = newest_predictions(table, model, excluded)
     if predictions.is_empty():
         raise UserError(f"table={config.table}: no usable prediction of teacher={config.teacher}")
 
-    n_classes = len(artifact.classes)
+    n_classes = len(teacher.classes)
     thresholds = np.full(n_classes, config.selection.threshold)
     class_weights, log_prior, version = np.ones(n_classes), None, 0
     if config.feedback:
-        snapshot = load_snapshot(config.feedback, artifact.classes)
+        snapshot = load_snapshot(config.feedback, teacher.classes)
         # The feedback moves thresholds around its own neutral one; here the same moves are made around the config's.
         moved = config.selection.threshold + np.asarray(snapshot.thresholds) - FeedbackConfig().tau0
         thresholds = np.clip(moved, LOWEST_THRESHOLD, 1.0)
@@ -84,7 +84,7 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
     targets = probs[accepted.rows]
     if config.selection.targets == "hard":
         targets = np.eye(n_classes, dtype=np.float32)[accepted.labels]
-    names = np.array(artifact.classes)
+    names = np.array(teacher.classes)
     columns = [
         predictions["uri"].gather(accepted.rows).to_arrow().cast(pa.string()),
         pa.array(names[accepted.labels]),
@@ -96,19 +96,19 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
     counts = Counter(names[accepted.labels].tolist())
     predicted = Counter(names[raw.argmax(axis=1)].tolist())
     summary = {
-        "classes": list(artifact.classes),
-        "teacher": artifact.id,
+        "classes": list(teacher.classes),
+        "teacher": teacher.id,
         "model": model,
         "table": storage.normalise(config.table),
         "version": table.version(),
         "feedback_version": version,
         "rule": config.selection.model_dump(),
-        "thresholds": dict(zip(artifact.classes, np.round(thresholds, 4).tolist(), strict=True)),
+        "thresholds": dict(zip(teacher.classes, np.round(thresholds, 4).tolist(), strict=True)),
         "considered": len(predictions),
         "left_out": left_out,
         "accepted": selection.num_rows,
-        "counts": {name: counts[name] for name in artifact.classes},
-        "predicted": {name: predicted[name] for name in artifact.classes},
+        "counts": {name: counts[name] for name in teacher.classes},
+        "predicted": {name: predicted[name] for name in teacher.classes},
     }
     sink = pa.BufferOutputStream()
     pq.write_table(selection, sink, compression="zstd")
@@ -124,26 +124,27 @@ def predicted_counts(config: SelectPseudoLabelsConfig) -> npt.NDArray[np.int64]:
     Raises:
         UserError: when the table holds no prediction of the teacher, or its classes are others.
     """
-    artifact = open_artifact(config.teacher)
-    table = _opened(config, artifact)
-    rows = table.to_pyarrow_dataset(partitions=[("model", "=", _model_in(table, artifact, config))])
+    teacher = open_teacher(config.teacher)
+    table = _opened(config, teacher)
+    rows = table.to_pyarrow_dataset(partitions=[("model", "=", _model_in(table, teacher, config))])
     counts = Counter(rows.to_table(columns=["label"]).column("label").drop_null().to_pylist())
-    return np.array([counts[name] for name in artifact.classes], np.int64)
+    return np.array([counts[name] for name in teacher.classes], np.int64)
 
 
-def _opened(config: SelectPseudoLabelsConfig, artifact: Artifact) -> DeltaTable:
-    table = open_table(config.table, artifact.classes)
+def _opened(config: SelectPseudoLabelsConfig, teacher: Teacher) -> DeltaTable:
+    table = open_table(config.table, teacher.classes)
     if table is None:
         raise UserError(f"table={config.table}: no predictions table there")
     return table
 
 
-def _model_in(table: DeltaTable, artifact: Artifact, config: SelectPseudoLabelsConfig) -> str:
+def _model_in(table: DeltaTable, teacher: Teacher, config: SelectPseudoLabelsConfig) -> str:
     formats = ("float32", "bfloat16") if config.precision == "auto" else (config.precision,)
-    for model in map(artifact.model_id, formats):
+    flips = (False, True) if config.flip is None else (config.flip,)
+    for model in (teacher.model_id(precision, flip) for flip in flips for precision in formats):
         if files_of(table, model):
             return model
-    raise UserError(f"table={config.table}: holds no prediction of teacher={config.teacher} (model {artifact.id})")
+    raise UserError(f"table={config.table}: holds no prediction of teacher={config.teacher} (model {teacher.id})")
 
 
 def newest_predictions(table: DeltaTable, model: str, excluded: set[bytes]) -> tuple[pl.DataFrame, dict[str, int]]:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from ray_fer import storage
 from ray_fer.errors import UserError, one_line
+from ray_fer.models.outputs import Outputs
 
 if TYPE_CHECKING:
     import torch
@@ -78,12 +79,32 @@ class Artifact:
         path = self.folder / METRICS
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
-    def model_id(self, precision: str) -> str:
-        """The id that predictions carry: artifact (weights, preprocessing, class order) and number format.
+    @property
+    def temperature(self) -> float:
+        """What the logits are divided by before the softmax; 1 for artifacts that were never calibrated."""
+        return float(self.config.get("temperature", 1.0))
 
-        Two models, or one model in two number formats, never share it.
-        """
-        return f"{self.id}-{precision}"
+    @property
+    def net_size(self) -> int:
+        """Side in pixels of what enters the net: the whole crop."""
+        return self.image_size
+
+    @property
+    def outputs(self) -> Outputs:
+        """From the net's logits to calibrated ones."""
+        return Outputs(tuple(range(len(self.classes))), temperature=self.temperature)
+
+    def model_id(self, precision: str, flip: bool = False) -> str:
+        """See `model_id`."""
+        return model_id(self.id, precision, flip)
+
+
+def model_id(content: str, precision: str, flip: bool) -> str:
+    """The id that predictions carry: content (weights, preprocessing, class order), number format, test-time flip.
+
+    Two models, or one model in two number formats, never share it.
+    """
+    return f"{content}-{precision}" + ("-flip" if flip else "")
 
 
 def resolve_precision(precision: str, on_gpu: bool) -> str:
@@ -101,6 +122,7 @@ def save_artifact(
     std: tuple[float, ...],
     metrics: dict[str, Any],
     provenance: dict[str, Any],
+    temperature: float = 1.0,
     extra: dict[str, bytes] | None = None,
 ) -> Artifact:
     """Writes ``model`` (a timm model with its head) to ``uri``.
@@ -114,6 +136,7 @@ def save_artifact(
         std: normalisation standard deviation per channel.
         metrics: what becomes ``metrics.json``.
         provenance: what becomes ``provenance.json``.
+        temperature: calibrated on held-out pictures; see `Artifact.temperature`.
         extra: further files by name.
     """
     from safetensors.torch import save_file
@@ -130,7 +153,8 @@ def save_artifact(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / WEIGHTS)
-        save_config_for_hf(model, str(folder / CONFIG), {"label_names": list(classes)}, data_config=preprocessing)
+        facts = {"label_names": list(classes), "temperature": temperature}
+        save_config_for_hf(model, str(folder / CONFIG), facts, data_config=preprocessing)
         (folder / METRICS).write_text(json.dumps(metrics, indent=2))
         (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2))
         for file_name, data in (extra or {}).items():
@@ -179,8 +203,16 @@ def _content_hash(weights: Path, config: dict[str, Any]) -> str:
     decisive["preprocessing"] = {
         key: config["pretrained_cfg"].get(key) for key in ("input_size", "mean", "std", "interpolation", "crop_mode")
     }
+    # The probabilities are another's with another temperature. Without one it is 1: older artifacts keep their id.
+    if config.get("temperature", 1.0) != 1.0:
+        decisive["temperature"] = config["temperature"]
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
-    with weights.open("rb") as file:
+    update_from_file(digest, weights)
+    return digest.hexdigest()[:16]
+
+
+def update_from_file(digest: hashlib._Hash, path: Path) -> None:
+    """Adds the contents of a file to ``digest``."""
+    with path.open("rb") as file:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
-    return digest.hexdigest()[:16]

@@ -19,7 +19,7 @@ from ray_fer.models.artifact import Artifact, load_model
 
 DEFAULT_BACKBONE = "resnet10t"
 # What timm, torch and safetensors raise for files that hold no weights, or others.
-_BAD_WEIGHTS = (
+BAD_WEIGHTS = (
     *(RuntimeError, KeyError, ValueError, AttributeError, AssertionError),
     *(OSError, EOFError, pickle.UnpicklingError, SafetensorError),
 )
@@ -92,7 +92,7 @@ def local_pretrained(uri: str) -> str:
     if storage.is_dir(uri):
         return str(storage.local_copy(uri))
     parent, _, name = uri.rpartition("/")
-    return str(storage.local_copy(parent, only=name) / name)
+    return str(storage.local_copy(parent, only=[name]) / name)
 
 
 def _has_fixed_size(name: str) -> bool:
@@ -124,7 +124,7 @@ def _from_pretrained(name: str, pretrained: str, arguments: dict[str, Any]) -> t
             random = value.ndim > 1 and bool((value != value.flatten()[0]).any())
             if random and key not in head and torch.equal(value, fresh[key]):
                 raise RuntimeError(f"nothing there for {key}")
-    except _BAD_WEIGHTS as error:
+    except BAD_WEIGHTS as error:
         raise UserError(f"pretrained={pretrained}: its weights do not fit backbone={name}: {_line(error)}") from None
     return model
 

@@ -2,13 +2,13 @@
 
 Normalisation is part of the engine, so that pixels cross process borders as uint8 and are scaled where the model runs.
 OpenVINO is 1.2 to 2.3 times torch eager on small crops on a CPU and uses one stream and one thread here: labelling runs
-one actor per core. On CUDA the torch engine runs bfloat16, channels-last.
+one actor per core. On CUDA the torch engine runs bfloat16, channels-last. An ONNX net runs through OpenVINO alone.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,13 @@ import torch
 
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact, load_model
+from ray_fer.models.openvino_engine import OpenVINOEngine, net_input, onnx_engine
+from ray_fer.models.outputs import Outputs
+from ray_fer.models.softmax import softmax
+from ray_fer.models.teacher import OnnxTeacher, Teacher, TimmTeacher, check_place, load_timm
+
+if TYPE_CHECKING:
+    import openvino
 
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
@@ -55,12 +62,12 @@ class Normalised(torch.nn.Module):
 
 
 class TorchEngine:
-    """torch on ``device``; bfloat16 autocast when ``precision`` says so."""
+    """The net's own logits, by torch on ``device``; bfloat16 autocast when ``precision`` says so."""
 
-    def __init__(self, artifact: Artifact, *, device: str = "cpu", precision: str = "float32") -> None:
+    def __init__(self, teacher: Artifact | TimmTeacher, *, device: str = "cpu", precision: str = "float32") -> None:
         self.device = torch.device(device)
         self.autocast = precision == "bfloat16"
-        model = Normalised(load_model(artifact), artifact.mean, artifact.std).to(self.device).eval()
+        model = _normalised(teacher).to(self.device).eval()
         self.model = model.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -73,49 +80,120 @@ class TorchEngine:
         return result
 
 
-class OpenVINOEngine:
-    """OpenVINO on the CPU: one stream, one thread, one fixed batch shape; a smaller batch is padded."""
+class Centred:
+    """An engine over the centre of the crops, for nets whose training saw no borders."""
 
-    def __init__(self, artifact: Artifact, *, batch_size: int) -> None:
-        import openvino
-
-        example = torch.zeros(batch_size, artifact.image_size, artifact.image_size, 3, dtype=torch.uint8)
-        model = Normalised(load_model(artifact), artifact.mean, artifact.std).eval()
-        with warnings.catch_warnings():  # it traces with what torch calls deprecated
-            warnings.simplefilter("ignore")
-            converted = openvino.convert_model(model, example_input=example, input=[tuple(example.shape)])
-        settings = {
-            "INFERENCE_NUM_THREADS": 1,
-            "NUM_STREAMS": 1,
-            "PERFORMANCE_HINT": "LATENCY",
-            # Processors with bf16 units would silently round; the number format is part of the model id.
-            "INFERENCE_PRECISION_HINT": "f32",
-            "ENABLE_CPU_PINNING": False,
-        }
-        self.request = openvino.Core().compile_model(converted, "CPU", settings).create_infer_request()
-        self.batch_size = batch_size
+    def __init__(self, engine: Engine, side: int) -> None:
+        self.engine = engine
+        self.side = side
 
     def __call__(self, pixels: Pixels) -> Logits:
-        """Logits float32 (B, K) of ``pixels`` uint8 (B, S, S, 3)."""
-        rows = len(pixels)
-        if rows < self.batch_size:
-            padded = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
-            padded[:rows] = pixels
-            pixels = padded
-        self.request.infer([pixels], share_inputs=True)
-        logits: Logits = np.array(self.request.get_output_tensor(0).data[:rows], np.float32)
-        return logits
+        """What the engine makes of the central (B, side, side, 3) of ``pixels``."""
+        return self.engine(np.ascontiguousarray(centre(pixels, self.side)))
 
 
-def make_engine(artifact: Artifact, name: str, *, batch_size: int, device: str, precision: str) -> Engine:
-    """The engine ``name`` (``auto``: OpenVINO on a CPU in float32, torch otherwise).
+class Mapped:
+    """An engine whose outputs are calibrated, mapped or merged on their way out."""
+
+    def __init__(self, engine: Engine, outputs: Outputs) -> None:
+        self.engine = engine
+        self.outputs = outputs
+
+    def __call__(self, pixels: Pixels) -> Logits:
+        """Logits float32 (B, K) over our classes."""
+        return self.outputs(self.engine(pixels))
+
+
+class Flipped:
+    """Test-time flip: the mean of the probabilities of a crop and of its mirror image, as their logarithm."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def __call__(self, pixels: Pixels) -> Logits:
+        """Log-probabilities float32 (B, K) of ``pixels`` uint8 (B, S, S, 3)."""
+        mirrored = np.ascontiguousarray(pixels[:, :, ::-1])
+        mean = (softmax(self.engine(pixels)).astype(np.float64) + softmax(self.engine(mirrored))) / 2
+        return np.asarray(np.log(np.maximum(mean, np.finfo(np.float32).tiny)), np.float32)
+
+
+def centre(pixels: Pixels, side: int) -> Pixels:
+    """The central (B, side, side, 3) of ``pixels`` (B, S, S, 3)."""
+    start = (pixels.shape[1] - side) // 2
+    return pixels[:, start : start + side, start : start + side]
+
+
+def make_engine(
+    teacher: Teacher, name: str, *, batch_size: int, device: str, precision: str, flip: bool = False
+) -> Engine:
+    """The engine ``name`` (``auto``: OpenVINO on a CPU in float32, torch otherwise) over ``teacher``.
+
+    Args:
+        teacher: from `ray_fer.models.teacher.open_teacher`.
+        name: ``auto``, ``openvino`` or ``torch``.
+        batch_size: crops per call.
+        device: ``cpu`` or ``cuda``.
+        precision: ``float32`` or ``bfloat16``.
+        flip: test-time flip.
 
     Raises:
-        UserError: for OpenVINO in another number format or place: its predictions would carry another model's id.
+        UserError: for OpenVINO in another number format or place: its predictions would carry another model's id; and
+            when the weights cannot be loaded.
     """
+    engine = _net_engine(teacher, name, batch_size, device, precision)
+    if teacher.net_size != teacher.image_size:
+        engine = Centred(engine, teacher.net_size)
+    if not teacher.outputs.trivial:
+        engine = Mapped(engine, teacher.outputs)
+    return Flipped(engine) if flip else engine
+
+
+def seen_by_net(teacher: Teacher, pixels: Pixels) -> Pixels:
+    """What enters the net of the crops ``pixels`` uint8 (B, S, S, 3), taken from its input and de-normalised.
+
+    Returns:
+        uint8 RGB (B, S', S', 3); of a net that sees grey the three channels are equal.
+    """
+    pixels = np.ascontiguousarray(centre(pixels, teacher.net_size))
+    if isinstance(teacher, OnnxTeacher):
+        said = teacher.sidecar
+        inputs = net_input(said, pixels)
+        inputs = inputs.transpose(0, 2, 3, 1) if said.layout == "nchw" else inputs
+        levels = (inputs * np.array(said.std) + np.array(said.mean)) * (255 / said.scale)
+        levels = levels[..., ::-1] if said.colour == "bgr" else levels
+    else:
+        assert isinstance(teacher, Artifact | TimmTeacher)
+        net = Normalised(torch.nn.Identity(), teacher.mean, teacher.std)
+        inputs = net(torch.from_numpy(pixels)).numpy().transpose(0, 2, 3, 1)
+        levels = (inputs * np.array(teacher.std) + np.array(teacher.mean)) * 255
+    rounded = np.rint(levels).clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(rounded, (*rounded.shape[:3], 3)))
+
+
+def _net_engine(teacher: Teacher, name: str, batch_size: int, device: str, precision: str) -> Engine:
     fits_openvino = device == "cpu" and precision == "float32"
     if name == "openvino" and not fits_openvino:
         raise UserError(f"engine=openvino: computes in float32 on the CPU, not in {precision} on {device}")
+    check_place(teacher, name, device, precision)
+    if isinstance(teacher, OnnxTeacher):
+        where = (teacher.uri, teacher.sidecar_uri)
+        return onnx_engine(teacher.path, teacher.sidecar, *where, batch_size=batch_size)
+    assert isinstance(teacher, Artifact | TimmTeacher)
     if name == "openvino" or (name == "auto" and fits_openvino):
-        return OpenVINOEngine(artifact, batch_size=batch_size)
-    return TorchEngine(artifact, device=device, precision=precision)
+        return OpenVINOEngine(_converted(teacher, batch_size), batch_size=batch_size)
+    return TorchEngine(teacher, device=device, precision=precision)
+
+
+def _normalised(teacher: Artifact | TimmTeacher) -> Normalised:
+    model = load_timm(teacher) if isinstance(teacher, TimmTeacher) else load_model(teacher)
+    return Normalised(model, teacher.mean, teacher.std)
+
+
+def _converted(teacher: Artifact | TimmTeacher, batch_size: int) -> openvino.Model:
+    import openvino
+
+    example = torch.zeros(batch_size, teacher.net_size, teacher.net_size, 3, dtype=torch.uint8)
+    model = _normalised(teacher).eval()
+    with warnings.catch_warnings():  # it traces with what torch calls deprecated
+        warnings.simplefilter("ignore")
+        return openvino.convert_model(model, example_input=example, input=[tuple(example.shape)])

@@ -62,7 +62,7 @@ class FrameEncoder:
         """Features (B, D) and probabilities (B, K) of ``pixels``."""
         outputs = self._model(torch.from_numpy(pixels).to(self.device)).float().cpu().numpy()
         n_classes = len(self.artifact.classes)
-        return np.ascontiguousarray(outputs[:, n_classes:]), softmax(outputs[:, :n_classes])
+        return np.ascontiguousarray(outputs[:, n_classes:]), softmax(self.artifact.outputs(outputs[:, :n_classes]))
 
     def encode_clip(self, frames: Iterable[tuple[int, Pixels | str]], batch_size: int) -> ClipFeatures:
         """Features of a clip as `ray_fer.data.video.read_clip` gives it: frame numbers with pixels or a reason."""

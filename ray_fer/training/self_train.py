@@ -208,6 +208,7 @@ class _Loop:
                 "teacher": teacher,
                 "out": self.place(f"round-{number}", "selection"),
                 "feedback": self.place("feedback"),
+                "flip": self.config.label.get("flip"),
                 "selection": mine,
             },
         )

@@ -33,7 +33,13 @@ from ray_fer.data.loading import CACHE_BYTES, ImageLoader, Indices, Pixels, read
 from ray_fer.data.manifests import Manifest
 from ray_fer.data.sampling import ClassUniformSampler, weighted_indices
 from ray_fer.errors import UserError
-from ray_fer.evaluation.metrics import evaluate_probs
+from ray_fer.evaluation.metrics import (
+    apply_temperature,
+    evaluate_probs,
+    expected_calibration_error,
+    fit_temperature,
+    reliability_bins,
+)
 from ray_fer.training.loop import Step, World
 from ray_fer.training.optimisation import Ema, learning_rate_factor, parameter_groups
 
@@ -213,6 +219,9 @@ class SupervisedRecipe:
         order, probs, ok = (np.concatenate(part) for part in zip(*parts, strict=True))
         labels = np.where(ok, self.val.labels[order], -1)
         metrics = evaluate_probs(probs, labels, self.val.classes)
+        metrics["temperature"] = round(fit_temperature(probs, labels), 4)
+        calibrated = apply_temperature(probs, metrics["temperature"])
+        metrics["ece_calibrated"] = expected_calibration_error(reliability_bins(calibrated, labels))
         if self.feedback is not None:
             confusion = np.asarray(metrics["confusion_matrix"])
             snapshot = self.world.broadcast(self.feedback(confusion, epoch) if self.world.rank == 0 else {})

@@ -78,8 +78,8 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     """Trains and publishes, or answers from what is there.
 
     Returns:
-        ``model`` (URI), ``id``, ``classes``, ``val_macro_f1``, ``val_accuracy``, ``best_epoch``, ``epochs``,
-        ``labeled``, ``val`` and ``pseudo`` (counts), ``feedback_version``, ``resumed_from_epoch``.
+        ``model`` (URI), ``id``, ``classes``, ``val_macro_f1``, ``val_accuracy``, ``temperature``, ``best_epoch``,
+        ``epochs``, ``labeled``, ``val`` and ``pseudo`` (counts), ``feedback_version``, ``resumed_from_epoch``.
 
     Raises:
         UserError: for anything wrong with the arguments or with what they point at.
@@ -302,6 +302,7 @@ def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: dict[str, Any
         std=std,
         metrics={"val": outcome.best, "history": outcome.history, "resumed": outcome.resumed},
         provenance=provenance,
+        temperature=outcome.best.get("temperature", 1.0),  # a run that an older version began has none
     )
 
 
@@ -315,6 +316,7 @@ def _summary(out: str) -> dict[str, Any]:
         "classes": list(artifact.classes),
         "val_macro_f1": best["macro_f1"],
         "val_accuracy": best["accuracy"],
+        "temperature": artifact.temperature,
         "best_epoch": best["epoch"],
         "epochs": len(artifact.metrics["history"]),
         **provenance["counts"],

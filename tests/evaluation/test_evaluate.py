@@ -14,7 +14,9 @@ from ray_fer.data.decode import decode_into
 from ray_fer.errors import UserError
 from ray_fer.evaluation.evaluate import evaluate, labelled_for
 from ray_fer.models.artifact import Artifact, load_model
+from ray_fer.models.teacher import open_teacher
 from tests.images import picture, tiny_model
+from tests.onnx_nets import ferplus
 
 CLASSES = ("anger", "happiness", "neutral")  # not the package's order
 
@@ -90,6 +92,28 @@ def test_everything_about_an_evaluation(model: Artifact, pictures: Path, tmp_pat
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
         "class_mix.png", "confusion_matrix.png", "coverage.png", "per_class_f1.png", "reliability.png",
     }  # fmt: skip
+
+
+def test_the_temperature_of_a_model_is_applied(model: Artifact, pictures: Path, tmp_path: Path) -> None:
+    data = manifest(pictures, [(f"{seed}.jpg", CLASSES[seed % 3]) for seed in range(7)])
+    _, plain, before = run(model, data, tmp_path / "plain")
+    calibrated = tiny_model(str(tmp_path / "m"), classes=CLASSES, temperature=3.0)
+    summary, metrics, after = run(calibrated, data, tmp_path / "calibrated")
+    p = np.array(before["probs"].to_pylist()) ** (1 / 3)
+    np.testing.assert_allclose(after["probs"].to_pylist(), p / p.sum(axis=1, keepdims=True), atol=1e-5)
+    assert after["prediction"].to_pylist() == before["prediction"].to_pylist()
+    assert "temperature" not in plain
+    assert metrics["temperature"] == summary["temperature"] == 3.0
+    assert metrics["ece_uncalibrated"] == pytest.approx(plain["ece"], abs=1e-4)
+    assert metrics["ece"] != pytest.approx(plain["ece"], abs=1e-3)
+
+
+def test_a_model_of_another_make_is_evaluated(pictures: Path, tmp_path: Path) -> None:
+    uri, _ = ferplus(tmp_path)
+    data = manifest(pictures, [("0.jpg", "sad"), ("1.jpg", "happy")])
+    given = (f"model={uri}", f"data={data}", f"out={tmp_path / 'out'}")
+    assert evaluate(load_config("evaluate", given))["n"] == 2
+    assert storage.read_json(f"{tmp_path}/out/metrics.json")["model_id"] == open_teacher(uri).id
 
 
 def test_nothing_to_score_is_an_error(model: Artifact, pictures: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from ray_fer.data.sources import list_sources
 from ray_fer.labeling.progress import unit_stats
 from ray_fer.labeling.table import FILE_SCHEMA
 from ray_fer.labeling.unit import decode_items, infer, pack_decoded, to_table, unpack_decoded
-from ray_fer.models.engines import OpenVINOEngine, TorchEngine
+from ray_fer.models.engines import TorchEngine, make_engine
 from ray_fer.models.softmax import softmax
 from tests.images import CLASSES, picture, tiny_model, write_pictures
 
@@ -55,7 +55,7 @@ def test_the_batching_does_not_change_the_predictions(tmp_path: Path) -> None:
     keys = keys_of(tmp_path / "in")
     found = []
     for size in (2, 16):
-        engine = OpenVINOEngine(artifact, batch_size=size)
+        engine = make_engine(artifact, "openvino", batch_size=size, device="cpu", precision="float32")
         probs = {}
         for batch in decode_items(keys, image_size=32, batch_size=size, **LIMITS):
             infer(batch, engine, CLASSES, size)
@@ -94,6 +94,7 @@ def test_engines_agree(tmp_path: Path) -> None:
     artifact = tiny_model(str(tmp_path / "model"))
     pixels = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)
     torch_probs = softmax(TorchEngine(artifact)(pixels))
-    openvino_probs = softmax(OpenVINOEngine(artifact, batch_size=8)(pixels))
+    openvino = make_engine(artifact, "openvino", batch_size=8, device="cpu", precision="float32")
+    openvino_probs = softmax(openvino(pixels))
     assert np.abs(torch_probs - openvino_probs).max() < 1e-5
     assert (torch_probs.argmax(1) == openvino_probs.argmax(1)).all()

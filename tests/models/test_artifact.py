@@ -87,7 +87,9 @@ def test_the_number_format() -> None:
     assert resolve_precision("float32", True) == "float32"
 
 
-@pytest.mark.parametrize("module", ["labeling.pseudo_label", "labeling.graph", "labeling.select"])
+@pytest.mark.parametrize(
+    "module", ["labeling.pseudo_label", "labeling.graph", "labeling.select", "models.teacher", "models.openvino_engine"]
+)
 def test_drivers_of_labelling_need_no_torch(module: str) -> None:
     code = f"import sys, ray_fer.{module}; print([name for name in ('torch', 'timm') if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
@@ -144,6 +146,27 @@ def test_what_decides_nothing_keeps_the_id(saved: Path, copy: Path) -> None:
         config["note"] = "x"
 
     assert edit(copy, change).id == open_artifact(str(saved)).id
+
+
+def test_the_temperature_is_kept_and_makes_another_model(saved: Path, tmp_path: Path) -> None:
+    never = open_artifact(str(saved))
+    calibrated, model = make(tmp_path / "m", temperature=1.7)
+    assert (never.temperature, calibrated.temperature) == (1.0, 1.7)
+    assert calibrated.id != never.id
+    again = timm.create_model(f"local-dir:{tmp_path}/m", pretrained=True)
+    assert torch.equal(again.state_dict()["fc.weight"], model.state_dict()["fc.weight"])
+
+
+def test_artifacts_from_before_temperatures_keep_their_id(saved: Path, copy: Path) -> None:
+    before = edit(copy, lambda config: config.pop("temperature"))
+    assert before.temperature == 1.0
+    assert before.id == open_artifact(str(saved)).id
+
+
+def test_test_time_flip_is_part_of_the_model_id(saved: Path) -> None:
+    artifact = open_artifact(str(saved))
+    assert artifact.model_id("float32", flip=True) == f"{artifact.id}-float32-flip"
+    assert artifact.model_id("float32", flip=False) == artifact.model_id("float32")
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])

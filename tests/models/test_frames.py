@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,12 @@ def test_features_are_what_the_classifier_sees(artifact: Artifact) -> None:
     np.testing.assert_allclose(probs, logits.softmax(dim=1), atol=1e-5)
     np.testing.assert_allclose(from_features.softmax(dim=1), probs, atol=1e-5)
     assert (features.dtype, probs.dtype) == (np.float32, np.float32)
+
+
+def test_probabilities_are_calibrated(artifact: Artifact, tmp_path: Path) -> None:
+    _, probs = FrameEncoder(artifact)(pixels(3))
+    _, calibrated = FrameEncoder(tiny_model(str(tmp_path), image_size=SIZE, temperature=2.0))(pixels(3))
+    np.testing.assert_allclose(calibrated, np.sqrt(probs) / np.sqrt(probs).sum(axis=1, keepdims=True), rtol=1e-4)
 
 
 def test_a_clip_does_not_depend_on_its_batches_or_bad_frames(artifact: Artifact) -> None:

@@ -63,7 +63,7 @@ def test_a_folder_goes_up_and_comes_down_once(s3: str, tmp_path: Path) -> None:
 def test_one_file_of_a_folder(s3: str) -> None:
     for name in ("a.pth", "b.pth"):
         storage.write_bytes(f"{s3}/m/{name}", name.encode())
-    assert contents(storage.local_copy(f"{s3}/m", only="b.pth")) == {"b.pth": b"b.pth"}
+    assert contents(storage.local_copy(f"{s3}/m", only=["b.pth"])) == {"b.pth": b"b.pth"}
 
 
 def test_nothing_to_copy_is_said_by_name(s3: str) -> None:
@@ -71,7 +71,7 @@ def test_nothing_to_copy_is_said_by_name(s3: str) -> None:
         storage.local_copy(f"{s3}/none")
     storage.write_bytes(f"{s3}/m/a", b"")
     with pytest.raises(FileNotFoundError, match=f"{s3}/m/b"):
-        storage.local_copy(f"{s3}/m", only="b")
+        storage.local_copy(f"{s3}/m", only=["b"])
 
 
 def test_folder_markers_are_no_files(s3: str) -> None:

@@ -1,0 +1,57 @@
+"""What a teacher sees of a picture, and what it makes of it: a wrong size, crop or grey shows here, not in a table."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ray_fer import storage
+from ray_fer.config import InspectTeacherConfig
+from ray_fer.data.decode import DecodeError, decode
+from ray_fer.errors import UserError
+from ray_fer.models.engines import make_engine, seen_by_net
+from ray_fer.models.softmax import softmax
+from ray_fer.models.teacher import OnnxTeacher, check_teacher, open_teacher
+
+
+def inspect_teacher(config: InspectTeacherConfig) -> dict[str, Any]:
+    """Writes a PNG of what enters the net, taken from its input and de-normalised, to ``out``.
+
+    Returns:
+        ``png``, ``model_id``, ``label``, ``probs`` by class, and the sides in pixels of the decoded crop as
+        ``image_size`` and of the part of it that enters as ``net_size``.
+
+    Raises:
+        UserError: for a teacher or an image that cannot be used.
+    """
+    out = storage.normalise_argument("out", config.out)
+    image = storage.normalise_argument("image", config.image)
+    try:
+        teacher = open_teacher(config.teacher)
+    except UserError as error:
+        raise UserError(f"teacher={error}") from None
+    check_teacher(teacher)
+    try:
+        pixels = decode(storage.read_bytes(image), teacher.image_size)[None]
+    except FileNotFoundError:
+        raise UserError(f"image={config.image}: no such file") from None
+    except DecodeError as error:
+        raise UserError(f"image={config.image}: {error}") from None
+    # For one picture the conversion to OpenVINO would take longer than all the rest.
+    name = "openvino" if isinstance(teacher, OnnxTeacher) else "torch"
+    engine = make_engine(teacher, name, batch_size=1, device="cpu", precision="float32")
+    probs = softmax(engine(pixels))[0]
+    buffer = io.BytesIO()
+    Image.fromarray(seen_by_net(teacher, pixels)[0]).save(buffer, "PNG")
+    storage.write_bytes(out, buffer.getvalue())
+    return {
+        "png": out,
+        "model_id": teacher.model_id("float32"),
+        "label": teacher.classes[int(np.argmax(probs))],
+        "probs": {name: round(float(p), 4) for name, p in zip(teacher.classes, probs, strict=True)},
+        "image_size": teacher.image_size,
+        "net_size": teacher.net_size,
+    }

@@ -1,0 +1,357 @@
+"""What a teacher URI is, decided here alone: an artifact of ours, a timm folder or checkpoint, or an ONNX file.
+
+A teacher is opened without loading it and without torch or timm, whose import takes seconds: a driver opens it, checks
+it against its sidecar, and leaves the rest to `ray_fer.models.engines.make_engine` on a worker. Nothing is shared
+between two of them, so a worker may hold several, of different sizes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import onnx
+from google.protobuf.message import DecodeError as NotAMessage
+from safetensors import SafetensorError, safe_open
+
+from ray_fer import storage
+from ray_fer.errors import UserError, one_line
+from ray_fer.models.artifact import CONFIG, PROVENANCE, model_id, open_artifact, update_from_file
+from ray_fer.models.openvino_engine import check_graph, check_outputs, onnx_engine, read_onnx
+from ray_fer.models.outputs import Outputs
+from ray_fer.models.sidecar import (
+    IN_FOLDER,
+    OnnxSidecar,
+    Sidecar,
+    TimmSidecar,
+    check_sidecar,
+    map_classes,
+    read_sidecar,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+CHECKPOINTS = (".safetensors", ".pth", ".pt")
+_IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
+
+
+class Teacher(Protocol):
+    """A model that can label, opened but not loaded."""
+
+    @property
+    def uri(self) -> str:
+        """Where it was opened."""
+        ...
+
+    @property
+    def id(self) -> str:
+        """Content hash (16 hex digits) of weights and sidecar: what the model computes, not where it lies."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Ours, in the order of an engine's logits."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the square crops that an engine takes."""
+        ...
+
+    @property
+    def net_size(self) -> int:
+        """Side in pixels of their centre, which is what enters the net."""
+        ...
+
+    @property
+    def outputs(self) -> Outputs:
+        """From the net's outputs to logits over the classes."""
+        ...
+
+    def model_id(self, precision: str, flip: bool = False) -> str:
+        """The id that predictions carry; see `ray_fer.models.artifact.model_id`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What timm checkpoints and ONNX files share: everything but the net comes from the sidecar.
+
+    Attributes:
+        uri: where it was opened.
+        path: the local file of the weights.
+        id: content hash.
+        classes: ours.
+        outputs: from the model's classes to ours.
+        sidecar: what is said of it.
+        sidecar_uri: where that is, or would be.
+    """
+
+    uri: str
+    path: Path
+    id: str
+    classes: tuple[str, ...]
+    outputs: Outputs
+    sidecar: Sidecar
+    sidecar_uri: str
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of the crops, of which the net sees the centre."""
+        # The parity of both is the same, or the centre would lie half a pixel off.
+        border = round((self.net_size / self.sidecar.crop - self.net_size) / 2)
+        return self.net_size + 2 * border
+
+    @property
+    def net_size(self) -> int:
+        """Side in pixels of what enters the net."""
+        return self.sidecar.image_size
+
+    def model_id(self, precision: str, flip: bool = False) -> str:
+        """See `ray_fer.models.artifact.model_id`."""
+        return model_id(self.id, precision, flip)
+
+
+@dataclass(frozen=True)
+class TimmTeacher(Foreign):
+    """A timm checkpoint.
+
+    Attributes:
+        sidecar: of the file or folder, under it what the folder's ``config.json`` says.
+        model_args: further arguments of ``timm.create_model``.
+    """
+
+    sidecar: TimmSidecar
+    model_args: dict[str, Any]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Per-channel mean of the normalisation, for pixels in [0, 1]."""
+        return self.sidecar.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Per-channel standard deviation of the normalisation, for pixels in [0, 1]."""
+        return self.sidecar.std
+
+
+@dataclass(frozen=True)
+class OnnxTeacher(Foreign):
+    """An ONNX file. It runs on the CPU, through OpenVINO, in float32."""
+
+    sidecar: OnnxSidecar
+
+
+def open_teacher(uri: str) -> Teacher:
+    """Opens whatever model is at ``uri``, local or ``s3://`` (downloaded once per node).
+
+    - a folder with ``config.json`` and weights: an artifact of ours, or anybody's timm model; ``teacher.yaml`` in it
+      says what ``config.json`` does not, and stands above it;
+    - ``NAME.safetensors``, ``NAME.pth``, ``NAME.pt``: a state dict of a timm model, ``NAME.yaml`` beside it;
+    - ``NAME.onnx``: ``NAME.yaml`` beside it.
+
+    Raises:
+        UserError: naming file and key, when there is no model, or something about it is missing, wrong or contradicted
+            by its graph.
+    """
+    uri = storage.normalise(uri)
+    suffix = Path(uri).suffix.lower()
+    if suffix not in (".onnx", *CHECKPOINTS) or storage.is_dir(uri):
+        return _open_folder(uri)
+    if not storage.exists(uri):
+        raise UserError(f"{uri}: no such file")
+    sidecar_uri = f"{uri[: -len(suffix)]}.yaml"
+    said = read_sidecar(sidecar_uri)
+    if not said:
+        raise UserError(f"{sidecar_uri}: no such file, or empty; it has to describe {uri} (classes, image_size, …)")
+    if suffix == ".onnx":
+        return _open_onnx(uri, sidecar_uri, check_sidecar(sidecar_uri, OnnxSidecar, said))
+    path = _local_files(uri)[0]
+    _check_readable(uri, path)
+    return _foreign(TimmTeacher, uri, [path], check_sidecar(sidecar_uri, TimmSidecar, said), sidecar_uri, model_args={})
+
+
+def check_teacher(teacher: Teacher, engine: str = "auto", device: str = "auto", precision: str = "auto") -> None:
+    """Looks for what would stop ``teacher`` on a worker, as far as that needs no torch: an ONNX net is run once.
+
+    Raises:
+        UserError: naming the key or the file.
+    """
+    check_place(teacher, engine, device, precision)
+    if isinstance(teacher, OnnxTeacher):
+        where = (teacher.uri, teacher.sidecar_uri)
+        check_outputs(onnx_engine(teacher.path, teacher.sidecar, *where, batch_size=2), teacher.sidecar, *where)
+
+
+def check_place(teacher: Teacher, engine: str, device: str, precision: str) -> None:
+    """Raises `UserError` when ``teacher`` cannot run there, so."""
+    if not isinstance(teacher, OnnxTeacher):
+        return
+    if engine == "torch":
+        raise UserError(f"engine=torch: {teacher.uri} is an ONNX net, which runs through OpenVINO")
+    if device == "cuda" or precision == "bfloat16":
+        key = f"device={device}" if device == "cuda" else f"precision={precision}"
+        raise UserError(f"{key}: {teacher.uri} is an ONNX net, which runs on the CPU in float32")
+
+
+def load_timm(teacher: TimmTeacher) -> torch.nn.Module:
+    """The timm model with the checkpoint's weights, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: when timm has no such architecture, or the weights are not its.
+    """
+    import timm
+    from timm.models import load_checkpoint
+
+    from ray_fer.models.backbone import BAD_WEIGHTS, check_backbone
+
+    said = teacher.sidecar
+    try:
+        check_backbone(said.architecture)
+        size = (3, said.image_size, said.image_size)
+        model: torch.nn.Module = timm.create_model(
+            said.architecture,
+            pretrained_cfg_overlay={"input_size": size},
+            **teacher.model_args | {"num_classes": len(said.classes)},
+        )
+        load_checkpoint(model, str(teacher.path), use_ema=True, weights_only=True)
+    except UserError as error:
+        raise UserError(f"{teacher.sidecar_uri}: architecture: {error}") from None
+    except BAD_WEIGHTS as error:
+        what = f"its weights do not fit a {said.architecture} of {len(said.classes)} classes at {said.image_size} px"
+        raise UserError(f"{teacher.uri}: {what}: {one_line(error)}") from None
+    return model.eval()
+
+
+# --- opening ---
+
+
+def _open_folder(uri: str) -> Teacher:
+    names = storage.list_dir(uri)
+    if CONFIG not in names or (PROVENANCE in names and IN_FOLDER not in names):
+        return open_artifact(uri)
+    weights = [name for name in _IN_FOLDER if name in names]
+    if not weights:
+        raise UserError(f"{uri}: no weights there (looked for {', '.join(_IN_FOLDER)})")
+    folder = storage.local_copy(uri, only=[name for name in (CONFIG, *_PREPROCESSING, weights[0]) if name in names])
+    config = _json(folder / CONFIG, storage.join(uri, CONFIG))
+    sidecar_uri = storage.join(uri, IN_FOLDER)
+    said = read_sidecar(sidecar_uri)
+    if "architecture" not in config | said:
+        family = config.get("model_type") or "model of an unknown kind"
+        raise UserError(
+            f"{uri}/{CONFIG}: a {family} without a timm architecture; supported are timm's models in this layout, "
+            "others as ONNX (optimum-cli export onnx) with a sidecar YAML"
+        )
+    facts = _facts(config, _json(folder / _PREPROCESSING[0], uri) if _PREPROCESSING[0] in names else {})
+    sidecar = check_sidecar(sidecar_uri, TimmSidecar, facts | said)
+    _check_readable(storage.join(uri, weights[0]), folder / weights[0])
+    if (held := config.get("num_classes", len(sidecar.classes))) != len(sidecar.classes):
+        raise UserError(f"{sidecar_uri}: classes: {len(sidecar.classes)} names for num_classes {held} of {CONFIG}")
+    arguments = dict(config.get("model_args") or {})
+    return _foreign(TimmTeacher, uri, [folder / weights[0]], sidecar, sidecar_uri, model_args=arguments)
+
+
+_PREPROCESSING = ("preprocessor_config.json",)
+
+
+def _facts(config: dict[str, Any], processor: dict[str, Any]) -> dict[str, Any]:
+    """What a folder says of itself, in a sidecar's terms: timm's configuration, else the image processor's."""
+    names = config.get("label_names")
+    if not names and "id2label" in config:
+        names = [config["id2label"][index] for index in sorted(config["id2label"], key=int)]
+    # timm's older folders have the keys at the top.
+    timm = config.get("pretrained_cfg") or processor.get("pretrained_cfg") or config
+    size = (timm.get("input_size") or [None])[-1] or _side(processor)
+    facts = {
+        "architecture": config.get("architecture"),
+        "classes": list(names) if names else None,
+        "image_size": size,
+        "mean": timm.get("mean") or processor.get("image_mean"),
+        "std": timm.get("std") or processor.get("image_std"),
+        "crop": timm.get("crop_pct"),
+        "temperature": config.get("temperature"),
+    }
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def _side(processor: dict[str, Any]) -> int | None:
+    size = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
+    if isinstance(size, dict):
+        return size.get("height") or size.get("shortest_edge")
+    return size
+
+
+def _open_onnx(uri: str, sidecar_uri: str, sidecar: OnnxSidecar) -> OnnxTeacher:
+    paths = _local_files(uri)
+    teacher = _foreign(OnnxTeacher, uri, paths, sidecar, sidecar_uri)
+    check_graph(read_onnx(paths[0], uri), sidecar, uri, sidecar_uri)
+    return teacher
+
+
+def _local_files(uri: str) -> list[Path]:
+    """The file at ``uri`` and, of an ONNX file that keeps its weights outside, those, beside one another."""
+    parent, _, name = uri.rpartition("/")
+    path = storage.local_copy(parent, only=[name]) / name
+    outside = _weights_outside(path, uri) if name.lower().endswith(".onnx") else []
+    try:
+        folder = storage.local_copy(parent, only=[name, *outside]) if outside else path.parent
+    except FileNotFoundError as error:
+        raise UserError(f"{uri}: its weights are in another file, which is missing ({error})") from None
+    files = [folder / part for part in (name, *outside)]
+    if absent := [part for part in files if not part.exists()]:
+        raise UserError(f"{uri}: its weights are in {absent[0].name}, which is missing")
+    return files
+
+
+def _weights_outside(path: Path, uri: str) -> list[str]:
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except NotAMessage as error:
+        raise UserError(f"{uri}: cannot be read as ONNX ({one_line(error)})") from None
+    places = {
+        entry.value
+        for tensor in graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    if strange := [place for place in places if "/" in place or place.startswith(".")]:
+        raise UserError(f"{uri}: its weights are in {strange[0]!r}, not beside it")
+    return sorted(places)
+
+
+AnyForeign = TypeVar("AnyForeign", bound=Foreign)
+
+
+def _foreign(
+    kind: type[AnyForeign], uri: str, paths: list[Path], sidecar: Sidecar, sidecar_uri: str, **further: Any
+) -> AnyForeign:
+    classes, columns = map_classes(sidecar_uri, sidecar)
+    digest = hashlib.sha256(json.dumps([sidecar.model_dump(), further], sort_keys=True).encode())
+    for path in paths:
+        update_from_file(digest, path)
+    probabilities = isinstance(sidecar, OnnxSidecar) and sidecar.output == "probabilities"
+    outputs = Outputs(columns, probabilities, sidecar.temperature)
+    return kind(uri, paths[0], digest.hexdigest()[:16], classes, outputs, sidecar, sidecar_uri, **further)
+
+
+def _check_readable(uri: str, path: Path) -> None:
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{uri}: cannot be read ({one_line(error)})") from None
+
+
+def _json(path: Path, uri: str) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{uri}: not JSON ({error})") from None
+    return dict(document)
