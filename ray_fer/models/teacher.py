@@ -13,10 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import onnx
-from google.protobuf.message import DecodeError as NotAMessage
-from safetensors import SafetensorError, safe_open
-
 from ray_fer import storage
 from ray_fer.errors import UserError, one_line
 from ray_fer.models.artifact import CONFIG, PROVENANCE, model_id, open_artifact, update_from_file
@@ -31,6 +27,7 @@ from ray_fer.models.sidecar import (
     map_classes,
     read_sidecar,
 )
+from ray_fer.models.teacher_files import PROCESSOR, check_readable, folder_facts, local_files, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -170,8 +167,8 @@ def open_teacher(uri: str) -> Teacher:
         raise UserError(f"{sidecar_uri}: no such file, or empty; it has to describe {uri} (classes, image_size, …)")
     if suffix == ".onnx":
         return _open_onnx(uri, sidecar_uri, check_sidecar(sidecar_uri, OnnxSidecar, said))
-    path = _local_files(uri)[0]
-    _check_readable(uri, path)
+    path = local_files(uri)[0]
+    check_readable(uri, path)
     return _foreign(TimmTeacher, uri, [path], check_sidecar(sidecar_uri, TimmSidecar, said), sidecar_uri, model_args={})
 
 
@@ -237,8 +234,8 @@ def _open_folder(uri: str) -> Teacher:
     weights = [name for name in _IN_FOLDER if name in names]
     if not weights:
         raise UserError(f"{uri}: no weights there (looked for {', '.join(_IN_FOLDER)})")
-    folder = storage.local_copy(uri, only=[name for name in (CONFIG, *_PREPROCESSING, weights[0]) if name in names])
-    config = _json(folder / CONFIG, storage.join(uri, CONFIG))
+    folder = storage.local_copy(uri, only=[name for name in (CONFIG, PROCESSOR, weights[0]) if name in names])
+    config = read_json(folder / CONFIG, storage.join(uri, CONFIG))
     sidecar_uri = storage.join(uri, IN_FOLDER)
     said = read_sidecar(sidecar_uri)
     if "architecture" not in config | said:
@@ -247,82 +244,22 @@ def _open_folder(uri: str) -> Teacher:
             f"{uri}/{CONFIG}: a {family} without a timm architecture; supported are timm's models in this layout, "
             "others as ONNX (optimum-cli export onnx) with a sidecar YAML"
         )
-    facts = _facts(config, _json(folder / _PREPROCESSING[0], uri) if _PREPROCESSING[0] in names else {})
+    facts = folder_facts(
+        config, read_json(folder / PROCESSOR, storage.join(uri, PROCESSOR)) if PROCESSOR in names else {}
+    )
     sidecar = check_sidecar(sidecar_uri, TimmSidecar, facts | said)
-    _check_readable(storage.join(uri, weights[0]), folder / weights[0])
+    check_readable(storage.join(uri, weights[0]), folder / weights[0])
     if (held := config.get("num_classes", len(sidecar.classes))) != len(sidecar.classes):
         raise UserError(f"{sidecar_uri}: classes: {len(sidecar.classes)} names for num_classes {held} of {CONFIG}")
     arguments = dict(config.get("model_args") or {})
     return _foreign(TimmTeacher, uri, [folder / weights[0]], sidecar, sidecar_uri, model_args=arguments)
 
 
-_PREPROCESSING = ("preprocessor_config.json",)
-
-
-def _facts(config: dict[str, Any], processor: dict[str, Any]) -> dict[str, Any]:
-    """What a folder says of itself, in a sidecar's terms: timm's configuration, else the image processor's."""
-    names = config.get("label_names")
-    if not names and "id2label" in config:
-        names = [config["id2label"][index] for index in sorted(config["id2label"], key=int)]
-    # timm's older folders have the keys at the top.
-    timm = config.get("pretrained_cfg") or processor.get("pretrained_cfg") or config
-    size = (timm.get("input_size") or [None])[-1] or _side(processor)
-    facts = {
-        "architecture": config.get("architecture"),
-        "classes": list(names) if names else None,
-        "image_size": size,
-        "mean": timm.get("mean") or processor.get("image_mean"),
-        "std": timm.get("std") or processor.get("image_std"),
-        "crop": timm.get("crop_pct"),
-        "temperature": config.get("temperature"),
-    }
-    return {key: value for key, value in facts.items() if value is not None}
-
-
-def _side(processor: dict[str, Any]) -> int | None:
-    size = processor.get("crop_size") if processor.get("do_center_crop") else processor.get("size")
-    if isinstance(size, dict):
-        return size.get("height") or size.get("shortest_edge")
-    return size
-
-
 def _open_onnx(uri: str, sidecar_uri: str, sidecar: OnnxSidecar) -> OnnxTeacher:
-    paths = _local_files(uri)
+    paths = local_files(uri)
     teacher = _foreign(OnnxTeacher, uri, paths, sidecar, sidecar_uri)
     check_graph(read_onnx(paths[0], uri), sidecar, uri, sidecar_uri)
     return teacher
-
-
-def _local_files(uri: str) -> list[Path]:
-    """The file at ``uri`` and, of an ONNX file that keeps its weights outside, those, beside one another."""
-    parent, _, name = uri.rpartition("/")
-    path = storage.local_copy(parent, only=[name]) / name
-    outside = _weights_outside(path, uri) if name.lower().endswith(".onnx") else []
-    try:
-        folder = storage.local_copy(parent, only=[name, *outside]) if outside else path.parent
-    except FileNotFoundError as error:
-        raise UserError(f"{uri}: its weights are in another file, which is missing ({error})") from None
-    files = [folder / part for part in (name, *outside)]
-    if absent := [part for part in files if not part.exists()]:
-        raise UserError(f"{uri}: its weights are in {absent[0].name}, which is missing")
-    return files
-
-
-def _weights_outside(path: Path, uri: str) -> list[str]:
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except NotAMessage as error:
-        raise UserError(f"{uri}: cannot be read as ONNX ({one_line(error)})") from None
-    places = {
-        entry.value
-        for tensor in graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    if strange := [place for place in places if "/" in place or place.startswith(".")]:
-        raise UserError(f"{uri}: its weights are in {strange[0]!r}, not beside it")
-    return sorted(places)
 
 
 AnyForeign = TypeVar("AnyForeign", bound=Foreign)
@@ -338,20 +275,3 @@ def _foreign(
     probabilities = isinstance(sidecar, OnnxSidecar) and sidecar.output == "probabilities"
     outputs = Outputs(columns, probabilities, sidecar.temperature)
     return kind(uri, paths[0], digest.hexdigest()[:16], classes, outputs, sidecar, sidecar_uri, **further)
-
-
-def _check_readable(uri: str, path: Path) -> None:
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="numpy"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{uri}: cannot be read ({one_line(error)})") from None
-
-
-def _json(path: Path, uri: str) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{uri}: not JSON ({error})") from None
-    return dict(document)

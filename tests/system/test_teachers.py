@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from ray_fer import storage
+from ray_fer.config import load_config
 from ray_fer.data.decode import decode
 from ray_fer.labeling.pseudo_label import pseudo_label
 from ray_fer.models.artifact import open_artifact
 from ray_fer.models.engines import make_engine
+from ray_fer.models.export_onnx import export_onnx
 from ray_fer.models.softmax import softmax
 from ray_fer.models.teacher import open_teacher
 from tests.images import write_pictures
@@ -22,7 +24,7 @@ from tests.system.test_pseudo_label import rows_of
 
 
 def test_an_exported_net_labels_from_s3_with_flip(s3: str, tmp_path: Path, model: str) -> None:
-    exported = run_job("export_onnx", f"model={model}", f"out={s3}/nets/net.onnx")
+    exported = export_onnx(load_config("export_onnx", [f"model={model}", f"out={s3}/nets/net.onnx"]))
     write_pictures(tmp_path / "in", range(20))
     places = (f"source={tmp_path / 'in'}", f"teacher={exported['onnx']}", f"table={tmp_path / 't'}")
     summary = run_job("pseudo_label", *places, "flip=true", f"select={tmp_path / 's'}", "selection.threshold=0.4")
