@@ -163,6 +163,11 @@ def upload_folder(folder: Path, uri: str, last: str) -> None:
         write_bytes(join(uri, name), (folder / name).read_bytes())
 
 
+def node_cache() -> Path:
+    """The folder in which the processes of this node and user keep what is made or fetched once."""
+    return Path(tempfile.gettempdir()) / f"ray_fer-cache-{os.getuid()}"
+
+
 def local_copy(uri: str, only: Sequence[str] | None = None) -> Path:
     """A local folder with the contents of the folder ``uri``: itself if local, else a per-node cached download.
 
@@ -189,7 +194,7 @@ def local_copy(uri: str, only: Sequence[str] | None = None) -> Path:
         raise FileNotFoundError(uri)
     identity = [(name, entry.get("ETag") or str(entry.get("LastModified"))) for name, entry in sorted(files.items())]
     cache_key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-    cached = Path(tempfile.gettempdir()) / f"ray_fer-cache-{os.getuid()}" / cache_key
+    cached = node_cache() / cache_key
     if not cached.exists():
         partial = cached.with_name(f"{cache_key}.{uuid.uuid4().hex[:8]}")
         for name in files:

@@ -15,7 +15,7 @@ import torch
 from daft import DataType
 
 from ray_fer.models.artifact import load_model, open_artifact
-from ray_fer.models.engines import Normalised
+from ray_fer.models.torch_engine import Normalised
 
 BATCH = 32
 PREDICTION = DataType.struct(

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ray_fer.models.artifact import load_model, open_artifact
-from ray_fer.models.engines import Normalised
+from ray_fer.models.torch_engine import Normalised
 
 BATCH = 256  # rows between inserts; its default of 10,000 loses more when it is killed
 

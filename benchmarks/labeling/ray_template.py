@@ -10,7 +10,7 @@ import ray
 import torch
 
 from ray_fer.models.artifact import load_model, open_artifact
-from ray_fer.models.engines import Normalised
+from ray_fer.models.torch_engine import Normalised
 
 BATCH = 32
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ray_fer.models.artifact import load_model, open_artifact
-from ray_fer.models.engines import Normalised
+from ray_fer.models.torch_engine import Normalised
 
 BATCH = 32
 

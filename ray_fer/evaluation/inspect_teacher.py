@@ -6,15 +6,19 @@ import io
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ray_fer import storage
 from ray_fer.config import InspectTeacherConfig
 from ray_fer.data.decode import DecodeError, decode
 from ray_fer.errors import UserError
-from ray_fer.models.engines import make_engine, seen_by_net
+from ray_fer.models.artifact import Artifact
+from ray_fer.models.engines import Pixels, centre, make_engine
+from ray_fer.models.openvino_engine import net_input
 from ray_fer.models.softmax import softmax
-from ray_fer.models.teacher import OnnxTeacher, check_teacher, open_teacher
+from ray_fer.models.teacher import OnnxTeacher, Teacher, TimmTeacher, check_teacher, open_teacher
+from ray_fer.models.torch_engine import Normalised
 
 
 def inspect_teacher(config: InspectTeacherConfig) -> dict[str, Any]:
@@ -55,3 +59,25 @@ def inspect_teacher(config: InspectTeacherConfig) -> dict[str, Any]:
         "image_size": teacher.image_size,
         "net_size": teacher.net_size,
     }
+
+
+def seen_by_net(teacher: Teacher, pixels: Pixels) -> Pixels:
+    """What enters the net of the crops ``pixels`` uint8 (B, S, S, 3), taken from its input and de-normalised.
+
+    Returns:
+        uint8 RGB (B, S', S', 3); of a net that sees grey the three channels are equal.
+    """
+    pixels = np.ascontiguousarray(centre(pixels, teacher.net_size))
+    if isinstance(teacher, OnnxTeacher):
+        said = teacher.sidecar
+        inputs = net_input(said, pixels)
+        inputs = inputs.transpose(0, 2, 3, 1) if said.layout == "nchw" else inputs
+        levels = (inputs * np.array(said.std) + np.array(said.mean)) * (255 / said.scale)
+        levels = levels[..., ::-1] if said.colour == "bgr" else levels
+    else:
+        assert isinstance(teacher, Artifact | TimmTeacher)
+        net = Normalised(torch.nn.Identity(), teacher.mean, teacher.std)
+        inputs = net(torch.from_numpy(pixels)).numpy().transpose(0, 2, 3, 1)
+        levels = (inputs * np.array(teacher.std) + np.array(teacher.mean)) * 255
+    rounded = np.rint(levels).clip(0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(rounded, (*rounded.shape[:3], 3)))

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
@@ -215,23 +216,26 @@ def contact_sheet(
     n = len(faces)
     columns = columns or max(1, min(10, math.ceil(math.sqrt(n * 1.6))))
     rows = max(1, math.ceil(n / columns))
+    side = faces.shape[1]
+    # One axes for all: an axes for each face, and a layout that fits them, take seconds.
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
-    figure = Figure(
-        figsize=(1.25 * columns, (1.15 + 0.17 * lines) * rows + (0.4 if title else 0.1)), layout="constrained"
-    )
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for index, axes in enumerate(grid.flat):
-        axes.set_axis_off()
-        if index >= n:
-            continue
+    gap, text = 0.08 * side, 0.17 * lines * side
+    width, height = columns * (side + gap) + gap, rows * (side + gap + text) + gap
+    figure = Figure(figsize=(1.25 * columns, 1.25 * columns * height / width + (0.4 if title else 0)))
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1 - (0.4 / figure.get_figheight() if title else 0)))
+    axes.set_axis_off()
+    for index in range(n):
+        left = gap + index % columns * (side + gap)
+        top = gap + text + index // columns * (side + gap + text)
         bad = wrong is not None and wrong[index]
-        axes.imshow(faces[index], interpolation="nearest" if faces.shape[1] < 64 else "antialiased")
-        axes.set_title(("✗ " if bad else "") + plain(captions[index]), fontsize=8, color=RED if bad else INK, pad=3)
+        extent = (left, left + side, top + side, top)
+        axes.imshow(faces[index], extent=extent, interpolation="nearest" if side < 64 else "antialiased")
+        caption = ("✗ " if bad else "") + plain(captions[index])
+        colour = RED if bad else INK
+        axes.text(left + side / 2, top - 0.03 * side, caption, fontsize=8, color=colour, ha="center", va="bottom")
         if bad:
-            axes.set_axis_on()
-            axes.set(xticks=[], yticks=[])
-            for spine in axes.spines.values():
-                spine.set(color=RED, linewidth=2.5)
+            axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=RED, linewidth=2.5))
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     if title:
         figure.suptitle(plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
     return png(figure)

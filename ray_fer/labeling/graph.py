@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -124,9 +125,11 @@ class LabelActor:
     """Reads, decodes, infers and writes a unit in one process."""
 
     def __init__(self, plan: Plan, unit_queue: Any) -> None:
-        _single_threaded()
+        os.environ["OMP_NUM_THREADS"] = "1"  # before torch looks, should the engine need it
         self.plan, self.unit_queue = plan, unit_queue
         self.classes, self.engine, self.reason = _load(plan)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Labels a packed unit; returns the description of the written file."""
@@ -207,8 +210,6 @@ def _stopped(reason: str) -> pa.Table:
 
 
 def _open(plan: Plan) -> tuple[tuple[str, ...], Engine]:
-    import torch
-
     from ray_fer.models.engines import make_engine
 
     teacher = open_teacher(plan.config.teacher)
@@ -216,9 +217,12 @@ def _open(plan: Plan) -> tuple[tuple[str, ...], Engine]:
         # The weights were replaced since the run began: their predictions must not carry the old model's id.
         raise UserError(f"teacher={plan.config.teacher}: changed while the run was going on")
     device = plan.device
-    if device == "cuda" and not torch.cuda.is_available():
-        log.warning("Ray gave this actor a GPU that torch cannot use: it runs on the CPU")
-        device = "cpu"
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            log.warning("Ray gave this actor a GPU that torch cannot use: it runs on the CPU")
+            device = "cpu"
     engine = make_engine(
         teacher,
         plan.config.engine,
@@ -228,13 +232,6 @@ def _open(plan: Plan) -> tuple[tuple[str, ...], Engine]:
         flip=plan.config.flip,
     )
     return teacher.classes, engine
-
-
-def _single_threaded() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch looks
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _write(plan: Plan, number: int, rows: list[dict[str, Any]], classes: tuple[str, ...], started: float) -> pa.Table:

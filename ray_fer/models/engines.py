@@ -2,27 +2,23 @@
 
 Normalisation is part of the engine, so that pixels cross process borders as uint8 and are scaled where the model runs.
 OpenVINO is 1.2 to 2.3 times torch eager on small crops on a CPU and uses one stream and one thread here: labelling runs
-one actor per core. On CUDA the torch engine runs bfloat16, channels-last. An ONNX net runs through OpenVINO alone.
+one actor per core. An ONNX net runs through OpenVINO alone. torch is imported by need only: a worker that finds a net's
+graph on its node's disk labels after two seconds instead of ten.
 """
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ray_fer.errors import UserError
-from ray_fer.models.artifact import Artifact, load_model
-from ray_fer.models.openvino_engine import OpenVINOEngine, net_input, onnx_engine
+from ray_fer.models.artifact import Artifact
+from ray_fer.models.openvino_engine import OpenVINOEngine, kept_graph, onnx_engine
 from ray_fer.models.outputs import Outputs
 from ray_fer.models.softmax import softmax
-from ray_fer.models.teacher import OnnxTeacher, Teacher, TimmTeacher, check_place, load_timm
-
-if TYPE_CHECKING:
-    import openvino
+from ray_fer.models.teacher import OnnxTeacher, Teacher, TimmTeacher, check_place
 
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
@@ -34,50 +30,6 @@ class Engine(Protocol):
     def __call__(self, pixels: Pixels) -> Logits:
         """Logits float32 (B, K) of ``pixels`` uint8 (B, S, S, 3)."""
         ...
-
-
-class Normalised(torch.nn.Module):
-    """A model that takes uint8 NHWC pixels: scales to [0, 1], normalises, and calls the backbone.
-
-    Args:
-        model: maps float (B, 3, S, S) to logits (B, K).
-        mean: per channel, pixels in [0, 1].
-        std: per channel.
-    """
-
-    scale: torch.Tensor
-    shift: torch.Tensor
-
-    def __init__(self, model: torch.nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("scale", 1 / (255 * torch.tensor(std)))
-        self.register_buffer("shift", -torch.tensor(mean) / torch.tensor(std))
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K) of ``pixels`` uint8 (B, S, S, 3)."""
-        x = pixels.to(self.scale.dtype) * self.scale + self.shift
-        logits: torch.Tensor = self.model(x.permute(0, 3, 1, 2))
-        return logits
-
-
-class TorchEngine:
-    """The net's own logits, by torch on ``device``; bfloat16 autocast when ``precision`` says so."""
-
-    def __init__(self, teacher: Artifact | TimmTeacher, *, device: str = "cpu", precision: str = "float32") -> None:
-        self.device = torch.device(device)
-        self.autocast = precision == "bfloat16"
-        model = _normalised(teacher).to(self.device).eval()
-        self.model = model.to(memory_format=torch.channels_last)
-
-    @torch.inference_mode()
-    def __call__(self, pixels: Pixels) -> Logits:
-        """Logits float32 (B, K) of ``pixels`` uint8 (B, S, S, 3)."""
-        batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            logits = self.model(batch)
-        result: Logits = logits.float().cpu().numpy()
-        return result
 
 
 class Centred:
@@ -148,28 +100,6 @@ def make_engine(
     return Flipped(engine) if flip else engine
 
 
-def seen_by_net(teacher: Teacher, pixels: Pixels) -> Pixels:
-    """What enters the net of the crops ``pixels`` uint8 (B, S, S, 3), taken from its input and de-normalised.
-
-    Returns:
-        uint8 RGB (B, S', S', 3); of a net that sees grey the three channels are equal.
-    """
-    pixels = np.ascontiguousarray(centre(pixels, teacher.net_size))
-    if isinstance(teacher, OnnxTeacher):
-        said = teacher.sidecar
-        inputs = net_input(said, pixels)
-        inputs = inputs.transpose(0, 2, 3, 1) if said.layout == "nchw" else inputs
-        levels = (inputs * np.array(said.std) + np.array(said.mean)) * (255 / said.scale)
-        levels = levels[..., ::-1] if said.colour == "bgr" else levels
-    else:
-        assert isinstance(teacher, Artifact | TimmTeacher)
-        net = Normalised(torch.nn.Identity(), teacher.mean, teacher.std)
-        inputs = net(torch.from_numpy(pixels)).numpy().transpose(0, 2, 3, 1)
-        levels = (inputs * np.array(teacher.std) + np.array(teacher.mean)) * 255
-    rounded = np.rint(levels).clip(0, 255).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(rounded, (*rounded.shape[:3], 3)))
-
-
 def _net_engine(teacher: Teacher, name: str, batch_size: int, device: str, precision: str) -> Engine:
     fits_openvino = device == "cpu" and precision == "float32"
     if name == "openvino" and not fits_openvino:
@@ -180,20 +110,14 @@ def _net_engine(teacher: Teacher, name: str, batch_size: int, device: str, preci
         return onnx_engine(teacher.path, teacher.sidecar, *where, batch_size=batch_size)
     assert isinstance(teacher, Artifact | TimmTeacher)
     if name == "openvino" or (name == "auto" and fits_openvino):
-        return OpenVINOEngine(_converted(teacher, batch_size), batch_size=batch_size)
+        graph = kept_graph(f"{teacher.id}-{teacher.net_size}-{batch_size}", lambda: _converted(teacher, batch_size))
+        return OpenVINOEngine(graph, batch_size=batch_size)
+    from ray_fer.models.torch_engine import TorchEngine
+
     return TorchEngine(teacher, device=device, precision=precision)
 
 
-def _normalised(teacher: Artifact | TimmTeacher) -> Normalised:
-    model = load_timm(teacher) if isinstance(teacher, TimmTeacher) else load_model(teacher)
-    return Normalised(model, teacher.mean, teacher.std)
+def _converted(teacher: Artifact | TimmTeacher, batch_size: int) -> Any:
+    from ray_fer.models.torch_engine import converted
 
-
-def _converted(teacher: Artifact | TimmTeacher, batch_size: int) -> openvino.Model:
-    import openvino
-
-    example = torch.zeros(batch_size, teacher.net_size, teacher.net_size, 3, dtype=torch.uint8)
-    model = _normalised(teacher).eval()
-    with warnings.catch_warnings():  # it traces with what torch calls deprecated
-        warnings.simplefilter("ignore")
-        return openvino.convert_model(model, example_input=example, input=[tuple(example.shape)])
+    return converted(teacher, batch_size)

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from ray_fer.models.artifact import Artifact, load_model
-from ray_fer.models.engines import Normalised
 from ray_fer.models.softmax import softmax
+from ray_fer.models.torch_engine import Normalised
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]

@@ -6,12 +6,16 @@ to its pixels (colours, scale, layout) becomes part of its graph, so that pixels
 
 from __future__ import annotations
 
+import shutil
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from ray_fer import storage
 from ray_fer.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ SETTINGS = {
     "INFERENCE_PRECISION_HINT": "f32",
     "ENABLE_CPU_PINNING": False,
 }
+_GRAPH = "net.xml"
 # How far from 1 probabilities may sum up, and still be probabilities.
 _SUM_TOLERANCE = 1e-3
 
@@ -66,6 +71,26 @@ class OpenVINOEngine:
         self.request.infer([pixels], share_inputs=True)
         # A copy, for the tensor is written again; some nets leave axes of one behind their classes.
         return np.array(self.request.get_output_tensor(self.output).data[:rows], np.float32).reshape(rows, -1)
+
+
+def kept_graph(key: str, make: Callable[[], openvino.Model]) -> openvino.Model:
+    """The graph called ``key``, from the node's cache; the first who asks for it makes it.
+
+    Args:
+        key: of whatever the graph depends on.
+        make: makes it.
+    """
+    import openvino
+
+    kept = storage.node_cache() / "openvino" / f"{key}-{openvino.__version__}"
+    if not kept.exists():
+        partial = kept.with_name(f"{kept.name}.{uuid.uuid4().hex[:8]}")
+        openvino.save_model(make(), partial / _GRAPH, compress_to_fp16=False)
+        try:
+            partial.rename(kept)
+        except OSError:  # another process of this node was first
+            shutil.rmtree(partial)
+    return openvino.Core().read_model(kept / _GRAPH)
 
 
 def read_onnx(path: Path, uri: str) -> openvino.Model:

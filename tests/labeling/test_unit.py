@@ -9,8 +9,9 @@ from ray_fer.data.sources import list_sources
 from ray_fer.labeling.progress import unit_stats
 from ray_fer.labeling.table import FILE_SCHEMA
 from ray_fer.labeling.unit import decode_items, infer, pack_decoded, to_table, unpack_decoded
-from ray_fer.models.engines import TorchEngine, make_engine
+from ray_fer.models.engines import make_engine
 from ray_fer.models.softmax import softmax
+from ray_fer.models.torch_engine import TorchEngine
 from tests.images import CLASSES, picture, tiny_model, write_pictures
 
 LIMITS = {"max_pixels": 1 << 20, "max_bytes": 1 << 20}

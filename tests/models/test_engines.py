@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,14 +10,10 @@ import torch
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact, load_model, save_artifact
 from ray_fer.models.backbone import build_backbone
-from ray_fer.models.engines import (
-    Engine,
-    Normalised,
-    OpenVINOEngine,
-    TorchEngine,
-    make_engine,
-)
+from ray_fer.models.engines import Engine, make_engine
+from ray_fer.models.openvino_engine import OpenVINOEngine
 from ray_fer.models.softmax import softmax
+from ray_fer.models.torch_engine import Normalised, TorchEngine
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE, BATCH = 32, 4
@@ -135,3 +134,21 @@ def test_openvino_does_not_pass_for_what_it_is_not(device: str, precision: str, 
     message = f"engine=openvino: computes in float32 on the CPU, not in {precision} on {device}"
     with pytest.raises(UserError, match=message):
         make_engine(artifacts["test_resnet"], "openvino", batch_size=1, device=device, precision=precision)
+
+
+def test_a_kept_graph_needs_no_torch_and_gives_the_same(artifacts: dict[str, Artifact]) -> None:
+    artifact, batch = artifacts["test_vit"], pictures(BATCH)
+    first = make_engine(artifact, "auto", batch_size=BATCH, device="cpu", precision="float32")(batch)
+    script = (
+        "import sys, numpy\n"
+        "from ray_fer.models.artifact import open_artifact\n"
+        "from ray_fer.models.engines import make_engine\n"
+        "facts = {'device': 'cpu', 'precision': 'float32'}\n"
+        f"engine = make_engine(open_artifact(sys.argv[1]), 'auto', batch_size={BATCH}, **facts)\n"
+        "pixels = numpy.frombuffer(sys.stdin.buffer.read(), numpy.uint8)\n"
+        f"sys.stdout.buffer.write(engine(pixels.reshape(-1, {SIZE}, {SIZE}, 3)).tobytes())\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    command = [sys.executable, "-c", script, artifact.uri]
+    out = subprocess.run(command, input=batch.tobytes(), capture_output=True, check=True).stdout
+    assert (np.frombuffer(out, np.float32).reshape(first.shape) == first).all()

@@ -14,7 +14,6 @@ import itertools
 import logging
 import os
 import tarfile
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -141,7 +140,7 @@ def _kept_index(shard: str, identity: str) -> Path | None:
     if not storage.is_remote(shard):
         return None
     name = hashlib.sha256(f"{shard}\n{identity}".encode()).hexdigest()[:32]
-    return Path(tempfile.gettempdir()) / f"ray_fer-cache-{os.getuid()}" / "tar" / f"{name}.parquet"
+    return storage.node_cache() / "tar" / f"{name}.parquet"
 
 
 def locate(uri: str, shard_identity: str = "") -> Key | None:
