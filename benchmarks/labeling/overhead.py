@@ -69,7 +69,7 @@ def main() -> None:
     small, large = sorted(arguments.sizes)
     teacher = write_teacher(arguments.work, "mobilenetv3_small_100", SIDE)
     pictures = sorted(write_pictures(arguments.work, [DISTINCT])[DISTINCT].iterdir())
-    folders = {size: _links(arguments.work / f"links-{size}", pictures, size) for size in (small, large)}
+    folders = {size: link_pictures(arguments.work / f"links-{size}", pictures, size) for size in (small, large)}
     parts = measure_parts(folders[small])
     ray.init(
         address="local",
@@ -77,7 +77,7 @@ def main() -> None:
         log_to_driver=False,
         runtime_env={"worker_process_setup_hook": use_constant_engine},
     )
-    measure_job(_links(arguments.work / "links-100", pictures, 100), teacher)  # what only a first run pays for
+    measure_job(link_pictures(arguments.work / "links-100", pictures, 100), teacher)  # what only a first run pays for
     totals = {size: measure_job(folder, teacher) for size, folder in folders.items()}
     ray.shutdown()
     whole = (totals[large] - totals[small]) / (large - small) * 1e6
@@ -181,7 +181,8 @@ class _CpuClock:
                 self._last[process.pid, process.create_time()] = times.user + times.system
 
 
-def _links(folder: Path, pictures: list[Path], size: int) -> Path:
+def link_pictures(folder: Path, pictures: list[Path], size: int) -> Path:
+    """Fills ``folder`` with ``size`` names for the pictures, and answers with it."""
     for number in range(size):
         target = folder / f"{number % 256:02x}" / f"{number:07d}.jpg"
         if not target.exists():

@@ -1,0 +1,123 @@
+"""How one driver keeps several GPUs busy: `python -m benchmarks.labeling.simulated_gpus`.
+
+Ray is told that this machine has GPUs. Their engine sleeps as long as a card that does RATE images per second would
+compute, and decoding hands over grey crops without reading, so that what remains is the driver, the listing, the diff,
+the hand-over of the pixels, the rows, the files and the commits: all on the cores that this machine has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from benchmarks.labeling.compare import cpu_name
+from benchmarks.labeling.material import write_pictures, write_teacher
+from benchmarks.labeling.overhead import DISTINCT, SIDE, link_pictures
+from ray_fer.config import load_config
+from ray_fer.labeling.pseudo_label import pseudo_label
+from ray_fer.synthetic.plan import CLASSES
+
+RATE = 10_000
+
+
+class Sleeping:
+    """An engine that takes its time and computes nothing."""
+
+    def __call__(self, pixels: Any) -> Any:
+        """Logits float32 (B, K), after B / RATE seconds."""
+        time.sleep(len(pixels) / RATE)
+        return np.tile(np.arange(len(CLASSES), dtype=np.float32), (len(pixels), 1))
+
+
+def simulate() -> None:
+    """Runs in every worker before anything else."""
+    from ray_fer.labeling import graph
+    from ray_fer.labeling.unit import Decoded
+    from ray_fer.models import engines
+
+    def grey(keys: Any, *, image_size: int, batch_size: int, **_: Any) -> Any:
+        columns = keys.select(["uri", "identity", "source"]).to_pylist()
+        rows = [row | {"status": "ok", "digest": number.to_bytes(16)} for number, row in enumerate(columns)]
+        yield Decoded(rows, np.full((len(rows), image_size, image_size, 3), 128, np.uint8))
+
+    engines.make_engine = lambda *_, **__: Sleeping()  # type: ignore[assignment]
+    graph.decode_items = grey  # type: ignore[assignment]
+
+
+def main() -> None:
+    """Measures, and writes ``labeling-simulated-gpus.md`` and ``.json``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs=2, default=(50_000, 200_000))
+    parser.add_argument("--gpus", type=int, nargs="+", default=(1, 2, 4, 8))
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ray-fer-bench")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
+    arguments = parser.parse_args()
+    small, large = sorted(arguments.sizes)
+    teacher = write_teacher(arguments.work, "mobilenetv3_small_100", SIDE)
+    pictures = sorted(write_pictures(arguments.work, [DISTINCT])[DISTINCT].iterdir())
+    folders = {size: link_pictures(arguments.work / f"links-{size}", pictures, size) for size in (small, large)}
+    rates = {}
+    for gpus in arguments.gpus:
+        ray.init(
+            address="local",
+            num_cpus=2 + gpus,
+            num_gpus=gpus,
+            logging_level="warning",
+            log_to_driver=False,
+            runtime_env={"worker_process_setup_hook": simulate, "env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
+        )
+        walls = {size: _wall(folder, teacher) for size, folder in folders.items()}
+        ray.shutdown()
+        rates[gpus] = (large - small) / (walls[large] - walls[small])
+    document = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "machine": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores",
+        "images": [small, large],
+        "rate_of_a_gpu": RATE,
+        "images_per_second": rates,
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    stem = arguments.out / "labeling-simulated-gpus"
+    stem.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
+    stem.with_suffix(".md").write_text(markdown(document))
+    print(stem.with_suffix(".md").read_text())
+
+
+def _wall(folder: Path, teacher: Path) -> float:
+    with tempfile.TemporaryDirectory() as target:
+        places = [f"source={folder}", f"teacher={teacher}", f"table={target}/t"]
+        started = time.monotonic()
+        summary = pseudo_label(load_config("pseudo_label", [*places, "device=cuda", "precision=float32"]))
+        assert summary["labelled"] == summary["listed"]
+        return time.monotonic() - started
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The table for people."""
+    small, large = document["images"]
+    most = document["rate_of_a_gpu"]
+    lines = [
+        "# One driver, several simulated GPUs",
+        "",
+        f"{document['machine']}, {document['date']}; steady state between {small} and {large} images. Each GPU is an",
+        f"actor that sleeps as a card of {most} images/s would compute; all else runs on the cores.",
+        "",
+        "| GPUs | images/s | of what they could |",
+        "|---:|---:|---:|",
+    ]
+    for gpus, rate in document["images_per_second"].items():
+        lines += [f"| {gpus} | {rate:,.0f} | {rate / (int(gpus) * most):.0%} |"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
