@@ -63,6 +63,8 @@ def prepare_data() -> None:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # A listing may go on for an hour without a new object, and an autoscaler may wait as long for a node.
+    context.execution_no_progress_timeout_s = -1
     context.max_consecutive_actor_init_deaths = _MAX_ACTOR_INIT_DEATHS
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 

@@ -1,7 +1,7 @@
 """The frame around every job: arguments in, one JSON line out, an exit status that means something.
 
 Human-readable progress goes to stderr. The last line of stdout is the summary as one JSON object. Exit status 0: done;
-2: the user can mend it (one line on stderr says what); 1: anything else, with a traceback.
+2: the user can mend it (one line on stderr says what); 130: interrupted; 1: anything else, with a traceback.
 """
 
 from __future__ import annotations

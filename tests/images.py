@@ -54,14 +54,16 @@ def deadly_picture() -> bytes:
     return picture(0) + _DEADLY
 
 
-def write_deadly_decoder(folder: Path) -> str:
+def write_deadly_decoder(folder: Path, once: bool = False) -> str:
     """A folder that, on PYTHONPATH, gives the JPEG library a bug: it kills its process when it sees certain bytes."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
-        "import os, simplejpeg\n"
+        "import os, pathlib, simplejpeg\n"
         "header = simplejpeg.decode_jpeg_header\n"
+        "died = pathlib.Path(__file__).with_name('died')\n"
         "def decode_jpeg_header(data):\n"
-        f"    if data.endswith({_DEADLY!r}):\n"
+        f"    if data.endswith({_DEADLY!r}) and not ({once} and died.exists()):\n"
+        "        died.touch()\n"
         "        os.kill(os.getpid(), 9)\n"
         "    return header(data)\n"
         "simplejpeg.decode_jpeg_header = decode_jpeg_header\n"

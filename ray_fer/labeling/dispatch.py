@@ -11,7 +11,7 @@ import asyncio
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -21,10 +21,17 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from ray_fer.errors import UserError
+
 UNIT_SECONDS = 5.0
 SMALLEST_UNIT_ROWS = 64
 PAGES_AHEAD = 64
 UNITS_PER_WORKER = 3
+_COUNT_SECONDS = 5.0
+
+
+class ListingError(UserError):
+    """The listing has ended early; what it had yielded is labelled."""
 
 
 class Dispatcher:
@@ -32,13 +39,15 @@ class Dispatcher:
 
     Args:
         pages: tables of new keys, drawn in a thread of their own.
-        workers: that take units at the same time.
+        count_workers: how many take units at the same time, as the cluster stands.
         unit_rows: the largest number of images in a unit.
     """
 
-    def __init__(self, pages: Iterator[pa.Table], workers: int, unit_rows: int) -> None:
-        self.workers, self.unit_rows = workers, unit_rows
-        self.error: Exception | None = None
+    def __init__(self, pages: Iterator[pa.Table], count_workers: Callable[[], int], unit_rows: int) -> None:
+        self.unit_rows = unit_rows
+        self.error: BaseException | None = None
+        self._count_workers = count_workers
+        self._workers = count_workers()
         self._backlog: deque[pa.Table] = deque()
         self._listed = False
         self._stopped = False
@@ -72,7 +81,8 @@ class Dispatcher:
     def next_unit(self, number: int) -> pa.Table | None:
         """Waits until another unit may go out, and cuts it; None after the last."""
         with self._changed:
-            self._changed.wait_for(self._can_cut)
+            while not self._changed.wait_for(self._can_cut, timeout=_COUNT_SECONDS):
+                self._workers = self._count_workers()
             rows = self._wanted()
             if self._stopped or not self._backlog:
                 return None
@@ -102,7 +112,7 @@ class Dispatcher:
         """To be called when Ray Data's stream has ended.
 
         Raises:
-            Exception: the listing's, if that is what ended it.
+            ListingError: if that is what ended it.
             RuntimeError: when units were lost.
         """
         if self.error:
@@ -114,10 +124,14 @@ class Dispatcher:
         try:
             for page in pages:
                 with self._changed:
-                    self._changed.wait_for(lambda: len(self._backlog) < PAGES_AHEAD)
+                    self._changed.wait_for(lambda: self._stopped or len(self._backlog) < PAGES_AHEAD)
+                    if self._stopped:
+                        return
                     self._backlog.append(page)
                     self._changed.notify_all()
-        except Exception as error:
+        except UserError as error:
+            self.error = ListingError(*error.args)
+        except BaseException as error:  # whatever it is, nobody may wait for this thread for ever
             self.error = error
         with self._changed:
             self._listed = True
@@ -125,24 +139,28 @@ class Dispatcher:
 
     def _feed(self, unit_queue: Any) -> None:
         number = 0
-        while (keys := self.next_unit(number)) is not None:
-            ray.get(unit_queue.put.remote(pack_unit(number, keys)))
-            number += 1
-        ray.get(unit_queue.put.remote(None))
+        try:
+            while (keys := self.next_unit(number)) is not None:
+                ray.get(unit_queue.put.remote(pack_unit(number, keys)))
+                number += 1
+        except BaseException as error:
+            self.error = error
+        finally:
+            ray.get(unit_queue.put.remote(None))
 
     def _can_cut(self) -> bool:
         if self._stopped:
             return True
-        if len(self._out) >= self.workers * UNITS_PER_WORKER:
+        if len(self._out) >= self._workers * UNITS_PER_WORKER:
             return False
         if self._listed:
             return True
         # A listing slower than the workers: a small unit now is better than an idle worker.
-        idle = len(self._out) < self.workers and bool(self._backlog)
+        idle = len(self._out) < self._workers and bool(self._backlog)
         return idle or self._backlog_rows() >= self._wanted()
 
     def _wanted(self) -> int:
-        return unit_size(self._rate, self._backlog_rows() if self._listed else None, self.workers, self.unit_rows)
+        return unit_size(self._rate, self._backlog_rows() if self._listed else None, self._workers, self.unit_rows)
 
     def _backlog_rows(self) -> int:
         return sum(page.num_rows for page in self._backlog)
@@ -185,7 +203,7 @@ class UnitQueue:
 
     def __init__(self) -> None:
         self._units: asyncio.Queue[pa.Table | None] = asyncio.Queue()
-        self._begun: Counter[int] = Counter()
+        self._begun: Counter[Any] = Counter()
         self._opened = False
 
     async def open(self) -> None:
@@ -206,10 +224,10 @@ class UnitQueue:
         """The next packed unit, as soon as there is one."""
         return await self._units.get()
 
-    async def begin(self, number: int) -> int:
-        """Notes that a worker begins a unit; 1 for the first time, more when earlier workers did not survive it."""
-        self._begun[number] += 1
-        return self._begun[number]
+    async def begin(self, work: Any) -> int:
+        """Notes that a worker begins ``work``; 1 for the first time, more when earlier workers did not survive it."""
+        self._begun[work] += 1
+        return self._begun[work]
 
 
 def make_queue() -> Any:

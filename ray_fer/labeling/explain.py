@@ -186,8 +186,8 @@ def images_per_second(table_uri: str, model: str) -> float | None:
             summary = storage.read_json(storage.join(runs, name, "summary.json"))
         except (OSError, ValueError, botocore.exceptions.BotoCoreError):  # killed, or going on
             continue
-        if summary.get("model") == model and summary.get("labelled") and summary.get("seconds"):
-            images, seconds, found = images + summary["labelled"], seconds + summary["seconds"], found + 1
+        if summary.get("model") == model and (rate := summary.get("images_per_second")):
+            images, seconds, found = images + summary["labelled"], seconds + summary["labelled"] / rate, found + 1
         if found == _RATE_RUNS:
             break
     return images / seconds if seconds else None

@@ -18,6 +18,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import botocore.exceptions
 import pyarrow as pa
 import ray
 import ray.data
@@ -69,9 +70,8 @@ class Plan:
             return min(self.config.unit_rows, GPU_BLOCK_BYTES // (self.image_size**2 * 3))
         return self.config.unit_rows
 
-    @property
-    def workers(self) -> int:
-        """Processes that take units at the same time."""
+    def count_workers(self) -> int:
+        """Processes that take units at the same time, as the cluster stands."""
         return self.actors + (cluster.cpus() if self.device == "cuda" else 0)
 
 
@@ -84,7 +84,7 @@ def label(pages: Iterator[pa.Table], plan: Plan) -> Generator[tuple[WrittenFile,
     Raises:
         UserError: when the teacher cannot be loaded on a worker, or the listing fails.
     """
-    dispatcher = Dispatcher(pages, plan.workers, plan.unit_rows)
+    dispatcher = Dispatcher(pages, plan.count_workers, plan.unit_rows)
     waiting = dispatcher.wait_for_work()
     if not waiting:
         return
@@ -117,7 +117,8 @@ def _graph(plan: Plan, unit_queue: Any, waiting: int) -> Any:
     if plan.device == "cuda":
         dataset = dataset.map_batches(_DecodeTask(plan, unit_queue), num_cpus=1, **arguments)
         # Ray Data wants a number here; a block is one row.
-        return dataset.map_batches(InferActor, num_gpus=1, **arguments | {"batch_size": 1}, **constructor)
+        # No CPU, which Ray Data would otherwise take: there may be none left for decoding.
+        return dataset.map_batches(InferActor, num_gpus=1, num_cpus=0, **arguments | {"batch_size": 1}, **constructor)
     return dataset.map_batches(LabelActor, num_cpus=1, **arguments, **constructor)
 
 
@@ -139,7 +140,7 @@ class LabelActor:
         number, keys = unpack_unit(block)
         beginnings = ray.get(self.unit_queue.begin.remote(number))
         if beginnings > MOST_BEGINNINGS:
-            return _stopped(_hopeless(self.plan, keys))
+            return _stopped(_hopeless(self.plan, keys["uri"][0].as_py(), keys.num_rows))
         rows: list[dict[str, Any]] = []
         for batch in _decode(self.plan, keys, self.plan.batch_size, beginnings):
             infer(batch, self.engine, self.classes, self.plan.batch_size)
@@ -154,27 +155,33 @@ class _DecodeTask:
         self.plan, self.unit_queue = plan, unit_queue
 
     def __call__(self, block: pa.Table) -> pa.Table:
+        started = time.monotonic()
         number, keys = unpack_unit(block)
         beginnings = ray.get(self.unit_queue.begin.remote(number))
         if beginnings > MOST_BEGINNINGS:
-            raise RuntimeError(_hopeless(self.plan, keys))
+            return _stopped(_hopeless(self.plan, keys["uri"][0].as_py(), keys.num_rows))
         batches = list(_decode(self.plan, keys, keys.num_rows, beginnings))
-        return pack_decoded(number, joined(batches, self.plan.image_size))
+        decoded = joined(batches, self.plan.image_size)
+        return pack_decoded(number, decoded).append_column("seconds", pa.array([time.monotonic() - started]))
 
 
 class InferActor:
     """Infers and writes decoded units on one GPU."""
 
     def __init__(self, plan: Plan, unit_queue: Any) -> None:
-        self.plan = plan
+        self.plan, self.unit_queue = plan, unit_queue
         self.classes, self.engine, self.reason = _load(plan)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Labels a decoded unit; returns the description of the written file."""
+        if "reason" in block.column_names:
+            return block
         if self.engine is None:
             return _stopped(self.reason)
-        started = time.monotonic()
+        started = time.monotonic() - block["seconds"][0].as_py()
         number, batch = unpack_decoded(block, self.plan.image_size)
+        if ray.get(self.unit_queue.begin.remote(("infer", number))) > MOST_BEGINNINGS:
+            return _stopped(_hopeless(self.plan, batch.rows[0]["uri"], len(batch.rows)))
         infer(batch, self.engine, self.classes, self.plan.batch_size)
         return _write(self.plan, number, batch.rows, self.classes, started)
 
@@ -186,11 +193,9 @@ def _decode(plan: Plan, keys: pa.Table, batch_size: int, beginnings: int) -> Ite
     return decode_items(keys, batch_size=batch_size, **limits)
 
 
-def _hopeless(plan: Plan, keys: pa.Table) -> str:
-    first = keys["uri"][0].as_py()
-    return (
-        f"teacher={plan.config.teacher}: {MOST_BEGINNINGS} workers died of the {keys.num_rows} images from {first} on"
-    )
+def _hopeless(plan: Plan, first: str, images: int) -> str:
+    what = f"the {images} images from {first} on"
+    return f"teacher={plan.config.teacher}: {MOST_BEGINNINGS} workers died one after the other of {what}"
 
 
 def _load(plan: Plan) -> tuple[tuple[str, ...], Engine | None, str]:
@@ -237,7 +242,7 @@ def _open(plan: Plan) -> tuple[tuple[str, ...], Engine]:
 def _write(plan: Plan, number: int, rows: list[dict[str, Any]], classes: tuple[str, ...], started: float) -> pa.Table:
     try:
         file = write_file(plan.config.table, plan.model, to_table(rows, plan.run), f"{plan.run}-{number:06d}")
-    except OSError as error:  # no other worker would fare better
+    except (OSError, botocore.exceptions.BotoCoreError) as error:  # no other worker would fare better
         return _stopped(f"table={plan.config.table}: cannot be written ({one_line(error)})")
     return pa.Table.from_pylist(
         [

@@ -25,18 +25,31 @@ def decode_isolated(keys: pa.Table, **settings: Any) -> Decoded:
     Args:
         keys: of uri, identity, size, source.
         settings: of `unit.decode_items`, without the batch size.
+
+    Raises:
+        RuntimeError: when the child fails by itself.
     """
     batches: list[Decoded] = []
     done = 0
     while done < keys.num_rows:
-        with _child(keys.slice(done), settings) as child:
-            for batch in _results(child):
-                batches.append(batch)
-                done += len(batch.rows)
+        found, _ = _attempt(keys.slice(done), settings)
+        batches += found
+        done += len(found)
         if done < keys.num_rows:
-            batches.append(_crashed(keys.slice(done, 1), child.returncode))
+            # It may have been killed for want of memory: the suspect gets a process all to itself.
+            suspect = keys.slice(done, 1)
+            found, returncode = _attempt(suspect, settings)
+            batches += found or [_crashed(suspect, returncode)]
             done += 1
     return joined(batches, settings["image_size"])
+
+
+def _attempt(keys: pa.Table, settings: dict[str, Any]) -> tuple[list[Decoded], int]:
+    with _child(keys, settings) as child:
+        found = list(_results(child))
+    if child.returncode > 0:
+        raise RuntimeError(f"isolated decoding failed with exit status {child.returncode}")
+    return found, child.returncode
 
 
 def _child(keys: pa.Table, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
@@ -62,8 +75,7 @@ def _results(child: subprocess.Popen[bytes]) -> Iterator[Decoded]:
 
 def _crashed(key: pa.Table, returncode: int) -> Decoded:
     (row,) = key.select(["uri", "identity", "source"]).to_pylist()
-    cause = f"signal {-returncode}" if returncode < 0 else f"exit status {returncode}"
-    return Decoded([row | {"status": CRASHED, "error": f"kills the process that decodes it ({cause})"}])
+    return Decoded([row | {"status": CRASHED, "error": f"kills the process that decodes it (signal {-returncode})"}])
 
 
 def main() -> None:

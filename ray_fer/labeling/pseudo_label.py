@@ -17,6 +17,7 @@ from typing import Any
 
 import botocore.exceptions
 import pyarrow as pa
+from deltalake.exceptions import DeltaError
 
 from ray_fer import storage
 from ray_fer.config import PseudoLabelConfig, SelectPseudoLabelsConfig
@@ -64,11 +65,12 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
     cluster.connect()
     run = _Run(config, teacher)
     run.go()
-    summary = run.summary()
     if run.progress.done:
-        compact(run.table, run.plan.model)
-        summary |= {"version": run.table.version(), "report": run.report(summary)}
+        run.compact()
+    summary = run.summary()
     run.write("summary.json", summary)
+    if run.progress.done:
+        summary["report"] = run.report(summary)
     if config.select:
         from ray_fer.labeling.select import select_pseudo_labels
 
@@ -160,6 +162,13 @@ class _Run:
             self.ledger.rows,
         )
 
+    def compact(self) -> None:
+        """Joins the small files that the run has left; every row is committed, so a failure is only a warning."""
+        try:
+            compact(self.table, self.plan.model)
+        except (OSError, DeltaError, botocore.exceptions.BotoCoreError) as error:
+            log.warning("small files were not joined: %s", one_line(error))
+
     def report(self, summary: dict[str, Any]) -> str:
         """Writes the page about the run and answers with its URI."""
         from ray_fer.labeling.run_report import run_report
@@ -194,6 +203,8 @@ class _Run:
             log.info("stopped watching")
 
     def _watch(self, seconds: float) -> None:
+        from ray_fer.labeling.dispatch import ListingError
+
         log.info("watching the sources, every %g seconds", seconds)
         idle = 0
         while True:
@@ -201,9 +212,7 @@ class _Run:
             before = self.progress.done
             try:
                 self._label_new()
-            except UserError as error:
-                if self.progress.done > before:
-                    raise
+            except ListingError as error:
                 log.warning("%s; looking again later", one_line(error))
             idle = 0 if self.progress.done > before else idle + 1
 
@@ -221,7 +230,8 @@ class _Run:
                     self.progress.add(stats)
                     self.metrics.add(stats, self.progress, self._left())
                     self.pending.append(written)
-                    self.overwritten += stats["overwritten"]
+                    if self.config.watch is not None:
+                        self.overwritten += stats["overwritten"]
                     self._commit(self.config.commit_seconds)
                     self._report(PROGRESS_SECONDS)
                     self._check_failures()

@@ -83,7 +83,9 @@ def kept_graph(key: str, make: Callable[[], openvino.Model]) -> openvino.Model:
     import openvino
 
     kept = storage.node_cache() / "openvino" / f"{key}-{openvino.__version__}"
-    if not kept.exists():
+    files = [kept / _GRAPH, (kept / _GRAPH).with_suffix(".bin")]
+    if not all(file.exists() for file in files):
+        shutil.rmtree(kept, ignore_errors=True)  # what a cleaner of temporary files has left
         partial = kept.with_name(f"{kept.name}.{uuid.uuid4().hex[:8]}")
         openvino.save_model(make(), partial / _GRAPH, compress_to_fp16=False)
         try:

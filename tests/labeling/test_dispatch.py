@@ -34,7 +34,7 @@ def drain(dispatcher: Dispatcher, seconds_per_row: float = 0.001) -> list[pa.Tab
 
 def test_every_key_is_in_one_unit_in_the_listed_order() -> None:
     pages = [page(0, 700), page(700, 1), page(701, 4300)]
-    units = drain(Dispatcher(iter(pages), workers=2, unit_rows=1000))
+    units = drain(Dispatcher(iter(pages), count_workers=lambda: 2, unit_rows=1000))
     assert pa.concat_tables(units).equals(pa.concat_tables(pages).combine_chunks())
     assert units[0].num_rows == SMALLEST_UNIT_ROWS
     assert max(unit.num_rows for unit in units) == 1000
@@ -42,7 +42,7 @@ def test_every_key_is_in_one_unit_in_the_listed_order() -> None:
 
 
 def test_so_many_units_are_out_and_no_more() -> None:
-    dispatcher = Dispatcher(iter([page(0, 2000)]), workers=2, unit_rows=100)
+    dispatcher = Dispatcher(iter([page(0, 2000)]), count_workers=lambda: 2, unit_rows=100)
     for number in range(2 * UNITS_PER_WORKER):
         assert dispatcher.next_unit(number) is not None
     cut: list[pa.Table | None] = []
@@ -58,7 +58,7 @@ def test_so_many_units_are_out_and_no_more() -> None:
 
 
 def test_a_unit_counts_once() -> None:
-    dispatcher = Dispatcher(iter([page(0, 10)]), workers=1, unit_rows=100)
+    dispatcher = Dispatcher(iter([page(0, 10)]), count_workers=lambda: 1, unit_rows=100)
     assert dispatcher.next_unit(0) is not None
     assert dispatcher.finished(0, 10, 1.0)
     assert not dispatcher.finished(0, 10, 1.0)
@@ -74,7 +74,7 @@ def test_a_slow_listing_leaves_no_worker_idle() -> None:
         more.wait()
         yield page(3, 2)
 
-    dispatcher = Dispatcher(pages(), workers=2, unit_rows=100)
+    dispatcher = Dispatcher(pages(), count_workers=lambda: 2, unit_rows=100)
     assert dispatcher.wait_for_work() == 3
     first = dispatcher.next_unit(0)
     assert first is not None
@@ -90,7 +90,7 @@ def test_what_was_listed_before_an_error_is_labelled_first() -> None:
         yield page(0, 5)
         raise UserError("source=s3://x: cannot be listed")
 
-    dispatcher = Dispatcher(pages(), workers=1, unit_rows=100)
+    dispatcher = Dispatcher(pages(), count_workers=lambda: 1, unit_rows=100)
     assert dispatcher.wait_for_work() == 5
     assert [unit.num_rows for unit in drain(dispatcher)] == [5]
     with pytest.raises(UserError, match="cannot be listed"):
@@ -98,14 +98,14 @@ def test_what_was_listed_before_an_error_is_labelled_first() -> None:
 
 
 def test_nothing_new_and_nothing_there() -> None:
-    assert Dispatcher(iter([]), workers=1, unit_rows=1).wait_for_work() == 0
+    assert Dispatcher(iter([]), count_workers=lambda: 1, unit_rows=1).wait_for_work() == 0
 
     def missing() -> Iterator[pa.Table]:
         raise UserError("source=/x: no image there")
         yield
 
     with pytest.raises(UserError, match="no image there"):
-        Dispatcher(missing(), workers=1, unit_rows=1).wait_for_work()
+        Dispatcher(missing(), count_workers=lambda: 1, unit_rows=1).wait_for_work()
 
 
 def test_the_listing_waits_for_the_workers() -> None:
@@ -117,7 +117,7 @@ def test_the_listing_waits_for_the_workers() -> None:
             drawn += 1
             yield page(number, 1)
 
-    dispatcher = Dispatcher(pages(), workers=1, unit_rows=1)
+    dispatcher = Dispatcher(pages(), count_workers=lambda: 1, unit_rows=1)
     dispatcher.wait_for_work()
     before = -1
     while before != drawn:
@@ -144,7 +144,19 @@ def test_a_unit_survives_its_block() -> None:
 
 
 def test_a_stopped_stream_lets_nothing_out() -> None:
-    dispatcher = Dispatcher(iter([page(0, 2000)]), workers=1, unit_rows=10)
+    dispatcher = Dispatcher(iter([page(0, 2000)]), count_workers=lambda: 1, unit_rows=10)
     assert dispatcher.next_unit(0) is not None
     dispatcher.stop()
     assert dispatcher.next_unit(1) is None
+
+
+def test_a_listing_that_breaks_is_not_waited_for() -> None:
+    def pages() -> Iterator[pa.Table]:
+        yield page(0, 5)
+        raise BaseException("not even an Exception")
+
+    dispatcher = Dispatcher(pages(), count_workers=lambda: 1, unit_rows=100)
+    assert dispatcher.wait_for_work() == 5
+    assert [unit.num_rows for unit in drain(dispatcher)] == [5]
+    with pytest.raises(BaseException, match="not even an Exception"):
+        dispatcher.close()

@@ -83,10 +83,10 @@ def test_an_empty_table_and_pages_of_chunks() -> None:
 def test_the_rate_is_that_of_the_last_runs_that_labelled(tmp_path: Path) -> None:
     assert images_per_second(str(tmp_path), "m") is None
     summaries: dict[str, dict[str, Any]] = {
-        "20260101T000000-a": {"model": "m", "labelled": 10**6, "seconds": 1.0},
-        **{f"2026020{i}T000000-b": {"model": "m", "labelled": 100, "seconds": 10.0} for i in range(1, 6)},
-        "20260301T000000-c": {"model": "other", "labelled": 10**6, "seconds": 1.0},
-        "20260302T000000-d": {"model": "m", "labelled": 0, "seconds": 1.0},
+        "20260101T000000-a": {"model": "m", "labelled": 10**6, "images_per_second": 1e6},
+        **{f"2026020{i}T000000-b": {"model": "m", "labelled": 100, "images_per_second": 10.0} for i in range(1, 6)},
+        "20260301T000000-c": {"model": "other", "labelled": 10**6, "images_per_second": 1e6},
+        "20260302T000000-d": {"model": "m", "labelled": 0, "images_per_second": 0.0},
         "20260303T000000-e": {"model": "m", "labelled": 7},
     }
     for name, summary in summaries.items():
@@ -113,7 +113,9 @@ def test_a_dry_run_writes_nothing_and_agrees_with_the_run(tmp_path: Path) -> Non
         for path, status in zip(paths[:4], ("ok", "ok", "undecodable", "missing"), strict=True)
     ]
     Committer(opened, model, "r").commit(files)
-    storage.write_json(f"{table}/_runs/20260101T000000-a/summary.json", {"model": model, "labelled": 8, "seconds": 2.0})
+    storage.write_json(
+        f"{table}/_runs/20260101T000000-a/summary.json", {"model": model, "labelled": 8, "images_per_second": 4.0}
+    )
     paths[0].write_bytes(b"overwritten")
     paths[1].unlink()
     before = {path: path.stat().st_mtime_ns for path in Path(table).rglob("*")}

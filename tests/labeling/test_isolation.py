@@ -31,3 +31,12 @@ def test_only_the_object_that_kills_is_lost(tmp_path: Path, monkeypatch: pytest.
     crashed = {row["uri"]: row["error"] for row in batch.rows if row["status"] == "crashed"}
     assert crashed == dict.fromkeys(victims, "kills the process that decodes it (signal 9)")
     assert len(batch.pixels) == sum(row["status"] == "ok" for row in batch.rows)
+
+
+def test_an_object_is_not_blamed_for_what_kills_a_process_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "in"
+    write_pictures(source, range(3))
+    keys = pa.concat_tables(list_sources([str(source)], Counter()))
+    monkeypatch.syspath_prepend(write_deadly_decoder(tmp_path / "deadly", once=True))
+    Path(keys["uri"][1].as_py()).write_bytes(deadly_picture())
+    assert [row["status"] for row in decode_isolated(keys, **LIMITS).rows] == ["ok"] * 3

@@ -71,7 +71,7 @@ class S3Server:
                     f"-master.port={self.master}",
                     f"-volume.port={self.volume}",
                     f"-filer.port={self.filer}",
-                    "-volume.max=50",
+                    "-volume.max=500",
                     "-master.volumeSizeLimitMB=64",
                     "-s3",
                     f"-s3.port={self.s3}",

@@ -19,7 +19,7 @@ from ray_fer.config import SourceConfig, load_config
 from ray_fer.data.read import Item, Read, read_objects
 from ray_fer.data.sources import list_sources
 from ray_fer.labeling.ledger import Ledger
-from ray_fer.labeling.table import open_table, read_keys
+from ray_fer.labeling.table import open_table, scan_keys
 from tests.images import picture
 from tests.shards import hugging_face, parquet_of, tar_of
 from tests.system.jobs import run_job
@@ -182,7 +182,7 @@ def test_a_file_of_sources_is_labelled_and_a_shard_half_done_goes_on(s3: str, mo
 
     table = open_table(f"{s3}/table")
     assert table
-    ledger = Ledger(read_keys(table, summary["model"]), max_attempts=1)
+    ledger = Ledger(scan_keys(table, summary["model"]), max_attempts=1)
     everything = [*load_config("pseudo_label", list(places)).source, f"{s3}/shards"]
     new = pa.concat_tables(ledger.claim(page) for page in list_sources(everything, Counter()))
     assert sorted(new["uri"].to_pylist()) == [f"{shard}!/{i:03d}.jpg" for i in range(20, 40)]

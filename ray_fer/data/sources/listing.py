@@ -42,6 +42,7 @@ def list_sources(sources: Sequence[str | SourceConfig], counts: Counter[str]) ->
     Raises:
         UserError: for a source that is not there, cannot be read or holds no image.
     """
+    empty: list[Source] = []
     for source in _outermost([resolve(source) for source in sources]):
         before = counts["listed"]
         chosen = source.chooser()
@@ -51,8 +52,10 @@ def list_sources(sources: Sequence[str | SourceConfig], counts: Counter[str]) ->
                 counts["listed"] += page.num_rows
                 yield page.append_column("source", pa.repeat(source.label, page.num_rows))
         if counts["listed"] == before and source.format != "events":  # none may have come since the last run
-            hint = "; a pattern names objects, not folders: …/**" if source.glob else ""
-            raise UserError(f"source={source.uri}: no image there{hint}")
+            empty.append(source)
+    if empty:
+        hint = "; a pattern names objects, not folders: …/**" if empty[0].glob else ""
+        raise UserError(f"source={empty[0].uri}: no image there{hint}")
 
 
 def check_sources(sources: Sequence[str | SourceConfig]) -> None:

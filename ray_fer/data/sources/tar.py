@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 SHARDS_AT_ONCE = 8
 LARGEST_HEADER = 1 << 20
-_LOOKED_UP = 1024
+_LOOKED_UP = 64
 _SCANNING_ERRORS = (OSError, tarfile.TarError, botocore.exceptions.BotoCoreError)
 
 
