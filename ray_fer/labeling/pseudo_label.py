@@ -169,11 +169,15 @@ class _Run:
         except (OSError, DeltaError, botocore.exceptions.BotoCoreError) as error:
             log.warning("small files were not joined: %s", one_line(error))
 
-    def report(self, summary: dict[str, Any]) -> str:
-        """Writes the page about the run and answers with its URI."""
+    def report(self, summary: dict[str, Any]) -> str | None:
+        """Writes the page about the run and answers with its URI; None where that fails."""
         from ray_fer.labeling.run_report import run_report
 
-        return self.write("report.html", run_report(summary, self.progress))
+        try:
+            return self.write("report.html", run_report(summary, self.progress))
+        except UserError as error:
+            log.warning("no report: %s", error)
+            return None
 
     def write(self, name: str, document: Any) -> str:
         """Writes a text or JSON document about the run beside the table, and answers with its URI.
