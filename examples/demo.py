@@ -35,7 +35,7 @@ def main(out: Path) -> None:
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
     faces, loop, clips = out / "faces", out / "loop", out / "clips"
     if not (faces / "labeled.csv").exists():
-        job("draw_faces", f"out={faces}", "image_size=48", "difficulty=0.2")
+        job("draw_faces", f"out={faces}", "image_size=48", "difficulty=0.2", "clips=36", "clip_frames=40")
     study = (
         *(f"labeled={faces / 'labeled.csv'}", f"val={faces / 'val.csv'}", f"out={loop}"),
         *(f"train={TRAIN}", f"student={STUDENT}", f"selection={SELECTION}", "label={actors: 1}"),
@@ -55,12 +55,12 @@ def main(out: Path) -> None:
     )
     _, best_scores = together(
         lambda: job(
-            "train_temporal", f"features={clips / 'train'}", f"val={clips / 'val'}", f"out={temporal}", "epochs=15"
+            "train_temporal", f"features={clips / 'train'}", f"val={clips / 'val'}", f"out={temporal}", "epochs=30"
         ),
         lambda: evaluate(out / "test-best", best, faces / "test.csv"),
     )
     paths = pl.read_csv(faces / "clips-test.csv")["path"].unique(maintain_order=True)
-    source = f"source=[{','.join(str(faces / path) for path in paths)}]"
+    source = f"source=[{','.join(str(faces / path) for path in paths[:2])}]"
     videos, _ = together(
         lambda: evaluate(out / "test-clips", temporal, faces / "clips-test.csv"),
         lambda: job("predict_video", source, f"model={temporal}", f"out={out / 'videos'}"),
