@@ -1,5 +1,5 @@
 # make setup: the environment in .venv; make test: everything that is fast; make demo: the whole loop on drawn faces;
-# make test-slow: more kills, minutes each; make bench: labelling speed, on an idle machine;
+# make test-slow: more kills, minutes each; make bench: labelling speed, an hour or two of an idle machine;
 # make bench-ledger: the ledger up to 10⁸ images, 10 GB of disk.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -37,7 +37,11 @@ demo: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r benchmarks/peers.txt
 	$(BIN)/python -m benchmarks.labeling.compare
+	$(BIN)/python -m benchmarks.labeling.compare --s3 --sizes 2000 12000
+	$(BIN)/python -m benchmarks.labeling.compare --backbone resnet18 --sizes 2000 12000 --contestants ray-fer "bare loop"
 	$(BIN)/python -m benchmarks.labeling.compare_incremental
+	$(BIN)/python -m benchmarks.labeling.overhead
+	$(BIN)/python -m benchmarks.labeling.simulated_gpus
 
 bench-ledger: $(STAMP)
 	$(BIN)/python -m benchmarks.ledger

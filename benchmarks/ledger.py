@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from benchmarks.results import RESULTS, write_results
 from ray_fer.data.sources import PAGE_ROWS, PAGE_SCHEMA
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import Ledger
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**5, 10**6, 10**7, 10**8])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ray-fer-bench-ledger")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--measure", type=Path, help="measure this table and print the result (used inside)")
     arguments = parser.parse_args()
     if arguments.measure:
@@ -67,19 +68,7 @@ def main() -> None:
             shutil.rmtree(table)
             rows.append({"rows": size, "file_rows": file_rows, "runs": runs})
             print(row(rows[-1]), file=sys.stderr, flush=True)
-    # Here, or torch would count as the ledger's memory.
-    from benchmarks.labeling.compare import cpu_name
-
-    document = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores",
-        "new_keys": NEW_KEYS,
-        "rows": rows,
-    }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "ledger.json").write_text(json.dumps(document, indent=2) + "\n")
-    (arguments.out / "ledger.md").write_text(markdown(document))
-    print(markdown(document))
+    write_results(arguments.out, "ledger", {"new_keys": NEW_KEYS, "rows": rows}, markdown)
 
 
 def measure_apart(table: Path, size: int) -> dict[str, float]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.labeling.material import list_pictures
 from ray_fer.data.decode import decode_into
+from ray_fer.data.read import Item, read_objects
 from ray_fer.models.artifact import open_artifact
 from ray_fer.models.engines import make_engine
 from ray_fer.models.softmax import softmax
 
 BATCH = 32
+
+
+def read(paths: list[str]) -> Iterator[bytes]:
+    """Files one by one, objects on S3 as the project reads them, many at a time."""
+    if paths[0].startswith("s3://"):
+        for one in read_objects([Item(path, "", 0) for path in paths], 1 << 30):
+            assert one.data is not None, one.error
+            yield one.data
+        return
+    for path in paths:
+        with open(path, "rb") as file:
+            yield file.read()
 
 
 def label(paths: list[str], teacher: str, out: str) -> None:
@@ -27,11 +43,11 @@ def label(paths: list[str], teacher: str, out: str) -> None:
     engine = make_engine(artifact, "auto", batch_size=BATCH, device="cpu", precision="float32")
     pixels = np.empty((BATCH, artifact.image_size, artifact.image_size, 3), np.uint8)
     probs = []
+    contents = read(paths)
     for start in range(0, len(paths), BATCH):
         batch = paths[start : start + BATCH]
-        for row, path in enumerate(batch):
-            with open(path, "rb") as file:
-                decode_into(file.read(), pixels[row])
+        for row, data in enumerate(islice(contents, len(batch))):
+            decode_into(data, pixels[row])
         probs.append(softmax(engine(pixels[: len(batch)])))
     every = np.concatenate(probs)
     columns = {
@@ -46,7 +62,7 @@ def label(paths: list[str], teacher: str, out: str) -> None:
 def main(folder: str, teacher: str, out: str) -> None:
     """Labels ``folder`` with ``teacher`` into ``out``."""
     Path(out).mkdir()
-    paths = sorted(entry.path for entry in os.scandir(folder))
+    paths = list_pictures(folder)
     cores = len(os.sched_getaffinity(0))
     spawn = multiprocessing.get_context("spawn")
     workers = [

@@ -7,7 +7,6 @@ repeat begins with nothing labelled. What both wrote is counted.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -15,15 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import s3fs
 from deltalake import DeltaTable
 
-from benchmarks.labeling.compare import ROOT, cpu_name
+from benchmarks.labeling.compare import ROOT
 from benchmarks.labeling.material import write_pictures, write_teacher
+from benchmarks.results import RESULTS, write_results
 from tests.system.servers import S3Server, running_s3
 
 CONTESTANTS = ("ray-fer", "DataChain")
@@ -37,7 +36,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ray-fer-bench")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     teacher = write_teacher(arguments.work, arguments.backbone, arguments.image_size)
     changed = arguments.size // 100
@@ -52,20 +51,14 @@ def main() -> None:
                     pair = _first_and_second(name, store, paths, changed, teacher, Path(folder) / "work", server)
                     walls[store].setdefault(name, []).append(pair)
                     print(f"{repeat + 1}/{arguments.repeats} {store} {name}: {pair}", file=sys.stderr)
-    document = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores",
+    facts = {
         "backbone": arguments.backbone,
         "objects": arguments.size,
         "new": changed,
         "overwritten": changed,
         "wall_seconds_first_and_second": walls,
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / "labeling-incremental"
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
-    stem.with_suffix(".md").write_text(markdown(document))
-    print(stem.with_suffix(".md").read_text())
+    write_results(arguments.out, "labeling-incremental", facts, markdown)
 
 
 def _first_and_second(

@@ -13,6 +13,7 @@ import daft
 import numpy as np
 import torch
 from daft import DataType
+from daft.io import IOConfig, S3Config
 
 from ray_fer.models.artifact import load_model, open_artifact
 from ray_fer.models.torch_engine import Normalised
@@ -48,10 +49,16 @@ class Predictor:
 def main(folder: str, teacher: str, out: str) -> None:
     """Labels ``folder`` with ``teacher`` into Parquet files in ``out``."""
     side = open_artifact(teacher).image_size
-    files = daft.from_glob_path(f"{folder}/*.jpg")
-    images = files.select(
-        files["path"], files["path"].download().decode_image(mode="RGB").resize(side, side).alias("image")
+    s3 = S3Config(
+        endpoint_url=os.environ.get("AWS_ENDPOINT_URL"),
+        key_id=os.environ.get("AWS_ACCESS_KEY_ID"),
+        access_key=os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        region_name=os.environ.get("AWS_REGION"),
     )
+    options = IOConfig(s3=s3)
+    files = daft.from_glob_path(f"{folder}/*.jpg", io_config=options)
+    data = files["path"].download(io_config=options)
+    images = files.select(files["path"], data.decode_image(mode="RGB").resize(side, side).alias("image"))
     predictor = Predictor(teacher)
     images.select(images["path"], predictor.predict(images["image"]).alias("prediction")).write_parquet(out)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
+import s3fs
 
 from ray_fer.models.artifact import save_artifact
 from ray_fer.models.backbone import build_backbone, normalisation
@@ -19,6 +22,7 @@ from ray_fer.synthetic.plan import CLASSES
 
 SIDE, QUALITY, DIFFICULTY = 256, 90, 0.5
 _CHUNK = 100
+_PUT_AT_ONCE = 1000
 
 
 def write_pictures(folder: Path, sizes: Sequence[int]) -> dict[int, Path]:
@@ -34,6 +38,38 @@ def write_pictures(folder: Path, sizes: Sequence[int]) -> dict[int, Path]:
         for future in [pool.submit(_write, pool_folder, chunk) for chunk in chunks]:
             future.result()
     return {size: _linked(pool_folder, folder / f"faces-{size}", size) for size in sizes}
+
+
+def write_crops(folder: Path, parquet: Path, sizes: Sequence[int]) -> dict[int, Path]:
+    """The same of the JPEGs in the column ``image`` of a Parquet file."""
+    pool_folder = folder / parquet.stem
+    if not pool_folder.exists():
+        part = pool_folder.with_suffix(".part")
+        part.mkdir(parents=True, exist_ok=True)
+        for number, data in enumerate(pq.read_table(parquet, columns=["image"])["image"].to_pylist()):
+            _path(part, number).write_bytes(data)
+        part.rename(pool_folder)
+    return {size: _linked(pool_folder, folder / f"{parquet.stem}-{size}", size) for size in sizes}
+
+
+def upload(folder: Path, bucket: str) -> str:
+    """Puts the files of ``folder`` on S3, and answers with their prefix."""
+    fs = s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    fs.makedirs(bucket, exist_ok=True)
+    uri = f"s3://{bucket}/{folder.name}"
+    paths = sorted(folder.iterdir())
+    for start in range(0, len(paths), _PUT_AT_ONCE):
+        chunk = paths[start : start + _PUT_AT_ONCE]
+        fs.pipe({f"{uri}/{path.name}": path.read_bytes() for path in chunk})
+    return uri
+
+
+def list_pictures(folder: str) -> list[str]:
+    """The paths in a folder or the URIs below a prefix, sorted."""
+    if folder.startswith("s3://"):
+        fs = s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+        return sorted(f"s3://{path}" for path in fs.ls(folder, detail=False))
+    return sorted(entry.path for entry in os.scandir(folder))
 
 
 def _linked(pool_folder: Path, target: Path, size: int) -> Path:

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,8 +23,8 @@ import psutil
 import pyarrow as pa
 import ray
 
-from benchmarks.labeling.compare import cpu_name
 from benchmarks.labeling.material import write_pictures, write_teacher
+from benchmarks.results import RESULTS, write_results
 from ray_fer.config import load_config
 from ray_fer.data.decode import decode_into
 from ray_fer.data.read import Item, read_objects
@@ -35,7 +33,7 @@ from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import Ledger
 from ray_fer.labeling.progress import unit_stats
 from ray_fer.labeling.pseudo_label import pseudo_label
-from ray_fer.labeling.table import create_table, write_file
+from ray_fer.labeling.table import create_table, scan_keys, write_file
 from ray_fer.labeling.unit import decode_items, infer, to_table
 from ray_fer.synthetic.plan import CLASSES
 
@@ -64,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs=2, default=(20_000, 100_000))
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ray-fer-bench")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     small, large = sorted(arguments.sizes)
     teacher = write_teacher(arguments.work, "mobilenetv3_small_100", SIDE)
@@ -83,18 +81,12 @@ def main() -> None:
     whole = (totals[large] - totals[small]) / (large - small) * 1e6
     parts["hand-over"] = whole - sum(parts.values())
     beyond = whole - parts["read"] - parts["decode"]
-    document = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores",
+    facts = {
         "images": [small, large],
         "cpu_seconds": totals,
         "microseconds_per_image": parts | {"whole": whole, "beyond read and decode": beyond},
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / "labeling-overhead"
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
-    stem.with_suffix(".md").write_text(markdown(document))
-    print(stem.with_suffix(".md").read_text())
+    write_results(arguments.out, "labeling-overhead", facts, markdown)
 
 
 def measure_parts(folder: Path) -> dict[str, float]:
@@ -110,7 +102,8 @@ def measure_parts(folder: Path) -> dict[str, float]:
 
     rows = sum(len(files) for _, _, files in os.walk(folder))
     pages = timed("list", rows, lambda: list(list_sources([str(folder)], Counter())))
-    ledger = Ledger([], 3)
+    with tempfile.TemporaryDirectory() as target:
+        ledger = Ledger(scan_keys(create_table(target, CLASSES), "m"), 3)
     timed("diff", rows, lambda: [ledger.claim(page) for page in pages])
     keys = pa.concat_tables(pages).slice(0, UNIT).combine_chunks()
     items = [Item(uri, "", 0) for uri in keys["uri"].to_pylist()]

@@ -8,20 +8,17 @@ the hand-over of the pixels, the rows, the files and the commits: all on the cor
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
-from benchmarks.labeling.compare import cpu_name
 from benchmarks.labeling.material import write_pictures, write_teacher
 from benchmarks.labeling.overhead import DISTINCT, SIDE, link_pictures
+from benchmarks.results import RESULTS, write_results
 from ray_fer.config import load_config
 from ray_fer.labeling.pseudo_label import pseudo_label
 from ray_fer.synthetic.plan import CLASSES
@@ -59,7 +56,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs=2, default=(50_000, 200_000))
     parser.add_argument("--gpus", type=int, nargs="+", default=(1, 2, 4, 8))
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ray-fer-bench")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     small, large = sorted(arguments.sizes)
     teacher = write_teacher(arguments.work, "mobilenetv3_small_100", SIDE)
@@ -78,18 +75,8 @@ def main() -> None:
         walls = {size: _wall(folder, teacher) for size, folder in folders.items()}
         ray.shutdown()
         rates[gpus] = (large - small) / (walls[large] - walls[small])
-    document = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores",
-        "images": [small, large],
-        "rate_of_a_gpu": RATE,
-        "images_per_second": rates,
-    }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / "labeling-simulated-gpus"
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
-    stem.with_suffix(".md").write_text(markdown(document))
-    print(stem.with_suffix(".md").read_text())
+    facts = {"images": [small, large], "rate_of_a_gpu": RATE, "images_per_second": rates}
+    write_results(arguments.out, "labeling-simulated-gpus", facts, markdown)
 
 
 def _wall(folder: Path, teacher: Path) -> float:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import s3fs
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.labeling.material import list_pictures
 from ray_fer.models.artifact import load_model, open_artifact
 from ray_fer.models.torch_engine import Normalised
 
@@ -23,15 +26,23 @@ class Pictures(Dataset[torch.Tensor]):
 
     def __init__(self, paths: list[str], side: int) -> None:
         self.paths, self.side = paths, side
+        self._fs: s3fs.S3FileSystem | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        with Image.open(self.paths[index]) as image:
+        with Image.open(self._open(self.paths[index])) as image:
             image.draft("RGB", (self.side, self.side))
             crop = image.convert("RGB").resize((self.side, self.side), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.array(crop))
+
+    def _open(self, path: str) -> str | io.BytesIO:
+        if not path.startswith("s3://"):
+            return path
+        if self._fs is None:  # in the worker, for its event loop would not survive the fork
+            self._fs = s3fs.S3FileSystem(endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+        return io.BytesIO(self._fs.cat_file(path))
 
 
 @torch.inference_mode()
@@ -39,7 +50,8 @@ def main(folder: str, teacher: str, out: str) -> None:
     """Labels ``folder`` with ``teacher`` into a Parquet file in ``out``."""
     artifact = open_artifact(teacher)
     model = Normalised(load_model(artifact), artifact.mean, artifact.std).eval()
-    paths = sorted(entry.path for entry in os.scandir(folder))
+    paths = list_pictures(folder)
+    s3fs.S3FileSystem.clear_instance_cache()
     loader = DataLoader(Pictures(paths, artifact.image_size), BATCH, num_workers=len(os.sched_getaffinity(0)))
     probs = np.concatenate([model(pixels).softmax(dim=1).numpy() for pixels in loader])
     columns = {
