@@ -6,9 +6,11 @@ import gzip
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lance
 import pyarrow as pa
 import pytest
 import s3fs
@@ -62,6 +64,14 @@ def read_all(items: list[Item]) -> list[Read]:
 def etag(uri: str) -> str:
     fs, path = storage.filesystem(uri)
     return str(fs.info(path)["ETag"].strip('"'))
+
+
+def unlabelled(table: str, model: str, entries: Sequence[Entry]) -> list[str]:
+    """What another run over ``entries`` would label."""
+    opened = open_table(table)
+    assert opened
+    ledger = Ledger(scan_keys(opened, model), max_attempts=1)
+    return [uri for page in list_sources(entries, Counter()) for uri in ledger.claim(page)["uri"].to_pylist()]
 
 
 def test_members_of_shards_by_ranges(s3: str, calls: Counter[str]) -> None:
@@ -180,9 +190,31 @@ def test_a_file_of_sources_is_labelled_and_a_shard_half_done_goes_on(s3: str, mo
     sources = Counter(row["source"] for row in rows_of(f"{s3}/table"))
     assert sources == {f"{s3}/train.parquet": 20, f"{s3}/loose/**/*.jpg": 1, f"list:{s3}/half.txt": 21}
 
-    table = open_table(f"{s3}/table")
-    assert table
-    ledger = Ledger(scan_keys(table, summary["model"]), max_attempts=1)
     everything = [*load_config("pseudo_label", list(places)).source, f"{s3}/shards"]
-    new = pa.concat_tables(ledger.claim(page) for page in list_sources(everything, Counter()))
-    assert sorted(new["uri"].to_pylist()) == [f"{shard}!/{i:03d}.jpg" for i in range(20, 40)]
+    new = unlabelled(f"{s3}/table", summary["model"], everything)
+    assert sorted(new) == [f"{shard}!/{i:03d}.jpg" for i in range(20, 40)]
+
+
+def test_a_lance_dataset_is_labelled_once(s3: str, model: str) -> None:
+    uri = f"{s3}/faces.lance"
+    options = storage.lance_options(uri)
+
+    def write(numbers: range, mode: str) -> None:
+        table = pa.table({"n": numbers, "image": hugging_face([picture(i) for i in numbers])})
+        lance.write_dataset(table, uri, mode=mode, enable_stable_row_ids=True, storage_options=options)
+
+    write(range(30), "create")
+    items = listed(uri)
+    assert [item.uri for item in items] == [f"{uri}#column=image&rowid={i}" for i in range(30)]
+    assert [read.data for read in read_all(items)] == [picture(i) for i in range(30)]
+    places = (f"source={uri}", f"teacher={model}", f"table={s3}/table")
+    assert run_job("pseudo_label", *places, *QUICK)["statuses"] == {"ok": 30}
+    write(range(30, 35), "append")
+    lance.dataset(uri, storage_options=options).optimize.compact_files()
+    summary = run_job("pseudo_label", *places, *QUICK)
+    assert summary["statuses"] == {"ok": 5}
+    assert unlabelled(f"{s3}/table", summary["model"], [uri]) == []
+    rows = rows_of(f"{s3}/table")
+    assert sorted(row["uri"] for row in rows) == sorted(f"{uri}#column=image&rowid={i}" for i in range(35))
+    assert [read.data for read in read_all([Item(f"{uri}#column=image&rowid=33", "", 0)])] == [picture(33)]
+    assert {read.status for read in read_all([Item(f"{s3}/no.lance#column=image&rowid=0", "v1", 5)])} == {"missing"}

@@ -14,8 +14,15 @@ from ray_fer.data.sources.uris import parse
 from ray_fer.errors import UserError
 
 COMPRESSED_TAR = r"(?i)\.(tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|lzma))$"
-_FORMATS = {".parquet": "parquet", ".txt": "list", ".csv": "list", ".jsonl": "events", ".ndjson": "events"}
-WITH_COLUMN = ("parquet", "list")
+_FORMATS = {
+    ".parquet": "parquet",
+    ".lance": "lance",
+    ".txt": "list",
+    ".csv": "list",
+    ".jsonl": "events",
+    ".ndjson": "events",
+}
+WITH_COLUMN = ("parquet", "lance", "list")
 FEEDS = ("list", "inventory", "events")
 _FEED_LABELS = tuple(f"{feed}:" for feed in FEEDS)
 _COMPRESSED = re.compile(COMPRESSED_TAR)
@@ -78,11 +85,13 @@ def resolve(entry: str | SourceConfig) -> Source:
     fmt = given.format if given.format != "auto" else _format_of(uri)
     source = Source(uri, fmt, given.column, tuple(given.include), tuple(given.exclude), glob)
     if given.column and fmt not in WITH_COLUMN:
-        raise UserError(f"source={uri}: column={given.column}: only {' and '.join(WITH_COLUMN)} have columns")
+        raise UserError(f"source={uri}: column={given.column}: only {', '.join(WITH_COLUMN)} have columns")
     if not glob and _COMPRESSED.search(uri) and not os.path.isdir(uri):
         raise UserError(f"source={uri}: a compressed tar cannot be read in place; repack it as a plain .tar")
     if parse(uri):
         raise UserError(f"source={uri}: a single image of a shard or a table; name it in a list of URIs")
+    if glob and fmt == "lance":
+        raise UserError(f"source={uri}: a pattern names objects, and a Lance dataset is a folder; name each dataset")
     if glob and storage.is_remote(uri) and "/" not in literal_prefix(uri).removeprefix("s3://"):
         raise UserError(f"source={uri}: no wildcards in a bucket's name")
     for key, patterns in (("uri", [uri] if glob else []), ("include", source.include), ("exclude", source.exclude)):
@@ -96,6 +105,6 @@ def resolve(entry: str | SourceConfig) -> Source:
 
 def _format_of(uri: str) -> str:
     extension = os.path.splitext(uri.removesuffix(".gz"))[1].lower()
-    if extension != ".parquet" and not storage.is_remote(uri) and os.path.isdir(uri):
+    if extension not in (".parquet", ".lance") and not storage.is_remote(uri) and os.path.isdir(uri):
         return "auto"
     return _FORMATS.get(extension, "auto")
