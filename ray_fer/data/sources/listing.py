@@ -18,7 +18,8 @@ from ray_fer.data.sources.lists import LIST_ENDINGS, list_uris
 from ray_fer.data.sources.objects import list_objects
 from ray_fer.data.sources.pages import key_tables
 from ray_fer.data.sources.parquet import list_rows
-from ray_fer.data.sources.spec import COMPRESSED_TAR, Source, resolve
+from ray_fer.data.sources.s3_metadata import list_s3_metadata
+from ray_fer.data.sources.spec import COMPRESSED_TAR, RECORDS, Source, resolve
 from ray_fer.data.sources.tar import list_members
 from ray_fer.errors import UserError, one_line
 
@@ -52,7 +53,7 @@ def list_sources(sources: Sequence[str | SourceConfig], counts: Counter[str]) ->
             if page.num_rows:
                 counts["listed"] += page.num_rows
                 yield page.append_column("source", pa.repeat(source.label, page.num_rows))
-        if counts["listed"] == before and source.format != "events":  # none may have come since the last run
+        if counts["listed"] == before and source.format not in RECORDS:  # none may have come since the last run
             empty.append(source)
     if empty:
         hint = "; a pattern names objects, not folders: …/**" if empty[0].glob else ""
@@ -91,6 +92,8 @@ def _list_source(source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
         case "inventory":
             for file in _files(source, INVENTORY_ENDINGS, counts):
                 yield from _expand(source, list_inventory(file, counts), counts)
+        case "s3_metadata":
+            yield from _expand(source, list_s3_metadata(source.uri, counts), counts)
         case "events":
             for file in _files(source, EVENT_ENDINGS, counts):
                 yield from _expand(source, list_events(file, counts), counts)

@@ -23,7 +23,8 @@ _FORMATS = {
     ".ndjson": "events",
 }
 WITH_COLUMN = ("parquet", "lance", "list")
-FEEDS = ("list", "inventory", "events")
+RECORDS = ("s3_metadata", "events")
+FEEDS = ("list", "inventory", *RECORDS)
 _FEED_LABELS = tuple(f"{feed}:" for feed in FEEDS)
 _COMPRESSED = re.compile(COMPRESSED_TAR)
 
@@ -33,7 +34,7 @@ class Source:
     """A source as `resolve` has found it.
 
     Attributes:
-        uri: normalised; a pattern where ``glob`` is set.
+        uri: normalised; a pattern where ``glob`` is set; of S3 Metadata it may be the table's name in a catalog.
         format: never ``auto`` for what is told by its extension; ``auto`` means loose images and tar shards.
     """
 
@@ -80,7 +81,8 @@ def resolve(entry: str | SourceConfig) -> Source:
         UserError: naming the entry and the key.
     """
     given = SourceConfig(uri=entry) if isinstance(entry, str) else entry
-    uri = storage.normalise_argument("source", given.uri)
+    in_catalog = given.format == "s3_metadata" and "/" not in given.uri
+    uri = given.uri if in_catalog else storage.normalise_argument("source", given.uri)
     glob = is_glob(uri) and (storage.is_remote(uri) or not os.path.lexists(uri))
     fmt = given.format if given.format != "auto" else _format_of(uri)
     source = Source(uri, fmt, given.column, tuple(given.include), tuple(given.exclude), glob)
