@@ -28,7 +28,7 @@ Uris = Annotated[
 ]
 Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Rule = Literal["threshold", "top_k"]
-SourceFormat = Literal["auto", "images", "webdataset", "parquet", "list", "inventory", "events"]
+SourceFormat = Literal["auto", "images", "webdataset", "parquet", "lance", "list", "inventory", "s3_metadata", "events"]
 
 
 class JobConfig(BaseModel):

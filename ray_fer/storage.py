@@ -215,11 +215,19 @@ def delta_options(uri: str) -> dict[str, str]:
     """
     if not is_remote(uri):
         return {}
-    options = {"aws_conditional_put": "etag"}
-    if endpoint := _s3_endpoint():
-        options["aws_endpoint"] = endpoint
-        options["aws_allow_http"] = str(endpoint.startswith("http://")).lower()
-    return options
+    return {"aws_conditional_put": "etag"} | _object_store_options()
+
+
+def lance_options(uri: str) -> dict[str, str]:
+    """Storage options for ``lance``, which like ``deltalake`` reads the AWS environment, profiles and roles itself."""
+    return _object_store_options() if is_remote(uri) else {}
+
+
+def _object_store_options() -> dict[str, str]:
+    endpoint = _s3_endpoint()
+    if not endpoint:
+        return {}
+    return {"aws_endpoint": endpoint, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
 
 
 def polars_arguments(uri: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import Any
 
 from ray_fer import storage
 from ray_fer.data.items import READING_ERRORS, Item, Read, failed
+from ray_fer.data.read_lance import read_lance_rows
 from ray_fer.data.read_parquet import read_rows
 from ray_fer.data.read_s3 import get_object
 from ray_fer.data.read_tar import read_members, read_members_s3
@@ -74,7 +75,7 @@ def _start(run: Run, max_bytes: int, tables: ThreadPoolExecutor) -> Future[list[
     if not storage.is_remote(run.place):
         return None
     if isinstance(run, Rows):
-        return tables.submit(read_rows, run, max_bytes)
+        return tables.submit(_read_table, run, max_bytes)
     fs, _ = storage.filesystem(run.place)
     reading = read_members_s3(fs, run, max_bytes) if isinstance(run, Members) else _read_s3(fs, run, max_bytes)
     return asyncio.run_coroutine_threadsafe(reading, fs.loop)
@@ -85,8 +86,12 @@ def _read_local(run: Run, max_bytes: int) -> list[Read]:
         case Members():
             return read_members(run, max_bytes)
         case Rows():
-            return read_rows(run, max_bytes)
+            return _read_table(run, max_bytes)
     return [_read_file(run.items[0], max_bytes)]
+
+
+def _read_table(run: Rows, max_bytes: int) -> list[Read]:
+    return read_lance_rows(run, max_bytes) if run.lance else read_rows(run, max_bytes)
 
 
 def _read_file(item: Item, max_bytes: int) -> Read:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ray_fer.data.items import READING_ERRORS, Item
 from ray_fer.data.sources.tar import locate
-from ray_fer.data.sources.uris import Member, Range, Row, parse, parse_range
+from ray_fer.data.sources.uris import LanceRow, Member, Range, Row, parse, parse_range
 
 STRETCH_BYTES = 4 << 20
 GAP_BYTES = 64 << 10  # cheaper read than asked anew
@@ -51,14 +51,16 @@ class Members(Run):
 
 @dataclass
 class Rows(Run):
-    """Rows of one column of a table, in ascending order."""
+    """Rows of one column of a table, in ascending order; of a Lance dataset row ids, in any order."""
 
     column: str = ""
     numbers: list[int] = field(default_factory=list)
+    lance: bool = False
 
     def takes(self, place: Row, size: int) -> bool:
         """Whether a further row belongs to them."""
-        same = (self.place, self.column) == (place.file, place.column) and self.numbers[-1] < place.number
+        table = (place.file, place.column, isinstance(place, LanceRow))
+        same = (self.place, self.column, self.lance) == table and (self.lance or self.numbers[-1] < place.number)
         # Rows of a group are given one size, so that this needs no sum.
         return same and len(self.numbers) < min(TABLE_ROWS, TABLE_BYTES // max(1, size))
 
@@ -80,7 +82,7 @@ def group(items: Iterable[Item]) -> Iterator[Run]:
                 run.items.append(item)
                 run.numbers.append(place.number)
                 continue
-            following = Rows(place.file, [item], place.column, [place.number])
+            following = Rows(place.file, [item], place.column, [place.number], isinstance(place, LanceRow))
         else:
             following = Run(item.uri, [item])
         if run:

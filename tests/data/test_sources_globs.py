@@ -88,7 +88,7 @@ def test_include_and_exclude(root: Path) -> None:
         ("/nowhere/*.jpg", "source=/nowhere/.*: no such folder as /nowhere"),
         ("/data/faces.tar.gz", "compressed tar cannot be read in place"),
         ("/data/a.tar!/b.jpg", "single image of a shard or a table"),
-        (SourceConfig(uri="/data", column="image"), "column=image: only parquet and list have columns"),
+        (SourceConfig(uri="/data", column="image"), "column=image: only parquet, lance, list have columns"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(entry: str | SourceConfig, message: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lance
 import pyarrow as pa
 import pytest
 import s3fs
@@ -20,6 +23,7 @@ from ray_fer.data.read import Item, Read, read_objects
 from ray_fer.data.sources import list_sources
 from ray_fer.labeling.ledger import Ledger
 from ray_fer.labeling.table import open_table, scan_keys
+from tests.iceberg import MetadataTable, deleted, record
 from tests.images import picture
 from tests.shards import hugging_face, parquet_of, tar_of
 from tests.system.jobs import run_job
@@ -62,6 +66,14 @@ def read_all(items: list[Item]) -> list[Read]:
 def etag(uri: str) -> str:
     fs, path = storage.filesystem(uri)
     return str(fs.info(path)["ETag"].strip('"'))
+
+
+def unlabelled(table: str, model: str, entries: Sequence[Entry]) -> list[str]:
+    """What another run over ``entries`` would label."""
+    opened = open_table(table)
+    assert opened
+    ledger = Ledger(scan_keys(opened, model), max_attempts=1)
+    return [uri for page in list_sources(entries, Counter()) for uri in ledger.claim(page)["uri"].to_pylist()]
 
 
 def test_members_of_shards_by_ranges(s3: str, calls: Counter[str]) -> None:
@@ -180,9 +192,70 @@ def test_a_file_of_sources_is_labelled_and_a_shard_half_done_goes_on(s3: str, mo
     sources = Counter(row["source"] for row in rows_of(f"{s3}/table"))
     assert sources == {f"{s3}/train.parquet": 20, f"{s3}/loose/**/*.jpg": 1, f"list:{s3}/half.txt": 21}
 
-    table = open_table(f"{s3}/table")
-    assert table
-    ledger = Ledger(scan_keys(table, summary["model"]), max_attempts=1)
     everything = [*load_config("pseudo_label", list(places)).source, f"{s3}/shards"]
-    new = pa.concat_tables(ledger.claim(page) for page in list_sources(everything, Counter()))
-    assert sorted(new["uri"].to_pylist()) == [f"{shard}!/{i:03d}.jpg" for i in range(20, 40)]
+    new = unlabelled(f"{s3}/table", summary["model"], everything)
+    assert sorted(new) == [f"{shard}!/{i:03d}.jpg" for i in range(20, 40)]
+
+
+def test_a_lance_dataset_is_labelled_once(s3: str, model: str) -> None:
+    uri = f"{s3}/faces.lance"
+    options = storage.lance_options(uri)
+
+    def write(numbers: range, mode: str) -> None:
+        table = pa.table({"n": numbers, "image": hugging_face([picture(i) for i in numbers])})
+        lance.write_dataset(table, uri, mode=mode, enable_stable_row_ids=True, storage_options=options)
+
+    write(range(30), "create")
+    items = listed(uri)
+    assert [item.uri for item in items] == [f"{uri}#column=image&rowid={i}" for i in range(30)]
+    assert [read.data for read in read_all(items)] == [picture(i) for i in range(30)]
+    places = (f"source={uri}", f"teacher={model}", f"table={s3}/table")
+    assert run_job("pseudo_label", *places, *QUICK)["statuses"] == {"ok": 30}
+    write(range(30, 35), "append")
+    lance.dataset(uri, storage_options=options).optimize.compact_files()
+    summary = run_job("pseudo_label", *places, *QUICK)
+    assert summary["statuses"] == {"ok": 5}
+    assert unlabelled(f"{s3}/table", summary["model"], [uri]) == []
+    rows = rows_of(f"{s3}/table")
+    assert sorted(row["uri"] for row in rows) == sorted(f"{uri}#column=image&rowid={i}" for i in range(35))
+    assert [read.data for read in read_all([Item(f"{uri}#column=image&rowid=33", "", 0)])] == [picture(33)]
+    assert {read.status for read in read_all([Item(f"{s3}/no.lance#column=image&rowid=0", "v1", 5)])} == {"missing"}
+
+
+def test_the_journal_of_s3_metadata_is_labelled_once(s3: str, model: str, tmp_path: Path) -> None:
+    bucket = s3.removeprefix("s3://")
+    journal = MetadataTable(tmp_path / "warehouse", "journal")
+    numbers = itertools.count(1)
+
+    def put(*names: str) -> list[dict[str, Any]]:
+        for name in names:
+            storage.write_bytes(f"{s3}/{name}", picture(next(numbers)))
+        return [record(bucket, name, next(numbers), etag(f"{s3}/{name}")) for name in names]
+
+    first = put(*(f"faces/{i:02d} ä+%.jpg" for i in range(20)))
+    journal.append(*first, *first[:5], record(bucket, "faces/gone.jpg", 1, "v1"), deleted(bucket, "faces/gone.jpg", 2))
+    entry = [{"uri": journal.name, "format": "s3_metadata"}]
+    (tmp_path / "sources.yaml").write_text(yaml.safe_dump(entry))
+    places = (f"source={tmp_path / 'sources.yaml'}", f"teacher={model}", f"table={s3}/table")
+    assert run_job("pseudo_label", *places, *QUICK, env=journal.settings)["statuses"] == {"ok": 20}
+    overwritten, added = put(str(first[0]["key"])), put("faces/new.jpg")
+    journal.append(*overwritten, *added, deleted(bucket, str(first[1]["key"]), 99))
+    summary = run_job("pseudo_label", *places, *QUICK, env=journal.settings)
+    assert summary["statuses"] == {"ok": 2}
+    assert unlabelled(f"{s3}/table", summary["model"], [SourceConfig(uri=journal.uri, format="s3_metadata")]) == []
+    rows = rows_of(f"{s3}/table")
+    want = Counter(f"{s3}/{event['key']}" for event in first) + Counter(
+        [f"{s3}/{first[0]['key']}", f"{s3}/faces/new.jpg"]
+    )
+    assert Counter(row["uri"] for row in rows) == want
+    assert {row["source"] for row in rows} == {f"s3_metadata:{journal.name}"}
+
+
+def test_a_table_of_s3_metadata_on_s3(s3: str, tmp_path: Path) -> None:
+    """As a job finds it that knows the place of the metadata alone: no catalog, credentials from the environment."""
+    inventory = MetadataTable(tmp_path / "warehouse", "inventory", place=f"{s3}/warehouse")
+    storage.write_bytes(f"{s3}/a.jpg", picture(0))
+    inventory.append(record(s3.removeprefix("s3://"), "a.jpg", 1, etag(f"{s3}/a.jpg")))
+    items = listed(SourceConfig(uri=inventory.uri, format="s3_metadata"))
+    assert [(item.uri, item.identity) for item in items] == [(f"{s3}/a.jpg", etag(f"{s3}/a.jpg"))]
+    assert [read.data for read in read_all(items)] == [picture(0)]

@@ -13,11 +13,13 @@ from ray_fer.config import SourceConfig
 from ray_fer.data.decode import IMAGE_EXTENSIONS
 from ray_fer.data.sources.feeds import EVENT_ENDINGS, INVENTORY_ENDINGS, list_events, list_inventory
 from ray_fer.data.sources.files import READING_ERRORS
+from ray_fer.data.sources.lance import LANCE_ERRORS, list_lance_rows
 from ray_fer.data.sources.lists import LIST_ENDINGS, list_uris
 from ray_fer.data.sources.objects import list_objects
 from ray_fer.data.sources.pages import key_tables
 from ray_fer.data.sources.parquet import list_rows
-from ray_fer.data.sources.spec import COMPRESSED_TAR, Source, resolve
+from ray_fer.data.sources.s3_metadata import list_s3_metadata
+from ray_fer.data.sources.spec import COMPRESSED_TAR, RECORDS, Source, resolve
 from ray_fer.data.sources.tar import list_members
 from ray_fer.errors import UserError, one_line
 
@@ -25,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _IMAGE = rf"(?i)\.({'|'.join(ending[1:] for ending in sorted(IMAGE_EXTENSIONS))})$"
 _SHARD = r"(?i)\.tar$"
-_INSIDE = r"(?is)\.tar!/|#column=.*&row=\d+$"
+_INSIDE = r"(?is)\.tar!/|#column=.*&row(id)?=\d+$"
 
 
 def list_sources(sources: Sequence[str | SourceConfig], counts: Counter[str]) -> Iterator[pa.Table]:
@@ -51,7 +53,7 @@ def list_sources(sources: Sequence[str | SourceConfig], counts: Counter[str]) ->
             if page.num_rows:
                 counts["listed"] += page.num_rows
                 yield page.append_column("source", pa.repeat(source.label, page.num_rows))
-        if counts["listed"] == before and source.format != "events":  # none may have come since the last run
+        if counts["listed"] == before and source.format not in RECORDS:  # none may have come since the last run
             empty.append(source)
     if empty:
         hint = "; a pattern names objects, not folders: …/**" if empty[0].glob else ""
@@ -82,12 +84,16 @@ def _list_source(source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
         case "parquet":
             for file in _files(source, (".parquet",), counts):
                 yield from _rows(source, file, counts)
+        case "lance":
+            yield from _lance_rows(source)
         case "list":
             for file in _files(source, LIST_ENDINGS, counts):
                 yield from _expand(source, list_uris(file, source.column, counts), counts)
         case "inventory":
             for file in _files(source, INVENTORY_ENDINGS, counts):
                 yield from _expand(source, list_inventory(file, counts), counts)
+        case "s3_metadata":
+            yield from _expand(source, list_s3_metadata(source.uri, counts), counts)
         case "events":
             for file in _files(source, EVENT_ENDINGS, counts):
                 yield from _expand(source, list_events(file, counts), counts)
@@ -103,6 +109,13 @@ def _rows(source: Source, file: str, counts: Counter[str]) -> Iterator[pa.Table]
             raise UserError(f"source={file}: cannot be read as Parquet ({one_line(error)})") from None
         log.warning("%s: cannot be read as Parquet (%s)", file, one_line(error))
         counts["skipped"] += 1
+
+
+def _lance_rows(source: Source) -> Iterator[pa.Table]:
+    try:
+        yield from list_lance_rows(source.uri, source.column)
+    except LANCE_ERRORS as error:
+        raise UserError(f"source={source.uri}: cannot be read as Lance ({one_line(error)})") from None
 
 
 def _files(source: Source, endings: tuple[str, ...], counts: Counter[str]) -> Iterator[str]:

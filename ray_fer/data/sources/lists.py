@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -105,8 +106,8 @@ def _absolute(file: str, row: int, uri: str | None, folder: str) -> str | None:
     match parse(uri):
         case Member(shard, name):
             return Member(str(_absolute(file, row, shard, folder)), name).uri
-        case Row(table, column, number):
-            return Row(str(_absolute(file, row, table, folder)), column, number).uri
+        case Row(table) as place:
+            return replace(place, file=str(_absolute(file, row, table, folder))).uri
     if uri.startswith("s3://"):
         return uri  # as it stands: a key may end with a slash
     try:

@@ -31,10 +31,10 @@ def list_rows(file: str, column: str | None) -> Iterator[pa.Table]:
         OSError, pa.ArrowException, botocore.exceptions.BotoCoreError: when it cannot be read.
     """
     with open_parquet(file) as (table, identity):
-        name = column or _only_column(file, table.schema_arrow)
+        name = column or only_column(file, table.schema_arrow)
         leaf = leaf_column(table, name)
         if leaf is None:
-            raise UserError(f"source={file}: {_problem(table.schema_arrow, name)}")
+            raise UserError(f"source={file}: {column_problem(table.schema_arrow, name)}")
         prefix, first = row_prefix(file, name), 0
         for number in range(table.num_row_groups):
             group = table.metadata.row_group(number)
@@ -46,37 +46,44 @@ def list_rows(file: str, column: str | None) -> Iterator[pa.Table]:
 
 def leaf_column(table: pq.ParquetFile, column: str) -> int | None:
     """Number of the Parquet column that holds the bytes of the image column ``column``; None where it is none."""
-    if column not in table.schema_arrow.names or not _holds_images(table.schema_arrow.field(column).type):
+    if column not in table.schema_arrow.names or not holds_images(table.schema_arrow.field(column).type):
         return None
     paths = [table.schema.column(i).path for i in range(len(table.schema))]
     wanted = f"{column}.bytes" if pa.types.is_struct(table.schema_arrow.field(column).type) else column
     return paths.index(wanted)
 
 
-def _holds_images(kind: pa.DataType) -> bool:
+def holds_images(kind: pa.DataType) -> bool:
+    """Whether a column of this type may hold encoded images."""
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
     return _is_binary(kind)
 
 
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+def only_column(file: str, schema: pa.Schema) -> str:
+    """The name of the only column that holds images.
 
-
-def _only_column(file: str, schema: pa.Schema) -> str:
-    names = [field.name for field in schema if _holds_images(field.type)]
+    Raises:
+        UserError: where there is none, or several.
+    """
+    names = [field.name for field in schema if holds_images(field.type)]
     if len(names) != 1:
         found = f"several columns of bytes ({', '.join(names)})" if names else "no column of bytes"
         raise UserError(f"source={file}: {found}; say which with column=…, or format=list for a list of URIs")
     return str(names[0])
 
 
-def _problem(schema: pa.Schema, name: str) -> str:
+def column_problem(schema: pa.Schema, name: str) -> str:
+    """Why the column ``name`` holds no images."""
     if name not in schema.names:
         return f"column={name}: no such column, there are {', '.join(schema.names)}"
     kind = schema.field(name).type
     hint = "; for a list of URIs say format=list" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else ""
     return f"column={name}: holds {kind}, not the bytes of images{hint}"
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _page(prefix: str, start: int, end: int, identity: str, size: int) -> pa.Table:

@@ -14,9 +14,17 @@ from ray_fer.data.sources.uris import parse
 from ray_fer.errors import UserError
 
 COMPRESSED_TAR = r"(?i)\.(tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|lzma))$"
-_FORMATS = {".parquet": "parquet", ".txt": "list", ".csv": "list", ".jsonl": "events", ".ndjson": "events"}
-WITH_COLUMN = ("parquet", "list")
-FEEDS = ("list", "inventory", "events")
+_FORMATS = {
+    ".parquet": "parquet",
+    ".lance": "lance",
+    ".txt": "list",
+    ".csv": "list",
+    ".jsonl": "events",
+    ".ndjson": "events",
+}
+WITH_COLUMN = ("parquet", "lance", "list")
+RECORDS = ("s3_metadata", "events")
+FEEDS = ("list", "inventory", *RECORDS)
 _FEED_LABELS = tuple(f"{feed}:" for feed in FEEDS)
 _COMPRESSED = re.compile(COMPRESSED_TAR)
 
@@ -26,7 +34,7 @@ class Source:
     """A source as `resolve` has found it.
 
     Attributes:
-        uri: normalised; a pattern where ``glob`` is set.
+        uri: normalised; a pattern where ``glob`` is set; of S3 Metadata it may be the table's name in a catalog.
         format: never ``auto`` for what is told by its extension; ``auto`` means loose images and tar shards.
     """
 
@@ -73,16 +81,19 @@ def resolve(entry: str | SourceConfig) -> Source:
         UserError: naming the entry and the key.
     """
     given = SourceConfig(uri=entry) if isinstance(entry, str) else entry
-    uri = storage.normalise_argument("source", given.uri)
+    in_catalog = given.format == "s3_metadata" and "/" not in given.uri
+    uri = given.uri if in_catalog else storage.normalise_argument("source", given.uri)
     glob = is_glob(uri) and (storage.is_remote(uri) or not os.path.lexists(uri))
     fmt = given.format if given.format != "auto" else _format_of(uri)
     source = Source(uri, fmt, given.column, tuple(given.include), tuple(given.exclude), glob)
     if given.column and fmt not in WITH_COLUMN:
-        raise UserError(f"source={uri}: column={given.column}: only {' and '.join(WITH_COLUMN)} have columns")
+        raise UserError(f"source={uri}: column={given.column}: only {', '.join(WITH_COLUMN)} have columns")
     if not glob and _COMPRESSED.search(uri) and not os.path.isdir(uri):
         raise UserError(f"source={uri}: a compressed tar cannot be read in place; repack it as a plain .tar")
     if parse(uri):
         raise UserError(f"source={uri}: a single image of a shard or a table; name it in a list of URIs")
+    if glob and fmt == "lance":
+        raise UserError(f"source={uri}: a pattern names objects, and a Lance dataset is a folder; name each dataset")
     if glob and storage.is_remote(uri) and "/" not in literal_prefix(uri).removeprefix("s3://"):
         raise UserError(f"source={uri}: no wildcards in a bucket's name")
     for key, patterns in (("uri", [uri] if glob else []), ("include", source.include), ("exclude", source.exclude)):
@@ -96,6 +107,6 @@ def resolve(entry: str | SourceConfig) -> Source:
 
 def _format_of(uri: str) -> str:
     extension = os.path.splitext(uri.removesuffix(".gz"))[1].lower()
-    if extension != ".parquet" and not storage.is_remote(uri) and os.path.isdir(uri):
+    if extension not in (".parquet", ".lance") and not storage.is_remote(uri) and os.path.isdir(uri):
         return "auto"
     return _FORMATS.get(extension, "auto")

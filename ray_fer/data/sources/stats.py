@@ -11,9 +11,10 @@ from typing import Any
 import aiohttp
 
 from ray_fer import storage
+from ray_fer.data.sources.lance import stat_lance_rows
 from ray_fer.data.sources.objects import local_identity
 from ray_fer.data.sources.tar import locate
-from ray_fer.data.sources.uris import Member, Row, parse
+from ray_fer.data.sources.uris import LanceRow, Member, Row, parse
 
 IN_FLIGHT = 64
 Stat = tuple[str, int]
@@ -27,12 +28,14 @@ def stat_objects(uris: Sequence[str]) -> list[Stat]:
         botocore.exceptions.BotoCoreError: when the store cannot be asked at all.
     """
     inside = {uri: parse(uri) for uri in uris}
-    outer = {uri: _outer(uri, place) for uri, place in inside.items()}
+    rows = {uri: place for uri, place in inside.items() if isinstance(place, LanceRow)}
+    lance = dict(zip(rows, stat_lance_rows(list(rows.values())), strict=True))
+    outer = {uri: _outer(uri, place) for uri, place in inside.items() if uri not in lance}
     files = sorted(set(outer.values()))
     remote = [uri for uri in files if storage.is_remote(uri)]
     found = {uri: _stat_local(uri) for uri in files if not storage.is_remote(uri)}
     found |= dict(zip(remote, _stat_s3(remote), strict=True))
-    stats = ((uri, found[outer[uri]]) for uri in uris)
+    stats = ((uri, lance[uri] if uri in lance else found[outer[uri]]) for uri in uris)
     return [_stat_member(uri, *stat) if isinstance(inside[uri], Member) else stat for uri, stat in stats]
 
 
