@@ -26,9 +26,16 @@ NonNegative = Annotated[float, Field(ge=0)]
 Uris = Annotated[
     list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)
 ]
+# A bit of 32 tells which of them lack an image.
+Teachers = Annotated[Uris, Field(max_length=32)]
 Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Rule = Literal["threshold", "top_k"]
 SourceFormat = Literal["auto", "images", "webdataset", "parquet", "list", "inventory", "events"]
+
+
+def as_argument(key: str, values: Sequence[str]) -> str:
+    """A list as a user gives it: ``key=a``, ``key=[a,b]``."""
+    return f"{key}={values[0] if len(values) == 1 else '[' + ','.join(values) + ']'}"
 
 
 class JobConfig(BaseModel):
@@ -123,6 +130,7 @@ class SelectionConfig(JobConfig):
     per_class: Count | None
     max_copies: Annotated[float, Field(ge=1)]
     targets: Literal["soft", "hard"]
+    ensemble: Literal["mean", "agreement"]
     exclude: list[str]
 
 
@@ -130,7 +138,7 @@ class PseudoLabelConfig(JobConfig):
     """``jobs/pseudo_label.py``"""
 
     source: Sources
-    teacher: str
+    teacher: Teachers
     table: str
     unit_rows: Count
     batch_size: Count
@@ -156,7 +164,7 @@ class SelectPseudoLabelsConfig(JobConfig):
     """``jobs/select_pseudo_labels.py``"""
 
     table: str
-    teacher: str
+    teacher: Uris
     out: str
     feedback: str | None
     precision: Literal["auto", "float32", "bfloat16"]

@@ -65,8 +65,8 @@ def newest(tmp_path: Path, *files: list[Row], excluded: set[bytes] = frozenset()
     write(uri, "m", *files)
     table = open_table(uri)
     assert table is not None
-    frame, left_out = newest_predictions(table, "m", excluded)
-    return dict(zip(frame["uri"].to_list(), frame["probs"].to_list(), strict=True)), left_out
+    frame, left_out = newest_predictions(table, ["m"], excluded)
+    return dict(zip(frame["uri"].to_list(), frame["probs_0"].to_list(), strict=True)), left_out
 
 
 A, B = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
