@@ -23,10 +23,13 @@ from ray_fer.errors import UserError, one_line
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+# A folder may be called 2024.
 Uris = Annotated[
-    list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)
+    list[str],
+    BeforeValidator(lambda value: [value] if isinstance(value, str | int | float) else value),
+    Field(min_length=1),
 ]
-# A bit of 32 tells which of them lack an image.
+# Of 32 bits, one for each tells whether it lacks an image.
 Teachers = Annotated[Uris, Field(max_length=32)]
 Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Rule = Literal["threshold", "top_k"]

@@ -144,7 +144,7 @@ def each(data: bytes, *sides: int, cover: int) -> list[Pixels]:
 
 
 @pytest.mark.parametrize("side", DCT_SIDES)
-@pytest.mark.parametrize("small", [48, 64, 100])
+@pytest.mark.parametrize("small", [24, 48, 64])
 def test_a_smaller_crop_beside_a_larger_one_is_like_the_one_decoded_alone(side: int, small: int) -> None:
     """The tolerance is that of the scaled path; the larger crop is the very same."""
     data = encoded(natural(side), "JPEG", quality=92)

@@ -76,6 +76,14 @@ def test_a_listing_against_a_table() -> None:
     assert "failed_permanent" not in tally.examples
 
 
+def test_each_of_several_models_has_its_own_tally() -> None:
+    pages = [page(["/a/0", "/a/1"]), page(["/a/2"])]
+    tallies, to_label = explain(pages, [labelled(["/a/0", "/a/9"]), labelled(["/a/0", "/a/1"])], 3, ["/a"])
+    assert to_label == 2
+    counts = [{kind: count for kind, count in tally.counts.items() if count} for tally in tallies]
+    assert counts == [{"new": 2, "done": 1, "gone": 1}, {"new": 1, "done": 2}]
+
+
 def test_an_empty_table_and_pages_of_chunks() -> None:
     whole = pa.concat_tables([page(["/a/0"]), page(["/a/1"])])
     (tally,), _ = explain([whole], [labelled()], 3, ["/a"])
@@ -96,6 +104,7 @@ def test_the_rate_is_that_of_the_last_runs_that_labelled(tmp_path: Path) -> None
         storage.write_json(str(tmp_path / "_runs" / name / "summary.json"), summary)
     storage.write_json(str(tmp_path / "_runs" / "20260304T000000-f" / "config.json"), {})
     assert images_per_second(str(tmp_path), ["m"]) == pytest.approx(10)
+    assert images_per_second(str(tmp_path), ["n", "m"]) == pytest.approx(2)
 
 
 def test_a_dry_run_writes_nothing_and_agrees_with_the_run(tmp_path: Path) -> None:
