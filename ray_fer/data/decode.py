@@ -20,6 +20,7 @@ import io
 import re
 import threading
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -114,10 +115,29 @@ def decode_into(data: bytes, out: UInt8Array, *, max_pixels: int = MAX_PIXELS) -
 
     When it raises, `out` is as it was.
     """
+    decode_into_each(data, (out,), len(out), max_pixels=max_pixels)
+
+
+def decode_into_each(data: bytes, outs: Sequence[UInt8Array], cover: int, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Decode once and squash to several sizes, for teachers that look at the same picture.
+
+    A square of the side `cover` is what `decode` gives. A smaller one is made from the same decoded JPEG, of which the
+    DCT has left more than `decode` would have asked for: it differs from what `decode` gives no more than that does
+    from a full decode. It depends on `cover` and not on which squares are wanted beside it.
+
+    Args:
+        data: As for `decode`.
+        outs: Each uint8 (S, S, 3), of any sides up to `cover`; when it raises, they are as they were.
+        cover: Side in pixels that a shrunk JPEG still has to cover.
+        max_pixels: As for `decode`.
+
+    Raises:
+        DecodeError: As `decode`.
+    """
     try:
-        if data.startswith(_JPEG_START) and _decode_jpeg(data, out, max_pixels):
+        if data.startswith(_JPEG_START) and _decode_jpeg(data, outs, cover, max_pixels):
             return
-        _decode_pillow(data, out, max_pixels)
+        _decode_pillow(data, outs, max_pixels)
     except (DecodeError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -131,11 +151,10 @@ def decode_into(data: bytes, out: UInt8Array, *, max_pixels: int = MAX_PIXELS) -
         raise DecodeError(status, f"{type(error).__name__}: {error}") from None
 
 
-def _decode_jpeg(data: bytes, out: UInt8Array, max_pixels: int) -> bool:
-    """Decode by libjpeg-turbo at the smallest DCT scale that covers `out`; False if only Pillow may be able to."""
+def _decode_jpeg(data: bytes, outs: Sequence[UInt8Array], size: int, max_pixels: int) -> bool:
+    """Decode by libjpeg-turbo at the smallest DCT scale that covers `size`; False if only Pillow may be able to."""
     if data.count(_START_OF_SCAN) > _MAX_SCANS and _has_too_many_scans(data):
         raise DecodeError("undecodable", f"JPEG of more than {_MAX_SCANS} scans")
-    size = len(out)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         _check_pixels(int(width), int(height), max_pixels)
@@ -157,7 +176,7 @@ def _decode_jpeg(data: bytes, out: UInt8Array, max_pixels: int) -> bool:
         image = Image.frombytes("CMYK", pixels.shape[1::-1], np.invert(pixels).tobytes()).convert("RGB")
     else:
         image = Image.fromarray(pixels)
-    _finish(image, _jpeg_orientation(data), out, box)
+    _finish(image, _jpeg_orientation(data), outs, box)
     return True
 
 
@@ -169,13 +188,13 @@ def _dct_scale(height: int, width: int, shape: tuple[int, ...]) -> float:
     raise DecodeError("undecodable", f"a JPEG of {width} x {height} pixels was decoded to {shape[1]} x {shape[0]}")
 
 
-def _decode_pillow(data: bytes, out: UInt8Array, max_pixels: int) -> None:
+def _decode_pillow(data: bytes, outs: Sequence[UInt8Array], max_pixels: int) -> None:
     with _pillow_silence, Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         _check_pixels(*image.size, max_pixels)
         image.load()
         # Pillow turns a TIFF itself and leaves its tag out of `info`.
         orientation = _exif_orientation(image.info.get("exif", b""))
-        _finish(_to_8_bit(image), orientation, out)
+        _finish(_to_8_bit(image), orientation, outs)
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -221,20 +240,29 @@ def _scale_to_8_bit(values: NDArray[Any]) -> UInt8Array:
 
 
 def _finish(
-    image: Image.Image, orientation: int, out: UInt8Array, box: tuple[float, float, float, float] | None = None
+    image: Image.Image,
+    orientation: int,
+    outs: Sequence[UInt8Array],
+    box: tuple[float, float, float, float] | None = None,
 ) -> None:
-    """Squash `box` of an L, RGB or RGBA image, composite, turn upright (free on the small square) and write it."""
-    size = len(out)
+    """Squash `box` of an L, RGB or RGBA image, composite, turn upright (free on the small squares) and write them."""
+    squares = [_upright(_square(image, len(out), box), orientation) for out in outs]
+    for out, square in zip(outs, squares, strict=True):
+        out[...] = square
+
+
+def _square(image: Image.Image, size: int, box: tuple[float, float, float, float] | None) -> UInt8Array:
+    """Squash `box` of an image to (size, size, 1 or 3), transparency composited."""
     if (box or image.size)[-2:] != (size, size):
         image = image.resize((size, size), Image.Resampling.BILINEAR, box)
     pixels: UInt8Array = np.asarray(image)
     if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    elif pixels.shape[2] == 4:
+        return pixels[..., None]
+    if pixels.shape[2] == 4:
         # Pillow resamples RGBA premultiplied, so that compositing afterwards equals compositing before.
         alpha = pixels[..., 3:].astype(np.uint16)
         pixels = ((pixels[..., :3] * alpha + BACKGROUND * (255 - alpha) + 127) // 255).astype(np.uint8)
-    out[...] = _upright(pixels, orientation)
+    return pixels
 
 
 def _upright(pixels: UInt8Array, orientation: int) -> UInt8Array:
