@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import botocore.exceptions
+import polars as pl
 import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
@@ -23,11 +24,12 @@ from ray_fer import storage
 from ray_fer.config import PseudoLabelConfig, SelectPseudoLabelsConfig
 from ray_fer.data.sources import check_sources, list_sources
 from ray_fer.errors import UserError, one_line
+from ray_fer.labeling import gone
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import Ledger
 from ray_fer.labeling.maintenance import compact
 from ray_fer.labeling.progress import Metrics, Progress
-from ray_fer.labeling.table import OK, WrittenFile, create_table, open_table, scan_keys
+from ray_fer.labeling.table import GONE, OK, RETURNED, WrittenFile, create_table, open_table, scan_keys
 from ray_fer.models.artifact import resolve_precision
 from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, open_teacher
 
@@ -45,8 +47,8 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
         config: see ``conf/pseudo_label.yaml``.
 
     Returns:
-        The summary: counts of listed, skipped, already labelled and newly labelled images by status, the model id, the
-        table and its version.
+        The summary: counts of listed, skipped, already labelled and newly labelled images by status, and of objects
+        marked as gone or returned; the model id, the table and its version.
 
     Raises:
         UserError: for bad input, before any cluster work; and when so many images fail that something else is wrong.
@@ -65,7 +67,7 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
     cluster.connect()
     run = _Run(config, teacher)
     run.go()
-    if run.progress.done:
+    if run.progress.done or run.marks.total():
         run.compact()
     summary = run.summary()
     run.write("summary.json", summary)
@@ -150,6 +152,7 @@ class _Run:
         self.by_others = 0
         self.pending: list[WrittenFile] = []
         self.overwritten: list[tuple[str, str]] = []
+        self.marks: Counter[str] = Counter()
         self.committed_at = self.reported_at = time.monotonic()
         self.progress = Progress(teacher.classes, config.selection.threshold, self.plan.actors, device)
         self.metrics = Metrics(self.plan.run)
@@ -226,7 +229,8 @@ class _Run:
 
         self.listed_all = False
         self._claim_overwritten()
-        before = self.progress.done
+        self.ledger.start_listing()
+        before, unlisted, started = self.progress.done, self.listing["unlisted"], datetime.now(UTC)
         try:
             # A run that fails closes the stream at once: its threads must not outlive Ray.
             with contextlib.closing(label(self._new_pages(), self.plan)) as units:
@@ -243,6 +247,19 @@ class _Run:
             self._commit(0)
         if self.progress.done > before:
             self._report(0)
+        self._mark_gone(started, self.listing["unlisted"] - unlisted)
+
+    def _mark_gone(self, started: datetime, unlisted: int) -> None:
+        """Marks what the listing that began at ``started`` has shown to be gone, or to be there again."""
+        if self.ledger.all_met() and not (self.ledger.marks or self.marks.total()):
+            return
+        if unlisted:
+            log.warning("nothing is marked as gone: %d places could not be listed to their end", unlisted)
+            return
+        try:
+            self.marks += gone.mark(self.committer, gone.whole(self.config.source), self.ledger.look_up, started)
+        except (OSError, DeltaError, botocore.exceptions.BotoCoreError, pl.exceptions.PolarsError) as error:
+            log.warning("nothing is marked as gone, the next run tries again: %s", one_line(error))
 
     def _new_pages(self) -> Iterator[pa.Table]:
         for page in list_sources(self.config.source, self.listing):
@@ -302,6 +319,8 @@ class _Run:
             "already_labelled": self.already,
             "labelled": self.progress.done - self.by_others,
             "labelled_by_others": self.by_others,
+            "gone": self.marks[GONE],
+            "returned": self.marks[RETURNED],
             "seconds": round(self.progress.seconds, 1),
             **self.progress.to_json(),
         }

@@ -29,7 +29,7 @@ from ray_fer.errors import UserError
 from ray_fer.feedback.actor import load_snapshot
 from ray_fer.feedback.formulas import FeedbackConfig
 from ray_fer.labeling.rules import RULES, debias
-from ray_fer.labeling.table import OK, files_of, open_table
+from ray_fer.labeling.table import GONE, MARKS, OK, files_of, open_table
 from ray_fer.models.teacher import Teacher, open_teacher
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,8 @@ def newest_predictions(table: DeltaTable, model: str, excluded: set[bytes]) -> t
     """The usable predictions of ``model``: (uri, probs), sorted by uri.
 
     Of the rows about one content of an object a success counts before a failure, however late that failure came: two
-    runs at once may read the same object, and only one of them in vain.
+    runs at once may read the same object, and only one of them in vain. Objects whose newest row is a mark that they
+    are gone are left out; a mark that one has returned makes the content that it names the newest.
 
     Args:
         table: the predictions.
@@ -159,24 +160,36 @@ def newest_predictions(table: DeltaTable, model: str, excluded: set[bytes]) -> t
         excluded: digests of pictures to leave out.
 
     Returns:
-        The predictions, and how many rows were left out as ``superseded``, ``failed``, ``duplicate`` and ``excluded``.
+        The predictions, and how many rows were left out as ``superseded``, ``gone``, ``failed``, ``duplicate`` and
+        ``excluded``.
     """
     columns = ["uri", "identity", "digest", "probs", "status", "labelled_at"]
     rows = table.to_pyarrow_dataset(file_pruning_predicate=[("model", "=", model)]).to_table(columns=columns)
     frame = pl.DataFrame(pl.from_arrow(rows))
     seen = pl.col("labelled_at").max().over("uri", "identity")
-    order = [pl.col("uri"), seen, pl.col("identity"), pl.col("status") == OK, pl.col("labelled_at")]
-    newest = frame.sort(order).unique("uri", keep="last", maintain_order=True)
-    good = newest.filter(pl.col("status") == OK)
+    order = [pl.col("uri"), pl.col("seen"), pl.col("identity"), pl.col("status") == OK, pl.col("labelled_at")]
+    predicted = frame.with_columns(seen.alias("seen")).filter(~pl.col("status").is_in(MARKS))
+    newest = predicted.sort(order).unique("uri", keep="last", maintain_order=True)
+    there = newest.join(_gone(frame), on="uri", how="anti", maintain_order="left")
+    good = there.filter(pl.col("status") == OK)
     unique = good.unique("digest", keep="first", maintain_order=True)
     kept = unique.filter(~pl.col("digest").is_in(pl.Series("digest", list(excluded), pl.Binary).implode()))
     left_out = {
-        "superseded": len(frame) - len(newest),
-        "failed": len(newest) - len(good),
+        "superseded": len(predicted) - len(newest),
+        "gone": len(newest) - len(there),
+        "failed": len(there) - len(good),
         "duplicate": len(good) - len(unique),
         "excluded": len(unique) - len(kept),
     }
     return kept.select("uri", "probs"), left_out
+
+
+def _gone(rows: pl.DataFrame) -> pl.DataFrame:
+    """The ``uri`` of the objects whose newest row says that they are gone."""
+    marked = pl.col("status") == GONE
+    gone = rows.filter(marked).group_by("uri").agg(pl.col("labelled_at").max().alias("gone_at"))
+    later = rows.filter(~marked).join(gone, on="uri").filter(pl.col("labelled_at") > pl.col("gone_at"))
+    return gone.join(later, on="uri", how="anti").select("uri")
 
 
 def excluded_digests(manifests: Sequence[str], classes: Sequence[str]) -> set[bytes]:

@@ -56,22 +56,23 @@ def test_every_key_has_one_reason() -> None:
 
 def test_a_listing_against_a_table() -> None:
     held = [
-        labelled([f"/a/{i}" for i in range(10)]),
-        labelled(["/a/9", "/a/8"], "v0"),
-        labelled(["/ab/x", "/b/y", "/c"]),
+        labelled([f"/a/{i}.jpg" for i in range(10)]),
+        labelled(["/a/9.jpg", "/a/8.jpg"], "v0"),
+        labelled(["/ab/x.jpg", "/b/y.jpg", "/c.jpg"]),
+        labelled(["/a/7.jpg"], status="gone", minute=1),
     ]
-    pages = [page(["/a/0", "/a/1"]), page(["/a/2"], "v2"), page([f"/a/new{i}" for i in range(5)])]
-    tally = explain(pages, pl.concat(held), 3, ["/a", "/c"])
+    pages = [page(["/a/0.jpg", "/a/1.jpg"]), page(["/a/2.jpg"], "v2"), page([f"/a/new{i}.jpg" for i in range(5)])]
+    tally = explain(pages, pl.concat(held), 3, ["/a", "/c.jpg"])
     assert {kind: count for kind, count in tally.counts.items() if count} == {
         "new": 5,
         "changed": 1,
         "done": 2,
         "gone": 8,
     }
-    assert tally.examples["new"] == [f"/a/new{i}" for i in range(EXAMPLES)]
-    assert tally.examples["changed"] == ["/a/2"]
+    assert tally.examples["new"] == [f"/a/new{i}.jpg" for i in range(EXAMPLES)]
+    assert tally.examples["changed"] == ["/a/2.jpg"]
     assert len(tally.examples["gone"]) == EXAMPLES
-    assert set(tally.examples["gone"]) < {f"/a/{i}" for i in range(3, 10)} | {"/c"}
+    assert set(tally.examples["gone"]) < {f"/a/{i}.jpg" for i in range(3, 10)} | {"/c.jpg"}
     assert "failed_permanent" not in tally.examples
 
 
