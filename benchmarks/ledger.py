@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmarks.results import RESULTS, write_results
-from ray_fer.data.sources import PAGE_ROWS, PAGE_SCHEMA
+from ray_fer.data.sources.pages import PAGE_ROWS, PAGE_SCHEMA
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import Ledger
 from ray_fer.labeling.table import FILE_SCHEMA, WrittenFile, create_table, files_of, open_table, scan_keys, write_file

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import botocore.exceptions
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable
@@ -23,7 +24,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from ray_fer import storage
 from ray_fer.errors import one_line
 from ray_fer.labeling.ledger import KeySet, hash_keys
-from ray_fer.labeling.table import TRANSIENT, WrittenFile, files_of, place_of, read_keys, write_file
+from ray_fer.labeling.table import MARKS, TRANSIENT, WrittenFile, files_of, place_of, read_keys, write_file
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Committer:
     def _look_at_others(self) -> None:
         landed = set(files_of(self.table, self.model)) - self._seen
         for batch in read_keys(self.table, self.model, landed):
-            settled = batch.filter(pa.array(~np.isin(batch["status"].to_numpy(zero_copy_only=False), TRANSIENT)))
+            settled = batch.filter(pa.array(~_has_status(batch, (*TRANSIENT, *MARKS))))
             self._by_others.add(hash_keys(settled["uri"], settled["identity"]))
         self._seen |= landed
 
@@ -94,7 +95,8 @@ class Committer:
         for file in ours:
             path = storage.filesystem(storage.join(place_of(self.table), file.path))[1]
             rows = pq.read_table(path, filesystem=fs, partitioning=None)
-            fresh = rows.filter(pa.array(~self._by_others.contains(hash_keys(rows["uri"], rows["identity"]))))
+            labelled = self._by_others.contains(hash_keys(rows["uri"], rows["identity"]))
+            fresh = rows.filter(pa.array(~labelled | _has_status(rows, MARKS)))
             removed += rows.num_rows - fresh.num_rows
             if fresh.num_rows == rows.num_rows:
                 kept.append(file)
@@ -124,3 +126,7 @@ class Committer:
             partition_by=["model"],
             commit_properties=properties,
         )
+
+
+def _has_status(rows: pa.Table | pa.RecordBatch, statuses: Sequence[str]) -> npt.NDArray[np.bool_]:
+    return np.isin(rows["status"].to_numpy(zero_copy_only=False), statuses)

@@ -1,13 +1,14 @@
 """The dry run: for every object of a listing why it would be labelled or not, and what it would cost.
 
-Nothing is written and no Ray is started. Memory holds the ledger's hashes and 24 bytes more per object and teacher.
+Nothing is written and no Ray is started. Memory holds the ledger's hashes, 12 bytes more per row of the table, and 8
+per changed object; all of it for each teacher.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,18 +22,29 @@ from deltalake import DeltaTable
 from ray_fer import storage
 from ray_fer.config import PseudoLabelConfig
 from ray_fer.data.sources import list_sources
-from ray_fer.data.sources.spec import resolve
-from ray_fer.labeling.ledger import OUTCOMES, TO_RETRY, KeySet, SortedHashes, batches, hash_keys, hash_uris, sort_out
-from ray_fer.labeling.table import files_of, open_table, scan_keys
+from ray_fer.labeling import gone
+from ray_fer.labeling.gone import EXAMPLES
+from ray_fer.labeling.ledger import (
+    OUTCOMES,
+    TO_RETRY,
+    Bools,
+    Halves,
+    SortedHashes,
+    batches,
+    hash_keys,
+    hash_uris,
+    look_up,
+    sort_out,
+)
+from ray_fer.labeling.table import GONE, files_of, no_keys, open_table, scan_keys
 from ray_fer.models.artifact import resolve_precision
 from ray_fer.models.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
-NEW, CHANGED, GONE = "new", "changed", "gone"
+NEW, CHANGED = "new", "changed"
 KINDS = (NEW, CHANGED, *OUTCOMES)
 TO_LABEL = (NEW, CHANGED, TO_RETRY)
-EXAMPLES = 3
 _RATE_RUNS = 5
 
 
@@ -45,17 +57,22 @@ class Known:
     """
 
     def __init__(self, labelled: pl.LazyFrame, max_attempts: int) -> None:
-        self._outcomes: dict[str, KeySet] = sort_out(labelled, max_attempts)
-        self._uris = SortedHashes(_hashes(hash_uris(labelled.select("uri"))))
+        self._outcomes, _ = sort_out(labelled, max_attempts)
+        hashed = hash_uris(labelled.select("uri")).select("hash")
+        self._uris = SortedHashes([batch["hash"].to_numpy() for batch in batches(hashed)])
 
     def classify(self, page: pa.Table) -> npt.NDArray[np.uint8]:
-        """For every row of ``page`` the index of what it is in `KINDS`, uint8 (N,)."""
+        """For every row of ``page`` the index of what it is in `KINDS`, uint8 (N,); they count as met."""
         hashes = hash_keys(page["uri"], page["identity"])
-        changed = self._uris.contains(_uri_hashes(page))
+        changed = self._uris.contains(uri_hashes(page["uri"]))
         kinds = np.where(changed, KINDS.index(CHANGED), KINDS.index(NEW)).astype(np.uint8)
         for name in reversed(OUTCOMES):  # the strongest last
-            kinds[self._outcomes[name].contains(hashes)] = KINDS.index(name)
+            kinds[self._outcomes[name].meet(hashes)] = KINDS.index(name)
         return kinds
+
+    def look_up(self, hashes: Halves) -> tuple[Bools, Bools]:
+        """Which of (2, N) hashes are of known keys, and which of these were in a page that was classified."""
+        return look_up(self._outcomes.values(), hashes)
 
 
 @dataclass
@@ -81,56 +98,43 @@ def explain(
 
     Args:
         pages: tables with (uri, identity), every object of ``sources`` once.
-        labelled: for each model (uri, identity, status), as `table.scan_keys` gives it.
+        labelled: for each model its keys, as `table.scan_keys` gives them.
         max_attempts: rows with a transient failure after which a key is given up.
-        sources: the folders, prefixes and images that were listed whole, as `storage.normalise` spells them; an object
-            of the table that lies there and is not in the listing is gone.
+        sources: the folders, prefixes and images that were listed whole, as `gone.whole` gives them; an object of the
+            table that lies there and is not in the listing is gone, marked or not.
 
     Returns:
         For each model what its rows say, and how many objects are to be labelled by at least one of them.
     """
     known = [Known(each, max_attempts) for each in labelled]
     tallies = [Tally() for _ in known]
-    listed: list[npt.NDArray[np.uint64]] = []
+    changed: list[list[npt.NDArray[np.uint64]]] = [[] for _ in known]
     to_label = 0
     for page in pages:
         wanted = np.zeros(page.num_rows, bool)
-        for tally, model in zip(tallies, known, strict=True):
+        for tally, model, overwritten in zip(tallies, known, changed, strict=True):
             kinds = model.classify(page)
             for number in np.unique(kinds):
-                tally.add(KINDS[number], page["uri"].filter(pa.array(kinds == number)))
+                uris = page["uri"].filter(pa.array(kinds == number))
+                tally.add(KINDS[number], uris)
+                if KINDS[number] == CHANGED:
+                    overwritten.append(uri_hashes(uris))
             wanted |= np.isin(kinds, [KINDS.index(kind) for kind in TO_LABEL])
         to_label += int(wanted.sum())
-        listed.append(_uri_hashes(page))
-    del known
-    if sources:
-        there = SortedHashes(listed)
-        for tally, each in zip(tallies, labelled, strict=True):
-            for uris in _gone(there, each, sources):
-                tally.add(GONE, uris)
+    if not sources:
+        return tallies, to_label
+    for tally, each, model, overwritten in zip(tallies, labelled, known, changed, strict=True):
+        # Their new content is not in the table.
+        there = SortedHashes(overwritten)
+        for found in gone.objects(each, sources, model.look_up):
+            uris = found.filter("gone")["uri"].to_arrow()
+            tally.add(GONE, uris.filter(pa.array(~there.contains(uri_hashes(uris)))))
     return tallies, to_label
 
 
-def _gone(listed: SortedHashes, labelled: pl.LazyFrame, sources: Sequence[str]) -> Iterator[pa.Array]:
-    # A slash at the end: what lies in another folder whose name begins alike was not listed.
-    inside = [pl.col("uri").str.starts_with(source.rstrip("/") + "/") | (pl.col("uri") == source) for source in sources]
-    there = labelled.select("uri").filter(pl.any_horizontal(inside))
-    seen = KeySet()
-    for batch in batches(hash_uris(there)):
-        missing = batch.filter(~listed.contains(batch["hash"].to_numpy())).unique("hash", maintain_order=True)
-        # An object has a row per content, and they may lie batches apart.
-        hashes = np.stack([missing["hash"].to_numpy()] * 2)
-        fresh = ~seen.contains(hashes)
-        seen.add(hashes[:, fresh])
-        yield missing.filter(fresh)["uri"].to_arrow()
-
-
-def _hashes(uris: pl.LazyFrame) -> list[npt.NDArray[np.uint64]]:
-    return [batch["hash"].to_numpy() for batch in batches(uris.select("hash"))]
-
-
-def _uri_hashes(page: pa.Table) -> npt.NDArray[np.uint64]:
-    frame = pl.LazyFrame({"uri": pl.from_arrow(page["uri"])})
+def uri_hashes(uris: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """The 64-bit hashes of N URIs, uint64 (N,)."""
+    frame = pl.LazyFrame({"uri": pl.from_arrow(uris)})
     return hash_uris(frame).collect()["hash"].to_numpy()
 
 
@@ -153,16 +157,15 @@ def dry_run(config: PseudoLabelConfig, teachers: Sequence[Teacher]) -> dict[str,
     uri = storage.normalise(config.table)
     table = open_table(uri, teachers[0].classes)
     models = [_model(config, teacher, table) for teacher in teachers]
-    nothing = pl.LazyFrame(schema=dict.fromkeys(("uri", "identity", "status"), pl.String))
-    # Of a pattern, a filter or a feed, what it does not name may well be there.
-    sources = [source.uri for source in map(resolve, config.source) if source.plain]
     listing: Counter[str] = Counter()
     tallies, images = explain(
         list_sources(config.source, listing),
-        [nothing if table is None else scan_keys(table, model) for model in models],
+        [no_keys() if table is None else scan_keys(table, model) for model in models],
         config.max_attempts,
-        sources,
+        gone.whole(config.source),
     )
+    if listing["unlisted"]:
+        log.warning("%d places could not be listed to their end: what counts as gone may be there", listing["unlisted"])
     rate = images_per_second(uri, models)
     for tally in tallies:
         counts = ", ".join(f"{count} {kind}" for kind, count in tally.counts.items())

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import botocore.exceptions
+import polars as pl
 import pyarrow as pa
 from deltalake.exceptions import DeltaError
 
@@ -24,6 +25,7 @@ from ray_fer import storage
 from ray_fer.config import PseudoLabelConfig, SelectPseudoLabelsConfig
 from ray_fer.data.sources import check_sources, list_sources
 from ray_fer.errors import UserError, one_line
+from ray_fer.labeling import gone
 from ray_fer.labeling.ledger import claim_for_each
 from ray_fer.labeling.maintenance import compact
 from ray_fer.labeling.progress import Metrics, Progress, joint_stats
@@ -46,9 +48,9 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
         config: see ``conf/pseudo_label.yaml``.
 
     Returns:
-        The summary: counts of listed, skipped, already labelled and newly labelled images by status, the model id, the
-        table and its version. With several teachers an image is already labelled when none of them lacks it, and
-        ``models`` has the counts of each.
+        The summary: counts of listed, skipped, already labelled and newly labelled images by status, and of objects
+        marked as gone or returned; the model id, the table and its version. With several teachers an image is already
+        labelled when none of them lacks it, and ``models`` has the counts of each.
 
     Raises:
         UserError: for bad input, before any cluster work; and when so many images fail that something else is wrong.
@@ -68,7 +70,7 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
     cluster.connect()
     run = _Run(config, teachers)
     run.go()
-    if run.progress.done:
+    if run.progress.done or any(part.marks.total() for part in run.parts):
         run.compact()
     summary = run.summary()
     run.write("summary.json", summary)
@@ -233,8 +235,8 @@ class _Run:
 
         self.listed_all = False
         for part in self.parts:
-            part.claim_overwritten()
-        before = self.progress.done
+            part.start_listing()
+        before, unlisted, started = self.progress.done, self.listing["unlisted"], datetime.now(UTC)
         try:
             # A run that fails closes the stream at once: its threads must not outlive Ray.
             with contextlib.closing(label(self._new_pages(), self.plan)) as units:
@@ -252,6 +254,19 @@ class _Run:
             self._commit(0)
         if self.progress.done > before:
             self._report(0)
+        self._mark_gone(started, self.listing["unlisted"] - unlisted)
+
+    def _mark_gone(self, started: datetime, unlisted: int) -> None:
+        """Marks what the listing that began at ``started`` has shown to be gone, or to be there again."""
+        parts = [part for part in self.parts if part.may_lack_marks()]
+        if parts and unlisted:
+            log.warning("nothing is marked as gone: %d places could not be listed to their end", unlisted)
+            return
+        for part in parts:
+            try:
+                part.mark_gone(gone.whole(self.config.source), started)
+            except (OSError, DeltaError, botocore.exceptions.BotoCoreError, pl.exceptions.PolarsError) as error:
+                log.warning("nothing is marked as gone, the next run tries again: %s", one_line(error))
 
     def _new_pages(self) -> Iterator[pa.Table]:
         for page in list_sources(self.config.source, self.listing):
@@ -300,7 +315,11 @@ class _Run:
         part, *others = self.parts
         listed = self.listing["listed"]
         mine: dict[str, Any] = {"model": part.model}
-        counts = {"labelled": self.progress.done - part.by_others, "labelled_by_others": part.by_others}
+        counts = {
+            "labelled": self.progress.done - part.by_others,
+            "labelled_by_others": part.by_others,
+            **part.marked(),
+        }
         if others:
             # Another run may have been faster with one teacher's row of an image alone, so it counts for each.
             mine = {"models": {each.model: each.summary(listed) for each in self.parts}}

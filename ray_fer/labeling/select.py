@@ -33,7 +33,7 @@ from ray_fer.feedback.actor import load_snapshot
 from ray_fer.feedback.formulas import FeedbackConfig
 from ray_fer.labeling.ensemble import ENSEMBLES
 from ray_fer.labeling.rules import RULES, debias
-from ray_fer.labeling.table import OK, files_of, open_table
+from ray_fer.labeling.table import GONE, MARKS, OK, files_of, open_table
 from ray_fer.models.teacher import Teacher, check_together, open_teacher
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,8 @@ def newest_predictions(
     """The usable predictions of ``models``: (uri, probs_0, probs_1, …) with a column for each model, sorted by uri.
 
     Of the rows about one content of an object a success counts before a failure, however late that failure came: two
-    runs at once may read the same object, and only one of them in vain.
+    runs at once may read the same object, and only one of them in vain. Objects whose newest row is a mark that they
+    are gone are left out; a mark that one has returned makes the content that it names the newest.
 
     Args:
         table: the predictions.
@@ -177,10 +178,11 @@ def newest_predictions(
         excluded: digests of pictures to leave out.
 
     Returns:
-        The predictions, and how many were left out: rows as ``superseded`` and ``failed``; objects as ``incomplete``
-        (with several models: not all of them have predicted this content), ``duplicate`` and ``excluded``.
+        The predictions, and how many were left out: rows as ``superseded``, ``gone`` and ``failed``; objects as
+        ``incomplete`` (with several models: not all of them have predicted this content), ``duplicate`` and
+        ``excluded``.
     """
-    left_out = {"superseded": 0, "failed": 0}
+    left_out = {"superseded": 0, "gone": 0, "failed": 0}
     newest = [_newest(table, model, left_out) for model in models]
     good = newest[0].rename({"probs": "probs_0"})
     for number, other in enumerate(newest[1:], 1):
@@ -201,12 +203,23 @@ def _newest(table: DeltaTable, model: str, left_out: dict[str, int]) -> pl.DataF
     rows = table.to_pyarrow_dataset(file_pruning_predicate=[("model", "=", model)]).to_table(columns=columns)
     frame = pl.DataFrame(pl.from_arrow(rows))
     seen = pl.col("labelled_at").max().over("uri", "identity")
-    order = [pl.col("uri"), seen, pl.col("identity"), pl.col("status") == OK, pl.col("labelled_at")]
-    newest = frame.sort(order).unique("uri", keep="last", maintain_order=True)
-    good = newest.filter(pl.col("status") == OK)
-    left_out["superseded"] += len(frame) - len(newest)
-    left_out["failed"] += len(newest) - len(good)
+    order = [pl.col("uri"), pl.col("seen"), pl.col("identity"), pl.col("status") == OK, pl.col("labelled_at")]
+    predicted = frame.with_columns(seen.alias("seen")).filter(~pl.col("status").is_in(MARKS))
+    newest = predicted.sort(order).unique("uri", keep="last", maintain_order=True)
+    there = newest.join(_gone(frame), on="uri", how="anti", maintain_order="left")
+    good = there.filter(pl.col("status") == OK)
+    left_out["superseded"] += len(predicted) - len(newest)
+    left_out["gone"] += len(newest) - len(there)
+    left_out["failed"] += len(there) - len(good)
     return good.select("uri", "digest", "probs")
+
+
+def _gone(rows: pl.DataFrame) -> pl.DataFrame:
+    """The ``uri`` of the objects whose newest row says that they are gone."""
+    marked = pl.col("status") == GONE
+    gone = rows.filter(marked).group_by("uri").agg(pl.col("labelled_at").max().alias("gone_at"))
+    later = rows.filter(~marked).join(gone, on="uri").filter(pl.col("labelled_at") > pl.col("gone_at"))
+    return gone.join(later, on="uri", how="anti").select("uri")
 
 
 def excluded_digests(manifests: Sequence[str], classes: Sequence[str]) -> set[bytes]:

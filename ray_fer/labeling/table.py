@@ -29,6 +29,9 @@ CRASHED = "crashed"
 PERMANENT = ("undecodable", "too_large", CRASHED)
 # May be otherwise on a later run.
 TRANSIENT = ("missing", "unreadable")
+# Not about a content but about the object's place: marks, which `gone` writes.
+GONE, RETURNED = "gone", "returned"
+MARKS = (GONE, RETURNED)
 
 FILE_SCHEMA = pa.schema(
     [
@@ -46,6 +49,7 @@ FILE_SCHEMA = pa.schema(
     ]
 )
 TABLE_SCHEMA = FILE_SCHEMA.append(pa.field("model", pa.string()))
+KEY_COLUMNS = ("uri", "identity", "status", "labelled_at", "source")
 # Of a long file no reader needs to hold more at a time.
 ROW_GROUP_ROWS = 1 << 17
 _CLASSES_KEY = "ray_fer.classes"
@@ -150,14 +154,19 @@ def files_of(table: DeltaTable, model: str) -> list[str]:
 
 
 def scan_keys(table: DeltaTable, model: str) -> pl.LazyFrame:
-    """(uri, identity, status) of what ``model`` has labelled, many files at once and no other column."""
+    """`KEY_COLUMNS` of what ``model`` has labelled, many files at once; of these only what is asked for is read."""
     files = files_of(table, model)
-    columns = ["uri", "identity", "status"]
     if not files:
-        return pl.LazyFrame(schema=dict.fromkeys(columns, pl.String))
+        return no_keys()
     # A table's folder may have any name: it is neither a pattern nor does it hold values.
     scan = pl.scan_parquet(files, glob=False, hive_partitioning=False, **storage.polars_arguments(place_of(table)))
-    return scan.select(columns)
+    return scan.select(KEY_COLUMNS)
+
+
+def no_keys() -> pl.LazyFrame:
+    """What `scan_keys` gives of an empty table."""
+    empty = pl.DataFrame(pl.from_arrow(FILE_SCHEMA.empty_table()))
+    return empty.lazy().select(KEY_COLUMNS)
 
 
 def read_keys(table: DeltaTable, model: str, files: Iterable[str] | None = None) -> Iterator[pa.RecordBatch]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable
 
+from ray_fer.labeling import gone
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import Ledger
 from ray_fer.labeling.progress import Progress, Stats
-from ray_fer.labeling.table import WrittenFile, scan_keys
+from ray_fer.labeling.table import MARKS, WrittenFile, scan_keys
 
 
 class TeacherRun:
@@ -30,6 +34,7 @@ class TeacherRun:
         by_others: rows that another run committed first.
         pending: files that are written but not committed.
         overwritten: (uri, identity) of what was read under another identity than it was listed with.
+        marks: how many objects this run has marked, by kind.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class TeacherRun:
         self.by_others = 0
         self.pending: list[WrittenFile] = []
         self.overwritten: list[tuple[str, str]] = []
+        self.marks: Counter[str] = Counter()
 
     def add(self, file: WrittenFile, stats: Stats, watch: bool) -> None:
         """Takes note of a file that a worker has written."""
@@ -50,12 +56,25 @@ class TeacherRun:
         if watch:
             self.overwritten += stats["overwritten"]
 
-    def claim_overwritten(self) -> None:
-        """Lets the next listing find what was read under another identity than it was listed with."""
+    def start_listing(self) -> None:
+        """To be called before a listing, which shall find what was read under another identity than listed."""
         if self.overwritten:
             uri, identity = zip(*self.overwritten, strict=True)
             self.ledger.claim(pa.table({"uri": pa.array(uri), "identity": pa.array(identity)}))
             self.overwritten = []
+        self.ledger.start_listing()
+
+    def may_lack_marks(self) -> bool:
+        """Whether the listing that has ended may have shown objects to be gone, or to be there again."""
+        return not self.ledger.all_met() or bool(self.ledger.marks or self.marks.total())
+
+    def mark_gone(self, sources: Sequence[str], started: datetime) -> None:
+        """Writes the marks that follow from a complete listing of ``sources`` that began at ``started``; see `gone`."""
+        self.marks += gone.mark(self.committer, sources, self.ledger.look_up, started)
+
+    def marked(self) -> dict[str, int]:
+        """The marks that this run has written, by kind."""
+        return {name: self.marks[name] for name in MARKS}
 
     def commit(self) -> None:
         """Commits what is pending."""
@@ -70,5 +89,6 @@ class TeacherRun:
             "already_labelled": listed - self.lacking,
             "labelled": self.progress.done - self.by_others,
             "labelled_by_others": self.by_others,
+            **self.marked(),
             **self.progress.predictions(),
         }

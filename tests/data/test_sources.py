@@ -1,4 +1,5 @@
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 from ray_fer import storage
 from ray_fer.data.sources import check_sources, list_sources, pages
+from ray_fer.data.sources.objects import list_objects
+from ray_fer.data.sources.spec import resolve
 from ray_fer.errors import UserError
 
 
@@ -92,6 +95,18 @@ def test_a_store_that_cannot_be_listed_is_named(error: Exception, monkeypatch: p
     monkeypatch.setattr(storage, "filesystem", lambda uri: (Store(), uri.removeprefix("s3://")))
     with pytest.raises(UserError, match=r"^source=s3://bucket/faces: cannot be listed \(.+\)$"):
         check_sources(["s3://bucket/faces"])
+
+
+def test_a_folder_that_goes_while_it_is_listed_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.jpg").write_bytes(b"x")
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    counts: Counter[str] = Counter()
+    keys = list_objects(resolve(str(tmp_path)), counts)
+    assert next(keys)[0] == str(tmp_path / "a.jpg")
+    shutil.rmtree(tmp_path / "sub")
+    assert list(keys) == []
+    assert counts == {"unlisted": 1}
 
 
 def test_strange_names_are_listed(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_folder_of_files_must_be_asked_for(tmp_path: Path, caplog: pytest.LogC
     assert [item.uri for item in items_of(tmp_path)] == [str(tmp_path / "a.jpg")]
     counts: Counter[str] = Counter()
     assert len(items_of(with_column(tmp_path), counts=counts)) == 65
-    assert counts == {"listed": 65, "skipped": 2}
+    assert counts == {"listed": 65, "skipped": 2, "unlisted": 1}
     assert f"{tmp_path}/bad.parquet: cannot be read as Parquet" in caplog.text
 
 

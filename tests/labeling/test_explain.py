@@ -56,12 +56,13 @@ def test_every_key_has_one_reason() -> None:
 
 def test_a_listing_against_a_table() -> None:
     held = [
-        labelled([f"/a/{i}" for i in range(10)]),
-        labelled(["/a/9", "/a/8"], "v0"),
-        labelled(["/ab/x", "/b/y", "/c"]),
+        labelled([f"/a/{i}.jpg" for i in range(10)]),
+        labelled(["/a/9.jpg", "/a/8.jpg"], "v0"),
+        labelled(["/ab/x.jpg", "/b/y.jpg", "/c.jpg"]),
+        labelled(["/a/7.jpg"], status="gone", minute=1),
     ]
-    pages = [page(["/a/0", "/a/1"]), page(["/a/2"], "v2"), page([f"/a/new{i}" for i in range(5)])]
-    (tally,), to_label = explain(pages, [pl.concat(held)], 3, ["/a", "/c"])
+    pages = [page(["/a/0.jpg", "/a/1.jpg"]), page(["/a/2.jpg"], "v2"), page([f"/a/new{i}.jpg" for i in range(5)])]
+    (tally,), to_label = explain(pages, [pl.concat(held)], 3, ["/a", "/c.jpg"])
     assert to_label == 6
     assert {kind: count for kind, count in tally.counts.items() if count} == {
         "new": 5,
@@ -69,16 +70,17 @@ def test_a_listing_against_a_table() -> None:
         "done": 2,
         "gone": 8,
     }
-    assert tally.examples["new"] == [f"/a/new{i}" for i in range(EXAMPLES)]
-    assert tally.examples["changed"] == ["/a/2"]
+    assert tally.examples["new"] == [f"/a/new{i}.jpg" for i in range(EXAMPLES)]
+    assert tally.examples["changed"] == ["/a/2.jpg"]
     assert len(tally.examples["gone"]) == EXAMPLES
-    assert set(tally.examples["gone"]) < {f"/a/{i}" for i in range(3, 10)} | {"/c"}
+    assert set(tally.examples["gone"]) < {f"/a/{i}.jpg" for i in range(3, 10)} | {"/c.jpg"}
     assert "failed_permanent" not in tally.examples
 
 
 def test_each_of_several_models_has_its_own_tally() -> None:
-    pages = [page(["/a/0", "/a/1"]), page(["/a/2"])]
-    tallies, to_label = explain(pages, [labelled(["/a/0", "/a/9"]), labelled(["/a/0", "/a/1"])], 3, ["/a"])
+    pages = [page(["/a/0.jpg", "/a/1.jpg"]), page(["/a/2.jpg"])]
+    held = [labelled(["/a/0.jpg", "/a/9.jpg"]), labelled(["/a/0.jpg", "/a/1.jpg"])]
+    tallies, to_label = explain(pages, held, 3, ["/a"])
     assert to_label == 2
     counts = [{kind: count for kind, count in tally.counts.items() if count} for tally in tallies]
     assert counts == [{"new": 2, "done": 1, "gone": 1}, {"new": 1, "done": 2}]

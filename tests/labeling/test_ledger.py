@@ -1,3 +1,4 @@
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from ray_fer.labeling.ledger import (
     hash_keys,
     sort_out,
 )
-from ray_fer.labeling.table import create_table, scan_keys, write_file
+from ray_fer.labeling.table import MARKS, create_table, no_keys, scan_keys, write_file
 from tests.labeling.test_table import rows
 
 
@@ -28,9 +29,11 @@ def page(names: list[str], identity: str = "v1") -> pa.Table:
     return pa.table({"uri": names, "identity": [identity] * len(names)})
 
 
-def labelled(names: list[str] | None = None, identity: str = "v1", status: str = "ok") -> pl.LazyFrame:
-    columns = {"uri": names or [], "identity": identity, "status": status}
-    return pl.LazyFrame(columns, schema=dict.fromkeys(columns, pl.String))
+def labelled(names: list[str] | None = None, identity: str = "v1", status: str = "ok", minute: int = 0) -> pl.LazyFrame:
+    """As `scan_keys` gives it; what was labelled in the same minute has the same time."""
+    at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minute)
+    columns = {"uri": names or [], "identity": identity, "status": status, "labelled_at": at, "source": "s"}
+    return pl.LazyFrame(columns, schema=no_keys().collect_schema())
 
 
 def test_only_unlabelled_keys_are_claimed_and_only_once() -> None:
@@ -94,7 +97,8 @@ def test_agrees_with_a_set_over_many_random_pages() -> None:
 
 def test_keys_are_sorted_out_by_what_their_rows_say() -> None:
     held = [labelled(["a", "b"]), labelled(["c"], status="too_large"), labelled(["d", "d", "e"], status="unreadable")]
-    outcomes = sort_out(pl.concat(held), max_attempts=2)
+    outcomes, marks = sort_out(pl.concat(held), max_attempts=2)
+    assert marks == 0
     assert {name: len(keys) for name, keys in outcomes.items()} == {DONE: 2, PERMANENT: 1, GIVEN_UP: 1, TO_RETRY: 1}
     wanted = hash_keys(pa.array(list("abcde")), pa.array(["v1"] * 5))
     assert outcomes[GIVEN_UP].contains(wanted).tolist() == [False, False, False, True, False]
@@ -120,6 +124,62 @@ def test_a_key_is_known_by_both_of_its_halves() -> None:
     keys.add(np.array([[1, 2], [10, 20]], np.uint64))
     wanted = np.array([[1, 2, 1, 3], [10, 20, 30, 10]], np.uint64)
     assert keys.contains(wanted).tolist() == [True, True, False, False]
+
+
+def test_a_failure_of_a_key_that_succeeded_is_no_key_of_its_own() -> None:
+    held = [labelled(["a"]), labelled(["a", "b", "b"], status="missing"), labelled(["b"], status="too_large")]
+    outcomes, _ = sort_out(pl.concat(held), max_attempts=2)
+    assert {name: len(keys) for name, keys in outcomes.items()} == {DONE: 1, PERMANENT: 1, GIVEN_UP: 0, TO_RETRY: 0}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_marks_are_neither_attempts_nor_failures(mark: str) -> None:
+    held = [labelled(["a"], status="missing"), *[labelled(["a", "b"], status=mark)] * 3]
+    ledger = Ledger(pl.concat(held), max_attempts=2)
+    assert (ledger.rows, ledger.marks) == (1, 6)
+    assert ledger.claim(page(["a", "b"])).num_rows == 2
+
+
+def test_what_a_listing_has_met() -> None:
+    held = [labelled(["done", "unmet"]), labelled(["bad"], status="too_large"), labelled(["retry"], status="missing")]
+    ledger = Ledger(pl.concat(held), 3)
+    ledger.claim(page(["done", "retry", "bad", "new"]))
+    assert not ledger.all_met()
+    keys = page(["done", "unmet", "bad", "retry", "new", "other"])
+    known, met = ledger.look_up(hash_keys(keys["uri"], keys["identity"]))
+    assert known.tolist() == [True, True, True, True, False, False]
+    assert met.tolist() == [True, False, True, True, False, False]
+    ledger.claim(page(["unmet"]))
+    assert ledger.all_met()
+
+
+def test_the_next_listing_has_to_meet_what_the_last_one_claimed() -> None:
+    ledger = Ledger(labelled(["a"]), 3)
+    ledger.claim(page(["a", "b", "c"]))
+    ledger.start_listing()
+    assert not ledger.all_met()
+    assert ledger.claim(page(["a", "b", "d"]))["uri"].to_pylist() == ["d"]
+    keys = page(["a", "b", "c", "d"])
+    known, met = ledger.look_up(hash_keys(keys["uri"], keys["identity"]))
+    assert (known.tolist(), met.tolist()) == ([True, True, True, False], [True, True, False, False])
+    ledger.start_listing()
+    assert ledger.claim(page(["a", "b", "c", "d"])).num_rows == 0
+    assert ledger.all_met()
+
+
+def test_agrees_with_a_set_about_what_was_met() -> None:
+    rng = np.random.default_rng(0)
+    names = [f"s3://bucket/{i}" for i in range(5000)]
+    ledger, met = Ledger(labelled(names), 3), set()
+    everything = hash_keys(pa.array(names), pa.array(["v1"] * len(names)))
+    for _ in range(20):
+        chosen = [names[i] for i in rng.integers(0, 4990, 300)]
+        ledger.claim(page(chosen))
+        met.update(chosen)
+        assert ledger.look_up(everything)[1].tolist() == [name in met for name in names]
+    assert not ledger.all_met()
+    ledger.claim(page(names))
+    assert ledger.all_met()
 
 
 def test_what_is_read_from_a_table_is_what_it_says(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def newest(tmp_path: Path, *files: list[Row], excluded: set[bytes] = frozenset()
 
 
 A, B = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
-NONE = {"superseded": 0, "failed": 0, "duplicate": 0, "excluded": 0}
+NONE = {"superseded": 0, "gone": 0, "failed": 0, "duplicate": 0, "excluded": 0}
 
 
 # --- which predictions count ---
@@ -85,6 +85,33 @@ def test_what_became_of_an_object_counts_even_if_it_cannot_be_read(tmp_path: Pat
     """The prediction of the old content would be a wrong label for the new one."""
     found = newest(tmp_path, [ok("x", A, "v1")], [failed("x", "undecodable", "v2", minute=5)])
     assert found == ({}, NONE | {"superseded": 1, "failed": 1})
+
+
+def mark(uri: str, status: str, identity: str = "v1", minute: int = 0) -> Row:
+    return failed(uri, status, identity, minute) | {"error": None}
+
+
+def test_what_is_gone_is_left_out(tmp_path: Path) -> None:
+    found = newest(tmp_path, [ok("x", A), ok("y", A), ok("z", B)], [mark("x", "gone", minute=1)])
+    assert found == ({"y": A, "z": B}, NONE | {"gone": 1})
+
+
+@pytest.mark.parametrize("again", [mark("x", "returned", minute=2), ok("x", A, minute=2)])
+def test_what_came_back_counts_again(again: Row, tmp_path: Path) -> None:
+    found, left_out = newest(tmp_path, [ok("x", A)], [mark("x", "gone", minute=1)] * 2, [again])
+    assert found == {"x": A}
+    assert left_out["gone"] == 0
+
+
+def test_a_mark_that_came_late_does_not_hide_what_was_labelled_after_it(tmp_path: Path) -> None:
+    found, left_out = newest(tmp_path, [ok("x", A), ok("x", B, "v2", minute=5)], [mark("x", "gone", minute=1)])
+    assert (found, left_out) == ({"x": B}, NONE | {"superseded": 1})
+
+
+def test_a_content_that_returned_is_the_newest(tmp_path: Path) -> None:
+    rows = [ok("x", A, "v1"), ok("x", B, "v2", minute=1), mark("x", "gone", "v2", minute=2)]
+    found, left_out = newest(tmp_path, rows, [mark("x", "returned", "v1", minute=3)])
+    assert (found, left_out) == ({"x": A}, NONE | {"superseded": 1})
 
 
 @pytest.mark.parametrize("minute", [-5, 0, 5])

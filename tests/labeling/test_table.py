@@ -9,7 +9,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from ray_fer.errors import UserError
 from ray_fer.labeling.commit import Committer
-from ray_fer.labeling.table import FILE_SCHEMA, create_table, open_table, read_keys, table_classes, write_file
+from ray_fer.labeling.table import FILE_SCHEMA, MARKS, create_table, open_table, read_keys, table_classes, write_file
 
 CLASSES = ("neutral", "anger")
 
@@ -97,6 +97,17 @@ def test_another_model_or_identity_of_the_other_run_is_no_conflict(tmp_path: Pat
     Committer(theirs, "m", "theirs").commit([write_file(uri, "m", rows("c", status="missing"), "x")])
     assert committer.commit([write_file(uri, "m", rows("a", "b", "c"), "y")]) == 0
     assert held(uri) == {"a": 2, "b": 2, "c": 2}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+def test_marks_and_labelled_rows_do_not_meet(mark: str, tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    ours, theirs = (Committer(create_table(uri, CLASSES), "m", run) for run in ("ours", "theirs"))
+    theirs.commit([write_file(uri, "m", rows("a", status=mark), "x")])
+    assert ours.commit([write_file(uri, "m", rows("a"), "y")]) == 0
+    theirs.commit([write_file(uri, "m", rows("b", "c"), "x")])
+    assert ours.commit([write_file(uri, "m", rows("b", status=mark), "y")]) == 0
+    assert held(uri) == {"a": 2, "b": 2, "c": 1}
 
 
 def test_other_classes_are_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from ray_fer import storage
+from ray_fer.labeling.table import open_table
 from tests.images import deadly_picture, picture, write_deadly_decoder, write_pictures
 from tests.system.faults import dying_commits, flaky_proxy
 from tests.system.jobs import ROOT, failing_job, kill_job, run_job, start_job
@@ -58,6 +60,47 @@ def test_the_driver_dies_at_a_commit(when: str, tmp_path: Path, model: str) -> N
     summary = run_job("pseudo_label", *arguments, f"table={table}")
     assert (summary["already_labelled"], summary["labelled"]) == (survived, 300 - survived)
     assert_as_if_undisturbed(table, *arguments)
+
+
+def test_vacuum_removes_what_a_killed_driver_left_and_nothing_else(tmp_path: Path, model: str) -> None:
+    source, table = tmp_path / "in", tmp_path / "table"
+    write_pictures(source, range(300))
+    arguments = (f"source={source}", f"teacher={model}", *BUSY)
+    deadly = on_path(dying_commits(tmp_path / "deadly", "before", after=2))
+    process = start_job("pseudo_label", *arguments, f"table={table}", env=deadly)
+    try:
+        assert process.wait(120) == -signal.SIGKILL
+    finally:
+        kill_job(process)
+    wait_for_end_of_session(process.pid)  # workers write on until they notice
+    opened = open_table(str(table))
+    assert opened
+    committed = {Path(name) for name in map(urllib.parse.unquote, opened.file_uris())}
+    before, rows = files_in(table), rows_of(str(table))
+    orphans = set(table.glob("model=*/*")) - committed
+    assert orphans
+    assert committed < before
+    stranger = table / "notes.txt"
+    stranger.write_text("not ours")
+
+    summary = run_job("vacuum", f"table={table}", "retain_hours=0")
+    assert summary["removed"] == len(orphans)
+    assert files_in(table) == before - orphans | {stranger}
+    assert rows_of(str(table)) == rows
+    run_job("pseudo_label", *arguments, f"table={table}")
+    assert_as_if_undisturbed(str(table), *arguments)
+
+
+def files_in(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def wait_for_end_of_session(leader: int) -> None:
+    """Workers are in process groups of their own."""
+    deadline = time.monotonic() + 60
+    while subprocess.run(["pgrep", "-s", str(leader)], capture_output=True).returncode == 0:
+        assert time.monotonic() < deadline, "Ray lives on without its driver"
+        time.sleep(0.2)
 
 
 def test_an_object_that_kills_its_decoder_is_one_failure_row(tmp_path: Path, model: str) -> None:

@@ -25,7 +25,8 @@ from ray_fer.errors import UserError, one_line
 
 log = logging.getLogger(__name__)
 
-_IMAGE = rf"(?i)\.({'|'.join(ending[1:] for ending in sorted(IMAGE_EXTENSIONS))})$"
+# What a listing takes for an image, by its name.
+IMAGE_NAME = rf"(?i)\.({'|'.join(ending[1:] for ending in sorted(IMAGE_EXTENSIONS))})$"
 _SHARD = r"(?i)\.tar$"
 _INSIDE = r"(?is)\.tar!/|#column=.*&row(id)?=\d+$"
 
@@ -36,7 +37,8 @@ def list_sources(sources: Sequence[str | SourceConfig], counts: Counter[str]) ->
     Args:
         sources: URIs of folders, prefixes, patterns, single files, or entries with a format and other options.
         counts: grows while the pages are drawn: ``listed`` images, and ``skipped`` objects that are none (without an
-            image's extension, compressed archives, empty lines and old versions in lists, what cannot be listed).
+            image's extension, compressed archives, empty lines and old versions in lists, what cannot be listed);
+            ``unlisted``, places that cannot be listed or not to their end, so that images may be missing.
 
     Yields:
         Tables of `PAGE_SCHEMA`, none empty.
@@ -98,7 +100,7 @@ def _list_source(source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
             for file in _files(source, EVENT_ENDINGS, counts):
                 yield from _expand(source, list_events(file, counts), counts)
         case _:
-            yield from _expand(source, key_tables(list_objects(source)), counts)
+            yield from _expand(source, key_tables(list_objects(source, counts)), counts)
 
 
 def _rows(source: Source, file: str, counts: Counter[str]) -> Iterator[pa.Table]:
@@ -109,6 +111,7 @@ def _rows(source: Source, file: str, counts: Counter[str]) -> Iterator[pa.Table]
             raise UserError(f"source={file}: cannot be read as Parquet ({one_line(error)})") from None
         log.warning("%s: cannot be read as Parquet (%s)", file, one_line(error))
         counts["skipped"] += 1
+        counts["unlisted"] += 1
 
 
 def _lance_rows(source: Source) -> Iterator[pa.Table]:
@@ -120,7 +123,7 @@ def _lance_rows(source: Source) -> Iterator[pa.Table]:
 
 def _files(source: Source, endings: tuple[str, ...], counts: Counter[str]) -> Iterator[str]:
     """The files that a source other than loose images is made of, told by their names where there are several."""
-    for uri, _, _ in list_objects(source):
+    for uri, _, _ in list_objects(source, counts):
         if uri == source.uri or uri.lower().removesuffix(".gz").endswith(endings):
             yield uri
         else:
@@ -138,7 +141,8 @@ def _expand(source: Source, objects: Iterable[pa.Table], counts: Counter[str]) -
             image = pc.invert(pc.or_(shard, packed))
         else:
             # A loose object must not be taken for a member or a row by who reads it.
-            image = pc.and_(pc.match_substring_regex(uri, _IMAGE), pc.invert(pc.match_substring_regex(uri, _INSIDE)))
+            inside = pc.match_substring_regex(uri, _INSIDE)
+            image = pc.and_(pc.match_substring_regex(uri, IMAGE_NAME), pc.invert(inside))
         images = table.filter(image) if source.format != "webdataset" else table.slice(0, 0)
         shards = table.filter(shard) if source.format != "images" else table.slice(0, 0)
         counts["skipped"] += table.num_rows - images.num_rows - shards.num_rows

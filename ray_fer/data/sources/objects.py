@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import botocore.exceptions
@@ -23,22 +25,26 @@ def local_identity(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def list_objects(source: Source) -> Iterator[Key]:
+def list_objects(source: Source, counts: Counter[str]) -> Iterator[Key]:
     """Everything at and under the place of ``source``, or what its pattern matches.
+
+    Args:
+        source: where.
+        counts: ``unlisted`` grows by the local folders and files that cannot be looked at.
 
     Raises:
         UserError: where there is no such place, or it cannot be listed.
     """
     if not source.glob:
-        yield from _list_s3(source.uri) if storage.is_remote(source.uri) else _list_local(source.uri)
+        yield from _list_s3(source.uri) if storage.is_remote(source.uri) else _list_local(source.uri, counts)
         return
     matches = translate(source.uri).match
-    for key in _under_prefix(source.uri):
+    for key in _under_prefix(source.uri, counts):
         if matches(key[0]):
             yield key
 
 
-def _under_prefix(pattern: str) -> Iterator[Key]:
+def _under_prefix(pattern: str, counts: Counter[str]) -> Iterator[Key]:
     prefix = literal_prefix(pattern)
     if storage.is_remote(pattern):
         bucket, _, key = prefix.removeprefix("s3://").partition("/")
@@ -46,26 +52,27 @@ def _under_prefix(pattern: str) -> Iterator[Key]:
     folder = os.path.dirname(prefix)
     if not os.path.isdir(folder):
         raise UserError(f"source={pattern}: no such folder as {folder}")
-    return _walk(folder, may_hold(pattern))
+    return _walk(folder, may_hold(pattern), counts)
 
 
-def _list_local(source: str) -> Iterator[Key]:
+def _list_local(source: str, counts: Counter[str]) -> Iterator[Key]:
     if os.path.isfile(source):
         status = os.stat(source)
         yield source, local_identity(status), status.st_size
         return
     if not os.path.isdir(source):
         raise UserError(f"source={source}: no such file or folder")
-    yield from _walk(source, lambda _: True)
+    yield from _walk(source, lambda _: True, counts)
 
 
-def _walk(root: str, enter: Callable[[str], bool]) -> Iterator[Key]:
+def _walk(root: str, enter: Callable[[str], bool], counts: Counter[str]) -> Iterator[Key]:
     folders = [root]
     while folders:
         try:
             entries = os.scandir(folders.pop())
         except OSError as error:  # removed or locked while we list: its files are found by the next run
             log.warning("cannot list %s: %s", error.filename, error.strerror)
+            counts["unlisted"] += 1
             continue
         with entries:
             for entry in entries:
@@ -73,13 +80,15 @@ def _walk(root: str, enter: Callable[[str], bool]) -> Iterator[Key]:
                     if enter(entry.path):
                         folders.append(entry.path)
                 else:
-                    yield from _local_object(entry)
+                    yield from _local_object(entry, counts)
 
 
-def _local_object(entry: os.DirEntry[str]) -> Iterator[Key]:
+def _local_object(entry: os.DirEntry[str], counts: Counter[str]) -> Iterator[Key]:
     try:
         status = entry.stat()
-    except OSError:  # deleted since it was listed, or a link to nothing or to itself
+    except OSError as error:  # deleted since it was listed, or a link to nothing or to itself
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            counts["unlisted"] += 1
         return
     if stat.S_ISDIR(status.st_mode):
         log.warning("%s is a link to a folder and is not followed: name it as a source of its own", entry.path)

@@ -52,7 +52,8 @@ def list_members(shards: Sequence[str], identities: Sequence[str], counts: Count
     Args:
         shards: URIs of tar files.
         identities: theirs as listed; of what was listed before, the kept index is taken.
-        counts: ``skipped`` grows by the members without an image's extension and the shards that cannot be read.
+        counts: ``skipped`` grows by the members without an image's extension and the shards that cannot be read,
+            ``unlisted`` by the latter.
     """
     lock = threading.Lock()
 
@@ -69,6 +70,7 @@ def list_members(shards: Sequence[str], identities: Sequence[str], counts: Count
             log.warning("%s: cannot be listed, or not to its end (%s)", shard, one_line(error))
             with lock:
                 counts["skipped"] += 1
+                counts["unlisted"] += 1
 
     keys = list(zip(shards, identities, strict=True))
     if not any(map(storage.is_remote, shards)):

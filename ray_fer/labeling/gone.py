@@ -1,0 +1,171 @@
+"""Objects that have vanished from the sources are marked in the table as gone; their rows stay.
+
+A mark is a row about an object, not about a content: `GONE` after a complete listing that did not meet it, `RETURNED`
+after one that met it again with an identity that needs no inference. An object is gone when its newest row says so.
+Hence marks that several runs write at once do no harm, and what is labelled later overrules them. What anybody wrote
+about an object since the listing began leaves its mark to the next run.
+
+While a listing meets every key of the table and the table holds no mark, nothing is looked at. Else the table's keys
+are scanned twice or more: once for the objects in question (with a key that was not met, or marked as gone), which take
+8 bytes of memory each, and once for all rows of every `OBJECTS_AT_ONCE` of these, about 600 bytes a row.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from ray_fer.config import SourceConfig
+from ray_fer.data.sources.listing import IMAGE_NAME
+from ray_fer.data.sources.spec import resolve
+from ray_fer.labeling.commit import Committer
+from ray_fer.labeling.ledger import KEY_HASHES, Bools, Halves, batches, hash_uris
+from ray_fer.labeling.table import FILE_SCHEMA, GONE, MARKS, RETURNED, place_of, scan_keys, write_file
+
+log = logging.getLogger(__name__)
+
+OBJECTS_AT_ONCE = 1 << 20
+EXAMPLES = 3
+LookUp = Callable[[Halves], tuple[Bools, Bools]]
+"""Which of (2, N) hashed keys are known, and which of these the listing has met, as `ledger.Ledger.look_up`."""
+
+
+def whole(sources: Sequence[str | SourceConfig]) -> list[str]:
+    """URIs of the sources whose listing names all that is there: no pattern, filter or feed."""
+    return [source.uri for source in map(resolve, sources) if source.plain]
+
+
+def mark(committer: Committer, sources: Sequence[str], look_up: LookUp, started: datetime) -> Counter[str]:
+    """Writes and commits the marks that follow from a complete listing.
+
+    Args:
+        committer: of the run that has listed.
+        sources: as `whole` gives them.
+        look_up: what the listing has met.
+        started: when the listing began.
+
+    Returns:
+        How many of each of `table.MARKS`.
+    """
+    table, model, run = committer.table, committer.model, committer.run
+    table.update_incremental()
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {name: [] for name in MARKS}
+    files = []
+    for found in objects(scan_keys(table, model), sources, look_up):
+        rows = marks(found, started)
+        for name, shown in examples.items():
+            uris = rows.filter(pl.col("status") == name)["uri"]
+            counts[name] += len(uris)
+            shown += uris.head(EXAMPLES - len(shown)).to_list()
+        if len(rows):
+            files.append(write_file(place_of(table), model, to_table(rows, run), f"{run}-marks"))
+    if files:
+        committer.commit(files)
+    for name, shown in examples.items():
+        if shown:
+            log.info("%d objects marked as %s, like %s", counts[name], name, ", ".join(shown))
+    return counts
+
+
+def objects(labelled: pl.LazyFrame, sources: Sequence[str], look_up: LookUp) -> Iterator[pl.DataFrame]:
+    """The objects of a table that may be gone, or have been.
+
+    Args:
+        labelled: as `table.scan_keys` gives it.
+        sources: as `whole` gives them.
+        look_up: what a listing has met.
+
+    Yields:
+        A row for each object with a key that was not met or a mark `GONE`: ``uri``; ``source`` and ``identity`` of its
+        newest row that is no mark; ``met``, the newest identity that was met, null for none; ``newest``, the status of
+        its newest row, which was written at ``labelled_at``; ``gone``, whether it lies in ``sources`` and all its keys
+        are known and were not met.
+    """
+    candidates = _candidates(labelled, sources, look_up)
+    for start in range(0, len(candidates), OBJECTS_AT_ONCE):
+        chosen = pl.LazyFrame({"hash": candidates[start : start + OBJECTS_AT_ONCE]})
+        rows = hash_uris(labelled).join(chosen, on="hash", how="semi").collect(engine="streaming")
+        known, met = look_up(_halves(rows.select(KEY_HASHES)))
+        judged = rows.with_columns(_inside(sources).alias("inside"), pl.Series("known", known), pl.Series("met", met))
+        yield _by_object(judged)
+
+
+def _candidates(labelled: pl.LazyFrame, sources: Sequence[str], look_up: LookUp) -> npt.NDArray[np.uint64]:
+    """Hashes of the URIs of the objects in question, each once."""
+    marked = pl.col("status") == GONE
+    rows = hash_uris(labelled.filter(marked | _inside(sources))).select("hash", marked.alias("marked"), *KEY_HASHES)
+    found = [np.empty(0, np.uint64)]
+    for batch in batches(rows):
+        known, met = look_up(_halves(batch))
+        found.append(batch.filter(batch["marked"] | pl.Series(known & ~met))["hash"].to_numpy())
+    return np.unique(np.concatenate(found))
+
+
+def _inside(sources: Sequence[str]) -> pl.Expr:
+    # An end at the end: what lies in another folder whose name begins alike was not listed. Nor was what only a list or
+    # a table of images names.
+    uri = pl.col("uri")
+    places = [uri.str.starts_with(source.rstrip("/") + end) for source in sources for end in ("/", "!/")]
+    return pl.any_horizontal(pl.lit(False), *places, uri.is_in(list(sources))) & uri.str.contains(IMAGE_NAME)
+
+
+def _halves(hashed: pl.DataFrame) -> Halves:
+    return np.stack([hashed["first"].to_numpy(), hashed["second"].to_numpy()])
+
+
+def _by_object(rows: pl.DataFrame) -> pl.DataFrame:
+    content = ~pl.col("status").is_in(MARKS)
+    found = (
+        rows.sort("labelled_at", maintain_order=True)
+        .group_by("uri", maintain_order=True)
+        .agg(
+            pl.col("source", "identity").filter(content).last(),
+            pl.col("identity").filter(content & pl.col("met")).last().alias("met"),
+            pl.col("status").last().alias("newest"),
+            pl.col("labelled_at").last(),
+            (pl.col("inside") & pl.col("known") & ~pl.col("met")).filter(content).all().alias("gone"),
+        )
+    )
+    return found.filter(pl.col("identity").is_not_null())
+
+
+def marks(found: pl.DataFrame, started: datetime) -> pl.DataFrame:
+    """The marks that objects lack.
+
+    Args:
+        found: as `objects` yields it.
+        started: when the listing began.
+
+    Returns:
+        (uri, source, identity, status), a row for each mark.
+    """
+    early = found.filter(pl.col("labelled_at") < started)
+    marked = pl.col("newest") == GONE
+    gone = early.filter(pl.col("gone") & ~marked)
+    returned = early.filter(pl.col("met").is_not_null() & marked)
+    return pl.concat(
+        [
+            gone.select("uri", "source", "identity", pl.lit(GONE).alias("status")),
+            returned.select("uri", "source", pl.col("met").alias("identity"), pl.lit(RETURNED).alias("status")),
+        ]
+    )
+
+
+def to_table(rows: pl.DataFrame, run: str) -> pa.Table:
+    """Marks as a table of `FILE_SCHEMA`, stamped with the run and the time."""
+    stamped = rows.with_columns(pl.lit(run).alias("run"), pl.lit(datetime.now(UTC)).alias("labelled_at"))
+    columns = [
+        stamped[field.name].to_arrow().cast(field.type)
+        if field.name in stamped.columns
+        else pa.nulls(len(stamped), field.type)
+        for field in FILE_SCHEMA
+    ]
+    return pa.Table.from_arrays(columns, schema=FILE_SCHEMA)
