@@ -42,6 +42,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.labeling.compare_incremental
 	$(BIN)/python -m benchmarks.labeling.overhead
 	$(BIN)/python -m benchmarks.labeling.simulated_gpus
+	$(BIN)/python -m benchmarks.labeling.kill_loss
 
 bench-ledger: $(STAMP)
 	$(BIN)/python -m benchmarks.ledger

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import statistics
@@ -17,16 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 
-from benchmarks.labeling.compare import cpu_name
 from benchmarks.labeling.material import write_pictures, write_teacher
 from benchmarks.labeling.overhead import DISTINCT, SIDE, link_pictures
+from benchmarks.results import RESULTS, write_results
 from ray_fer.config import load_config
 from ray_fer.labeling.dispatch import UNIT_SECONDS
 from ray_fer.labeling.table import files_of, open_table
@@ -45,7 +43,7 @@ def main() -> None:
     parser.add_argument("--latest", type=float, default=40.0, help="seconds after the first file of the latest kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ray-fer-bench")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     teacher = write_teacher(arguments.work, "mobilenetv3_small_100", SIDE)
     pictures = sorted(write_pictures(arguments.work, [DISTINCT])[DISTINCT].iterdir())
@@ -57,19 +55,13 @@ def main() -> None:
         kills.append(kill_once(folder, teacher, workers, rng.uniform(EARLIEST_SECONDS, arguments.latest)))
         print(f"{number + 1}/{arguments.kills} {kills[-1]}", file=sys.stderr)
     commit_seconds = load_config("pseudo_label", ["source=x", "teacher=x", "table=x"]).commit_seconds
-    document = {
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "machine": f"{cpu_name()}, {workers} cores",
+    facts = {
         "images": arguments.size,
         "commit_seconds": commit_seconds,
         "unit_seconds": UNIT_SECONDS,
         "kills": kills,
     }
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / "labeling-kill-loss"
-    stem.with_suffix(".json").write_text(json.dumps(document, indent=2) + "\n")
-    stem.with_suffix(".md").write_text(markdown(document))
-    print(stem.with_suffix(".md").read_text())
+    write_results(arguments.out, "labeling-kill-loss", facts, markdown)
 
 
 def kill_once(folder: Path, teacher: Path, workers: int, after: float) -> dict[str, float]:
@@ -161,9 +153,9 @@ def markdown(document: dict[str, Any]) -> str:
         f"{document['machine']}, {document['date']}; {document['images']} images, commits every "
         f"{document['commit_seconds']:g} s, units of {document['unit_seconds']:g} s.",
         "SIGKILL to the driver and all of its Ray, at a random moment after the first file. Lost, in seconds of work",
-        f"of all workers: at most {max(lost):.1f}, median {statistics.median(lost):.1f}, of {len(lost)} kills. By design "
-        f"it is at most {bound:g} and a",
-        "commit's own time: the pause between commits, the wait for the unit that ends it, and the units in flight.",
+        f"of all workers: at most {max(lost):.1f}, median {statistics.median(lost):.1f}, of {len(lost)} kills.",
+        f"By design it is at most {bound:g} and a commit's own time: the pause between commits, the wait for the unit",
+        "that ends it, and the units in flight.",
         "",
         "| killed after (s) | committed rows | rows in uncommitted files | images/s | lost in files (s) "
         "| in flight (s) | lost (s) |",
