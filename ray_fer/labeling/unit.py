@@ -136,7 +136,7 @@ def joined(batches: Sequence[Decoded], image_sizes: Sequence[int]) -> Decoded:
 
 
 def share(batch: Decoded, teacher: int, image_sizes: Sequence[int]) -> tuple[list[Row], Pixels]:
-    """Rows of ``batch`` that a teacher lacks, to be filled by `infer`, and the crops (B, S, S, 3) of its ok ones."""
+    """The rows of ``batch`` that a teacher lacks, for `infer` to fill, and the crops (B, S, S, 3) of the ok ones."""
     size = image_sizes[teacher]
     pixels = batch.pixels[size]
     if len(image_sizes) == 1:
