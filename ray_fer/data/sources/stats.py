@@ -13,7 +13,7 @@ import aiohttp
 from ray_fer import storage
 from ray_fer.data.sources.objects import local_identity
 from ray_fer.data.sources.tar import locate
-from ray_fer.data.sources.uris import Member, Row, parse
+from ray_fer.data.sources.uris import Member, Row, parse, split_face
 
 IN_FLIGHT = 64
 Stat = tuple[str, int]
@@ -23,9 +23,12 @@ _UNKNOWN: Stat = ("", 0)
 def stat_objects(uris: Sequence[str]) -> list[Stat]:
     """Identity and size of each object, of members and rows too; an empty identity for what cannot be found.
 
+    A face has those of its picture.
+
     Raises:
         botocore.exceptions.BotoCoreError: when the store cannot be asked at all.
     """
+    uris = [split_face(uri)[0] for uri in uris]
     inside = {uri: parse(uri) for uri in uris}
     outer = {uri: _outer(uri, place) for uri, place in inside.items()}
     files = sorted(set(outer.values()))
