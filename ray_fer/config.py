@@ -23,12 +23,22 @@ from ray_fer.errors import UserError, one_line
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+# A folder may be called 2024.
 Uris = Annotated[
-    list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)
+    list[str],
+    BeforeValidator(lambda value: [value] if isinstance(value, str | int | float) else value),
+    Field(min_length=1),
 ]
+# Of 32 bits, one for each tells whether it lacks an image.
+Teachers = Annotated[Uris, Field(max_length=32)]
 Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Rule = Literal["threshold", "top_k"]
 SourceFormat = Literal["auto", "images", "webdataset", "parquet", "list", "inventory", "events"]
+
+
+def as_argument(key: str, values: Sequence[str]) -> str:
+    """A list as a user gives it: ``key=a``, ``key=[a,b]``."""
+    return f"{key}={values[0] if len(values) == 1 else '[' + ','.join(values) + ']'}"
 
 
 class JobConfig(BaseModel):
@@ -123,6 +133,7 @@ class SelectionConfig(JobConfig):
     per_class: Count | None
     max_copies: Annotated[float, Field(ge=1)]
     targets: Literal["soft", "hard"]
+    ensemble: Literal["mean", "agreement"]
     exclude: list[str]
 
 
@@ -130,7 +141,7 @@ class PseudoLabelConfig(JobConfig):
     """``jobs/pseudo_label.py``"""
 
     source: Sources
-    teacher: str
+    teacher: Teachers
     table: str
     unit_rows: Count
     batch_size: Count
@@ -156,7 +167,7 @@ class SelectPseudoLabelsConfig(JobConfig):
     """``jobs/select_pseudo_labels.py``"""
 
     table: str
-    teacher: str
+    teacher: Uris
     out: str
     feedback: str | None
     precision: Literal["auto", "float32", "bfloat16"]

@@ -30,7 +30,7 @@ def test_arguments_override_files_override_defaults(tmp_path: Path) -> None:
 def test_lists_numbers_and_odd_paths() -> None:
     config = load_config("pseudo_label", ["source=[s3://a/b,/c=d]", "teacher=2024", "table=s3://x/y: z#w"])
     assert config.source == ["s3://a/b", "/c=d"]
-    assert config.teacher == "2024"
+    assert config.teacher == ["2024"]
     assert config.table == "s3://x/y: z#w"
 
 

@@ -36,7 +36,7 @@ from ray_fer.labeling.ledger import Ledger
 from ray_fer.labeling.progress import unit_stats
 from ray_fer.labeling.pseudo_label import pseudo_label
 from ray_fer.labeling.table import create_table, write_file
-from ray_fer.labeling.unit import decode_items, infer, to_table
+from ray_fer.labeling.unit import decode_items, infer, share, to_table
 from ray_fer.synthetic.plan import CLASSES
 
 DISTINCT = 1000
@@ -120,9 +120,8 @@ def measure_parts(folder: Path) -> dict[str, float]:
 
     def unit() -> pa.Table:
         found: list[dict[str, Any]] = []
-        for batch in decode_items(keys, image_size=SIDE, batch_size=32, max_pixels=1 << 30, max_bytes=1 << 30):
-            infer(batch, Constant(), CLASSES, 32)
-            found += batch.rows
+        for batch in decode_items(keys, image_sizes=[SIDE], batch_size=32, max_pixels=1 << 30, max_bytes=1 << 30):
+            found += infer(*share(batch, 0, [SIDE]), Constant(), CLASSES, 32)
         unit_stats(found, CLASSES)
         return to_table(found, "run")
 

@@ -44,10 +44,10 @@ def simulate() -> None:
     from ray_fer.labeling.unit import Decoded
     from ray_fer.models import engines
 
-    def grey(keys: Any, *, image_size: int, batch_size: int, **_: Any) -> Any:
-        columns = keys.select(["uri", "identity", "source"]).to_pylist()
+    def grey(keys: Any, *, image_sizes: Any, batch_size: int, **_: Any) -> Any:
+        columns = keys.select(["uri", "identity", "source", "teachers"]).to_pylist()
         rows = [row | {"status": "ok", "digest": number.to_bytes(16)} for number, row in enumerate(columns)]
-        yield Decoded(rows, np.full((len(rows), image_size, image_size, 3), 128, np.uint8))
+        yield Decoded(rows, {size: np.full((len(rows), size, size, 3), 128, np.uint8) for size in image_sizes})
 
     engines.make_engine = lambda *_, **__: Sleeping()  # type: ignore[assignment]
     graph.decode_items = grey  # type: ignore[assignment]

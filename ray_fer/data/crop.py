@@ -95,8 +95,8 @@ class Picture:
         with one_error():
             scale = min(1.0, side / max(opened.width, opened.height))
             size = max(1, round(opened.width * scale)), max(1, round(opened.height * scale))
-            box = (0.0, 0.0, opened.width * opened.scale, opened.height * opened.scale)
-            pixels = upright(_rgb(opened.image.resize(size, Image.Resampling.BILINEAR, box)), opened.orientation)
+            pixels = _rgb(opened.image.resize(size, Image.Resampling.BILINEAR, opened.box))
+            pixels = upright(pixels, opened.orientation)
         return pixels, scale
 
     def cut_into(self, face: Face, out: UInt8Array) -> None:

@@ -20,7 +20,7 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -117,9 +117,27 @@ def decode_into(data: bytes, out: UInt8Array, *, max_pixels: int = MAX_PIXELS) -
 
     When it raises, `out` is as it was.
     """
-    size = len(out)
+    decode_into_each(data, (out,), len(out), max_pixels=max_pixels)
+
+
+def decode_into_each(data: bytes, outs: Sequence[UInt8Array], cover: int, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Decode once and squash to several sizes, for teachers that look at the same picture.
+
+    A square of the side `cover` is what `decode` gives. A smaller one is made from the same decoded JPEG, of which the
+    DCT has left more than `decode` would have asked for: it differs from what `decode` gives no more than that does
+    from a full decode. It depends on `cover` and not on which squares are wanted beside it.
+
+    Args:
+        data: As for `decode`.
+        outs: Each uint8 (S, S, 3), of any sides up to `cover`; when it raises, they are as they were.
+        cover: Side in pixels that a shrunk JPEG still has to cover.
+        max_pixels: As for `decode`.
+
+    Raises:
+        DecodeError: As `decode`.
+    """
     with one_error():
-        _finish(open_picture(data, lambda *_: (size, size), max_pixels=max_pixels), out)
+        _finish(open_picture(data, lambda *_: (cover, cover), max_pixels=max_pixels), outs)
 
 
 @dataclass
@@ -139,6 +157,14 @@ class Opened:
     scale: float
     width: int
     height: int
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """The part of `image` that is picture: of a shrunk side the last pixel is only partly so.
+
+        Whoever resizes leaves the rest out, or the picture would be stretched by up to one pixel.
+        """
+        return 0.0, 0.0, self.width * self.scale, self.height * self.scale
 
 
 def open_picture(data: bytes, least: Callable[[int, int], tuple[int, int]], *, max_pixels: int = MAX_PIXELS) -> Opened:
@@ -263,15 +289,17 @@ def _scale_to_8_bit(values: NDArray[Any]) -> UInt8Array:
     return np.rint(levels, out=levels).clip(0, 255, out=levels).astype(np.uint8)
 
 
-def _finish(opened: Opened, out: UInt8Array) -> None:
-    """Squash a picture, composite, turn upright (free on the small square) and write it."""
-    image, size = opened.image, len(out)
-    # Of a shrunk side the last pixel is only partly picture: leave that part out, or the picture would be stretched by
-    # up to one pixel.
-    box = (0.0, 0.0, opened.width * opened.scale, opened.height * opened.scale)
-    if box[-2:] != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box)
-    out[...] = upright(to_rgb(image), opened.orientation)
+def _finish(opened: Opened, outs: Sequence[UInt8Array]) -> None:
+    """Squash a picture, composite, turn upright (free on the small squares) and write them."""
+    squares = [upright(to_rgb(_squashed(opened, len(out))), opened.orientation) for out in outs]
+    for out, square in zip(outs, squares, strict=True):
+        out[...] = square
+
+
+def _squashed(opened: Opened, size: int) -> Image.Image:
+    if opened.box[-2:] == (size, size):
+        return opened.image
+    return opened.image.resize((size, size), Image.Resampling.BILINEAR, opened.box)
 
 
 def to_rgb(image: Image.Image) -> UInt8Array:

@@ -74,30 +74,41 @@ class Tally:
             del self.examples[kind]
 
 
-def explain(pages: Iterable[pa.Table], labelled: pl.LazyFrame, max_attempts: int, sources: Sequence[str]) -> Tally:
-    """Compares a complete listing with a table.
+def explain(
+    pages: Iterable[pa.Table], labelled: Sequence[pl.LazyFrame], max_attempts: int, sources: Sequence[str]
+) -> tuple[list[Tally], int]:
+    """Compares a complete listing with what each of several models has in a table.
 
     Args:
         pages: tables with (uri, identity), every object of ``sources`` once.
-        labelled: (uri, identity, status), as `table.scan_keys` gives it.
+        labelled: for each model (uri, identity, status), as `table.scan_keys` gives it.
         max_attempts: rows with a transient failure after which a key is given up.
         sources: the folders, prefixes and images that were listed whole, as `storage.normalise` spells them; an object
             of the table that lies there and is not in the listing is gone.
+
+    Returns:
+        For each model what its rows say, and how many objects are to be labelled by at least one of them.
     """
-    known = Known(labelled, max_attempts)
-    tally = Tally()
+    known = [Known(each, max_attempts) for each in labelled]
+    tallies = [Tally() for _ in known]
     listed: list[npt.NDArray[np.uint64]] = []
+    to_label = 0
     for page in pages:
-        kinds = known.classify(page)
-        for number in np.unique(kinds):
-            tally.add(KINDS[number], page["uri"].filter(pa.array(kinds == number)))
+        wanted = np.zeros(page.num_rows, bool)
+        for tally, model in zip(tallies, known, strict=True):
+            kinds = model.classify(page)
+            for number in np.unique(kinds):
+                tally.add(KINDS[number], page["uri"].filter(pa.array(kinds == number)))
+            wanted |= np.isin(kinds, [KINDS.index(kind) for kind in TO_LABEL])
+        to_label += int(wanted.sum())
         listed.append(_uri_hashes(page))
     del known
-    if not sources:
-        return tally
-    for uris in _gone(SortedHashes(listed), labelled, sources):
-        tally.add(GONE, uris)
-    return tally
+    if sources:
+        there = SortedHashes(listed)
+        for tally, each in zip(tallies, labelled, strict=True):
+            for uris in _gone(there, each, sources):
+                tally.add(GONE, uris)
+    return tallies, to_label
 
 
 def _gone(listed: SortedHashes, labelled: pl.LazyFrame, sources: Sequence[str]) -> Iterator[pa.Array]:
@@ -123,46 +134,53 @@ def _uri_hashes(page: pa.Table) -> npt.NDArray[np.uint64]:
     return hash_uris(frame).collect()["hash"].to_numpy()
 
 
-def dry_run(config: PseudoLabelConfig, teacher: Teacher) -> dict[str, Any]:
+def dry_run(config: PseudoLabelConfig, teachers: Sequence[Teacher]) -> dict[str, Any]:
     """What a run with this config would do.
 
     Args:
         config: see ``conf/pseudo_label.yaml``.
-        teacher: that would label.
+        teachers: that would label.
 
     Returns:
         The summary: counts and examples of objects that are new, changed, done, failed (permanently, to be retried,
         given up) or gone; the images to label, and the seconds that takes at the rate of this model's last runs on
-        this table, null where there were none.
+        this table, null where there were none. With several teachers, the counts and examples of each are under
+        ``models``, and the images to label are those that any of them lacks.
 
     Raises:
         UserError: as labelling itself.
     """
     uri = storage.normalise(config.table)
-    table = open_table(uri, teacher.classes)
-    model = _model(config, teacher, table)
+    table = open_table(uri, teachers[0].classes)
+    models = [_model(config, teacher, table) for teacher in teachers]
     nothing = pl.LazyFrame(schema=dict.fromkeys(("uri", "identity", "status"), pl.String))
     # Of a pattern, a filter or a feed, what it does not name may well be there.
     sources = [source.uri for source in map(resolve, config.source) if source.plain]
     listing: Counter[str] = Counter()
-    tally = explain(
+    tallies, images = explain(
         list_sources(config.source, listing),
-        nothing if table is None else scan_keys(table, model),
+        [nothing if table is None else scan_keys(table, model) for model in models],
         config.max_attempts,
         sources,
     )
-    images = sum(tally.counts[kind] for kind in TO_LABEL)
-    rate = images_per_second(uri, model)
-    log.info("%d listed: %s", listing["listed"], ", ".join(f"{count} {kind}" for kind, count in tally.counts.items()))
+    rate = images_per_second(uri, models)
+    for tally in tallies:
+        counts = ", ".join(f"{count} {kind}" for kind, count in tally.counts.items())
+        log.info("%d listed: %s", listing["listed"], counts)
+    found = [{"counts": tally.counts, "examples": tally.examples} for tally in tallies]
+    mine: dict[str, Any] = {"model": models[0]} | found[0]
+    if len(models) > 1:
+        mine = {"models": {}}
+        for teacher, model, tally, each in zip(teachers, models, tallies, found, strict=True):
+            to_label = sum(tally.counts[kind] for kind in TO_LABEL)
+            mine["models"][model] = {"teacher": teacher.uri, **each, "to_label": to_label}
     return {
         "dry_run": True,
-        "model": model,
+        **mine,
         "table": uri,
         "version": table.version() if table else None,
         "listed": listing["listed"],
         "skipped": listing["skipped"],
-        "counts": tally.counts,
-        "examples": tally.examples,
         "to_label": images,
         "images_per_second": rate and round(rate, 1),
         "seconds_to_label": rate and round(images / rate, 1),
@@ -177,8 +195,8 @@ def _model(config: PseudoLabelConfig, teacher: Teacher, table: DeltaTable | None
     return next((model for model in models if table and files_of(table, model)), models[0])
 
 
-def images_per_second(table_uri: str, model: str) -> float | None:
-    """The rate of the last runs of ``model`` that labelled anything, from what they left in the table's folder."""
+def images_per_second(table_uri: str, models: Sequence[str]) -> float | None:
+    """The rate of the last runs of ``models`` together that labelled anything, as noted in the table's folder."""
     runs = storage.join(table_uri, "_runs")
     images, seconds, found = 0, 0.0, 0
     for name in reversed(storage.list_dir(runs)):  # names begin with the time
@@ -186,7 +204,8 @@ def images_per_second(table_uri: str, model: str) -> float | None:
             summary = storage.read_json(storage.join(runs, name, "summary.json"))
         except (OSError, ValueError, botocore.exceptions.BotoCoreError):  # killed, or going on
             continue
-        if summary.get("model") == model and (rate := summary.get("images_per_second")):
+        ran = summary.get("models") or [summary.get("model")]
+        if set(ran) == set(models) and (rate := summary.get("images_per_second")):
             images, seconds, found = images + summary["labelled"], seconds + summary["labelled"] / rate, found + 1
         if found == _RATE_RUNS:
             break

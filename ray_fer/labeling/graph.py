@@ -3,8 +3,9 @@
 - CPU: one actor per core reads, decodes, infers and writes, single-threaded; measured, threads inside cost half.
 - CUDA: CPU tasks read and decode to uint8; GPU actors infer and write.
 
-A block of the dataset is one row, a unit of keys (see `dispatch`). Weights travel by URI. What comes back to the driver
-is one row per written file. Ray may run a unit twice (a lost node); only the file that comes back first is committed.
+A block of the dataset is one row, a unit of keys (see `dispatch`). Weights travel by URI; an actor holds the engines of
+all teachers. What comes back to the driver is one row per unit, with the file of each model that had rows in it. Ray
+may run a unit twice (a lost node); only the files that come back first are committed.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import logging
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 import botocore.exceptions
@@ -24,13 +26,23 @@ import ray
 import ray.data
 
 from ray_fer import cluster
-from ray_fer.config import PseudoLabelConfig
+from ray_fer.config import PseudoLabelConfig, as_argument
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.dispatch import SMALLEST_UNIT_ROWS, Dispatcher, make_queue, read_units, unpack_unit
 from ray_fer.labeling.isolation import decode_isolated
 from ray_fer.labeling.progress import Stats, unit_stats
 from ray_fer.labeling.table import WrittenFile, write_file
-from ray_fer.labeling.unit import Decoded, decode_items, infer, joined, pack_decoded, to_table, unpack_decoded
+from ray_fer.labeling.unit import (
+    Decoded,
+    Row,
+    decode_items,
+    infer,
+    joined,
+    pack_decoded,
+    share,
+    to_table,
+    unpack_decoded,
+)
 from ray_fer.models.teacher import open_teacher
 
 if TYPE_CHECKING:
@@ -48,15 +60,20 @@ MOST_BEGINNINGS = 5
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a worker needs to know; small, and the same for all units of a run."""
+    """Everything a worker needs to know; small, and the same for all units of a run.
+
+    Attributes:
+        models: the id of each teacher of the config.
+        image_sizes: the side in pixels of each teacher's crops.
+    """
 
     config: PseudoLabelConfig
     run: str
-    model: str
+    models: tuple[str, ...]
     device: str
     precision: str
     actors: int
-    image_size: int
+    image_sizes: tuple[int, ...]
 
     @property
     def batch_size(self) -> int:
@@ -67,7 +84,7 @@ class Plan:
     def unit_rows(self) -> int:
         """Largest number of images in a unit."""
         if self.device == "cuda":
-            return min(self.config.unit_rows, GPU_BLOCK_BYTES // (self.image_size**2 * 3))
+            return min(self.config.unit_rows, GPU_BLOCK_BYTES // sum(size**2 * 3 for size in set(self.image_sizes)))
         return self.config.unit_rows
 
     def count_workers(self) -> int:
@@ -75,11 +92,26 @@ class Plan:
         return self.actors + (cluster.cpus() if self.device == "cuda" else 0)
 
 
-def label(pages: Iterator[pa.Table], plan: Plan) -> Generator[tuple[WrittenFile, Stats], None, None]:
-    """Labels the objects of ``pages`` (uri, identity, size, source) over a pool of actors.
+@dataclass(frozen=True)
+class DoneUnit:
+    """What came of a unit.
+
+    Attributes:
+        statuses: its images per status.
+        files: for each model that lacked some of them the written file.
+        stats: for each of these models what `progress.unit_stats` says of its rows.
+    """
+
+    statuses: dict[str, int]
+    files: dict[str, WrittenFile]
+    stats: dict[str, Stats]
+
+
+def label(pages: Iterator[pa.Table], plan: Plan) -> Generator[DoneUnit, None, None]:
+    """Labels the objects of ``pages`` (uri, identity, size, source, teachers) over a pool of actors.
 
     Yields:
-        For every unit, as it is done, its written file and what `progress.unit_stats` says of it.
+        Every unit as it is done.
 
     Raises:
         UserError: when the teacher cannot be loaded on a worker, or the listing fails.
@@ -98,7 +130,9 @@ def label(pages: Iterator[pa.Table], plan: Plan) -> Generator[tuple[WrittenFile,
                 if reason := row.get("reason"):
                     raise UserError(reason)
                 if dispatcher.finished(row["unit"], row["rows"], row["seconds"]):
-                    yield WrittenFile(row["path"], row["bytes"], row["rows"]), json.loads(row["stats"])
+                    done = json.loads(row["done"])
+                    files = {model: WrittenFile(*file) for model, file in done["files"].items()}
+                    yield DoneUnit(done["statuses"], files, done["stats"])
     finally:
         dispatcher.stop()
     dispatcher.close()
@@ -128,24 +162,26 @@ class LabelActor:
     def __init__(self, plan: Plan, unit_queue: Any) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # before torch looks, should the engine need it
         self.plan, self.unit_queue = plan, unit_queue
-        self.classes, self.engine, self.reason = _load(plan)
+        self.classes, self.engines, self.reason = _load(plan)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Labels a packed unit; returns the description of the written file."""
-        if self.engine is None:
+        """Labels a packed unit; returns the description of the written files."""
+        if self.reason:
             return _stopped(self.reason)
         started = time.monotonic()
         number, keys = unpack_unit(block)
         beginnings = ray.get(self.unit_queue.begin.remote(number))
         if beginnings > MOST_BEGINNINGS:
             return _stopped(_hopeless(self.plan, keys["uri"][0].as_py(), keys.num_rows))
-        rows: list[dict[str, Any]] = []
+        statuses: Counter[str] = Counter()
+        rows: list[list[Row]] = [[] for _ in self.engines]
         for batch in _decode(self.plan, keys, self.plan.batch_size, beginnings):
-            infer(batch, self.engine, self.classes, self.plan.batch_size)
-            rows += batch.rows
-        return _write(self.plan, number, rows, self.classes, started)
+            statuses.update(row["status"] for row in batch.rows)
+            for mine, found in zip(rows, _infer(self.plan, batch, self.engines, self.classes), strict=True):
+                mine += found
+        return _write(self.plan, number, statuses, rows, self.classes, started)
 
 
 class _DecodeTask:
@@ -161,7 +197,7 @@ class _DecodeTask:
         if beginnings > MOST_BEGINNINGS:
             return _stopped(_hopeless(self.plan, keys["uri"][0].as_py(), keys.num_rows))
         batches = list(_decode(self.plan, keys, keys.num_rows, beginnings))
-        decoded = joined(batches, self.plan.image_size)
+        decoded = joined(batches, self.plan.image_sizes)
         return pack_decoded(number, decoded).append_column("seconds", pa.array([time.monotonic() - started]))
 
 
@@ -170,57 +206,69 @@ class InferActor:
 
     def __init__(self, plan: Plan, unit_queue: Any) -> None:
         self.plan, self.unit_queue = plan, unit_queue
-        self.classes, self.engine, self.reason = _load(plan)
+        self.classes, self.engines, self.reason = _load(plan)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Labels a decoded unit; returns the description of the written file."""
+        """Labels a decoded unit; returns the description of the written files."""
         if "reason" in block.column_names:
             return block
-        if self.engine is None:
+        if self.reason:
             return _stopped(self.reason)
         started = time.monotonic() - block["seconds"][0].as_py()
-        number, batch = unpack_decoded(block, self.plan.image_size)
+        number, batch = unpack_decoded(block, self.plan.image_sizes)
         if ray.get(self.unit_queue.begin.remote(("infer", number))) > MOST_BEGINNINGS:
             return _stopped(_hopeless(self.plan, batch.rows[0]["uri"], len(batch.rows)))
-        infer(batch, self.engine, self.classes, self.plan.batch_size)
-        return _write(self.plan, number, batch.rows, self.classes, started)
+        statuses = Counter(row["status"] for row in batch.rows)
+        rows = list(_infer(self.plan, batch, self.engines, self.classes))
+        return _write(self.plan, number, statuses, rows, self.classes, started)
 
 
 def _decode(plan: Plan, keys: pa.Table, batch_size: int, beginnings: int) -> Iterator[Decoded]:
-    limits = {"image_size": plan.image_size, "max_pixels": plan.config.max_pixels, "max_bytes": plan.config.max_bytes}
+    limits = {"max_pixels": plan.config.max_pixels, "max_bytes": plan.config.max_bytes}
     if beginnings > 1:  # whoever had this unit before did not survive it
-        return iter([decode_isolated(keys, **limits)])
-    return decode_items(keys, batch_size=batch_size, **limits)
+        return iter([decode_isolated(keys, image_sizes=plan.image_sizes, **limits)])
+    return decode_items(keys, image_sizes=plan.image_sizes, batch_size=batch_size, **limits)
+
+
+def _infer(plan: Plan, batch: Decoded, engines: list[Engine], classes: tuple[str, ...]) -> Iterator[list[Row]]:
+    """For each teacher its rows of the batch."""
+    for teacher, engine in enumerate(engines):
+        yield infer(*share(batch, teacher, plan.image_sizes), engine, classes, plan.batch_size)
 
 
 def _hopeless(plan: Plan, first: str, images: int) -> str:
-    what = f"the {images} images from {first} on"
-    return f"teacher={plan.config.teacher}: {MOST_BEGINNINGS} workers died one after the other of {what}"
+    teacher, what = as_argument("teacher", plan.config.teacher), f"the {images} images from {first} on"
+    return f"{teacher}: {MOST_BEGINNINGS} workers died one after the other of {what}"
 
 
-def _load(plan: Plan) -> tuple[tuple[str, ...], Engine | None, str]:
+def _load(plan: Plan) -> tuple[tuple[str, ...], list[Engine], str]:
     # Ray Data replaces an actor whose constructor raises: what no replacement can mend is answered instead.
-    try:
-        return *_open(plan), ""
-    except UserError as error:
-        return (), None, str(error)
-    except OSError:
-        raise
-    except Exception as error:
-        return (), None, f"teacher={plan.config.teacher}: cannot be loaded ({type(error).__name__}: {one_line(error)})"
+    classes: tuple[str, ...] = ()
+    engines = []
+    for uri, model in zip(plan.config.teacher, plan.models, strict=True):
+        try:
+            classes, engine = _open(plan, uri, model)
+            engines.append(engine)
+        except UserError as error:
+            return (), [], str(error)
+        except OSError:
+            raise
+        except Exception as error:
+            return (), [], f"teacher={uri}: cannot be loaded ({type(error).__name__}: {one_line(error)})"
+    return classes, engines, ""
 
 
 def _stopped(reason: str) -> pa.Table:
     return pa.Table.from_pylist([{"reason": reason}])
 
 
-def _open(plan: Plan) -> tuple[tuple[str, ...], Engine]:
+def _open(plan: Plan, uri: str, model: str) -> tuple[tuple[str, ...], Engine]:
     from ray_fer.models.engines import make_engine
 
-    teacher = open_teacher(plan.config.teacher)
-    if teacher.model_id(plan.precision, plan.config.flip) != plan.model:
+    teacher = open_teacher(uri)
+    if teacher.model_id(plan.precision, plan.config.flip) != model:
         # The weights were replaced since the run began: their predictions must not carry the old model's id.
-        raise UserError(f"teacher={plan.config.teacher}: changed while the run was going on")
+        raise UserError(f"teacher={uri}: changed while the run was going on")
     device = plan.device
     if device == "cuda":
         import torch
@@ -239,20 +287,19 @@ def _open(plan: Plan) -> tuple[tuple[str, ...], Engine]:
     return teacher.classes, engine
 
 
-def _write(plan: Plan, number: int, rows: list[dict[str, Any]], classes: tuple[str, ...], started: float) -> pa.Table:
-    try:
-        file = write_file(plan.config.table, plan.model, to_table(rows, plan.run), f"{plan.run}-{number:06d}")
-    except (OSError, botocore.exceptions.BotoCoreError) as error:  # no other worker would fare better
-        return _stopped(f"table={plan.config.table}: cannot be written ({one_line(error)})")
-    return pa.Table.from_pylist(
-        [
-            {
-                "unit": number,
-                "seconds": time.monotonic() - started,
-                "path": file.path,
-                "bytes": file.bytes,
-                "rows": file.rows,
-                "stats": json.dumps(unit_stats(rows, classes)),
-            }
-        ]
-    )
+def _write(
+    plan: Plan, number: int, statuses: Counter[str], rows: list[list[Row]], classes: tuple[str, ...], started: float
+) -> pa.Table:
+    """Writes a file for each model that has rows, and describes them and the unit in one row."""
+    files, stats = {}, {}
+    for model, mine in zip(plan.models, rows, strict=True):
+        if not mine:
+            continue
+        try:
+            file = write_file(plan.config.table, model, to_table(mine, plan.run), f"{plan.run}-{number:06d}")
+        except (OSError, botocore.exceptions.BotoCoreError) as error:  # no other worker would fare better
+            return _stopped(f"table={plan.config.table}: cannot be written ({one_line(error)})")
+        files[model], stats[model] = astuple(file), unit_stats(mine, classes)
+    done = json.dumps({"statuses": statuses, "files": files, "stats": stats})
+    seconds = time.monotonic() - started
+    return pa.Table.from_pylist([{"unit": number, "seconds": seconds, "rows": statuses.total(), "done": done}])

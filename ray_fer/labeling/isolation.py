@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from ray_fer.labeling.table import CRASHED
-from ray_fer.labeling.unit import Decoded, decode_items, joined
+from ray_fer.labeling.unit import Decoded, decode_items, joined, teachers_of
 
 
 def decode_isolated(keys: pa.Table, **settings: Any) -> Decoded:
@@ -41,7 +41,7 @@ def decode_isolated(keys: pa.Table, **settings: Any) -> Decoded:
             found, returncode = _attempt(suspect, settings)
             batches += found or [_crashed(suspect, returncode)]
             done += 1
-    return joined(batches, settings["image_size"])
+    return joined(batches, settings["image_sizes"])
 
 
 def _attempt(keys: pa.Table, settings: dict[str, Any]) -> tuple[list[Decoded], int]:
@@ -75,7 +75,8 @@ def _results(child: subprocess.Popen[bytes]) -> Iterator[Decoded]:
 
 def _crashed(key: pa.Table, returncode: int) -> Decoded:
     (row,) = key.select(["uri", "identity", "source"]).to_pylist()
-    return Decoded([row | {"status": CRASHED, "error": f"kills the process that decodes it (signal {-returncode})"}])
+    row |= {"status": CRASHED, "error": f"kills the process that decodes it (signal {-returncode})"}
+    return Decoded([row | {"teachers": teachers_of(key)[0]}])
 
 
 def main() -> None:

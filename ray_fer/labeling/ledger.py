@@ -8,7 +8,7 @@ known one with a chance of (N / 2⁶⁴)²: at N = 10⁸ that is 3·10⁻²³ pe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -181,11 +181,32 @@ class Ledger:
 
     def claim(self, page: pa.Table) -> pa.Table:
         """The rows of ``page`` that are new work; they are remembered, so that no later page gets them again."""
-        hashes = hash_keys(page["uri"], page["identity"])
-        new = np.arange(page.num_rows)
+        return page.take(pa.array(self.claim_hashes(hash_keys(page["uri"], page["identity"]))))
+
+    def claim_hashes(self, hashes: Halves) -> npt.NDArray[np.int64]:
+        """Which of (2, N) hashed keys are new work, as ascending indices (M,); remembered as by `claim`."""
+        new = np.arange(hashes.shape[1])
         for keys in (*self._settled, self._claimed):
             new = new[~keys.contains(hashes[:, new])]
         # Once in a million runs two keys of a page share a first half: one of them waits for the next run.
         new = new[np.sort(np.unique(hashes[0, new], return_index=True)[1])]
         self._claimed.add(hashes[:, new])
-        return page.take(pa.array(new))
+        return new
+
+
+def claim_for_each(ledgers: Sequence[Ledger], page: pa.Table) -> tuple[pa.Table, list[int]]:
+    """The rows of ``page`` that are new work by any of the ledgers, one per teacher; claimed in all that lack them.
+
+    Returns:
+        The rows, with the column ``teachers``: bit t tells that ledger t lacks the key. And for every ledger how
+        many it lacks.
+    """
+    hashes = hash_keys(page["uri"], page["identity"])
+    teachers = np.zeros(page.num_rows, np.uint32)
+    lacking = []
+    for number, ledger in enumerate(ledgers):
+        new = ledger.claim_hashes(hashes)
+        teachers[new] |= np.uint32(1 << number)
+        lacking.append(len(new))
+    rows = np.flatnonzero(teachers)
+    return page.take(pa.array(rows)).append_column("teachers", pa.array(teachers[rows])), lacking

@@ -56,13 +56,29 @@ def unit_stats(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> Stats:
     }
 
 
+def joint_stats(statuses: dict[str, int], parts: Sequence[Stats]) -> Stats:
+    """The description of a unit that several teachers labelled: images count once, predictions once per teacher.
+
+    Args:
+        statuses: images per status.
+        parts: what `unit_stats` says of the rows of each teacher.
+    """
+    names = parts[0]["samples"]
+    samples = {name: _smallest(found for part in parts for found in part["samples"][name]) for name in names}
+    return {
+        "statuses": statuses,
+        "confidence": np.sum([part["confidence"] for part in parts], axis=0).tolist(),
+        "samples": samples,
+    }
+
+
 def _smallest(samples: Iterable[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
     unique = {sample[0]: sample for sample in samples}
     return [unique[digest] for digest in sorted(unique)[:SAMPLES_PER_CLASS]]
 
 
 class Progress:
-    """The sums of a run.
+    """The sums of a run, or of one teacher's share of it.
 
     Args:
         classes: K names.
@@ -71,10 +87,10 @@ class Progress:
         device: ``cpu`` or ``cuda``.
 
     Attributes:
-        statuses: rows per status.
-        confidence: int64 (K, `CONFIDENCE_BINS`).
+        statuses: images per status.
+        confidence: int64 (K, `CONFIDENCE_BINS`), of the predictions of all teachers.
         samples: of every class some (digest, uri, confidence).
-        timeline: (seconds since the start, rows by then), evenly thinned.
+        timeline: (seconds since the start, images by then), evenly thinned.
     """
 
     def __init__(self, classes: Sequence[str], threshold: float, actors: int, device: str) -> None:
@@ -92,16 +108,16 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """Rows so far."""
+        """Images so far."""
         return self.statuses.total()
 
     @property
     def failed(self) -> int:
-        """Rows without a prediction so far."""
+        """Images without a prediction so far."""
         return self.done - self.statuses[OK]
 
     def add(self, stats: Stats) -> None:
-        """Adds what `unit_stats` says of a unit."""
+        """Adds what `unit_stats` or `joint_stats` says of a unit."""
         self.statuses.update(stats["statuses"])
         self.confidence += np.asarray(stats["confidence"], np.int64)
         for name, found in stats["samples"].items():
@@ -156,12 +172,18 @@ class Progress:
             parts.append(" ".join(f"{name} {count / total:.0%}" for name, count in shares if count))
         return ", ".join(parts)
 
-    def to_json(self) -> dict[str, Any]:
-        """For the run's summary."""
+    def predictions(self) -> dict[str, Any]:
+        """What came of the images, without what it took."""
         return {
             "statuses": {status: count for status, count in sorted(self.statuses.items()) if count},
             "predicted": self.labels(),
             "sure_share": round(self.sure_share(), 4),
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """For the run's summary."""
+        return {
+            **self.predictions(),
             "images_per_second": round(self.rate(), 1),
             "gpu_hours" if self.device == "cuda" else "core_hours": round(self.device_hours(self.seconds), 4),
         }
@@ -170,27 +192,37 @@ class Progress:
 class Metrics:
     """The same figures as Ray metrics, under the names that Prometheus sees.
 
-    ``ray_fer_labelled_images_total{status}``, ``ray_fer_predictions_total{label}``, ``ray_fer_images_per_second``,
-    ``ray_fer_sure_share`` and ``ray_fer_images_left`` (-1 while the listing goes on); all with ``run``.
+    ``ray_fer_labelled_images_total{status}``, ``ray_fer_predictions_total{label,model}``,
+    ``ray_fer_images_per_second``, ``ray_fer_sure_share`` and ``ray_fer_images_left`` (-1 while the listing goes on);
+    all with ``run``.
     """
 
     def __init__(self, run: str) -> None:
         # Ray puts "ray_" before every name, and Prometheus's exporter "_total" behind a counter's.
-        self._images = ray.util.metrics.Counter("fer_labelled_images", "Rows written", ("run", "status"))
-        self._labels = ray.util.metrics.Counter("fer_predictions", "Predictions by class", ("run", "label"))
-        self._rate = ray.util.metrics.Gauge("fer_images_per_second", "Rows per second", ("run",))
+        self._images = ray.util.metrics.Counter("fer_labelled_images", "Images labelled", ("run", "status"))
+        labels = ("run", "label", "model")
+        self._labels = ray.util.metrics.Counter("fer_predictions", "Predictions by class", labels)
+        self._rate = ray.util.metrics.Gauge("fer_images_per_second", "Images per second", ("run",))
         self._sure = ray.util.metrics.Gauge("fer_sure_share", "Predictions above the threshold", ("run",))
         self._left = ray.util.metrics.Gauge("fer_images_left", "Images to go, -1 while unknown", ("run",))
         for metric in (self._images, self._labels, self._rate, self._sure, self._left):
             metric.set_default_tags({"run": run})
 
-    def add(self, stats: Stats, progress: Progress, left: int | None) -> None:
-        """Publishes a unit and the sums that it led to."""
-        for status, count in stats["statuses"].items():
+    def add(self, statuses: dict[str, int], parts: dict[str, Stats], progress: Progress, left: int | None) -> None:
+        """Publishes a unit and the sums that it led to.
+
+        Args:
+            statuses: its images per status.
+            parts: for each model what `unit_stats` says of its rows.
+            progress: of the run, the unit included.
+            left: images to go; None while the listing goes on.
+        """
+        for status, count in statuses.items():
             self._images.inc(count, {"status": status})
-        for name, bins in zip(progress.classes, stats["confidence"], strict=True):
-            if count := sum(bins):
-                self._labels.inc(count, {"label": name})
+        for model, stats in parts.items():
+            for name, bins in zip(progress.classes, stats["confidence"], strict=True):
+                if count := sum(bins):
+                    self._labels.inc(count, {"label": name, "model": model})
         self._rate.set(progress.rate())
         self._sure.set(progress.sure_share())
         self._left.set(-1 if left is None else left)

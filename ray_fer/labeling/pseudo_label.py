@@ -1,7 +1,8 @@
-"""The main job: the teacher's predictions for every image of the sources, each exactly once per content and model.
+"""The main job: the teachers' predictions for every image of the sources, each exactly once per content and model.
 
 List → diff against the ledger → units → Ray Data graph → commit, as one stream: the driver holds 24 bytes per labelled
-image, a few pages of keys, and the descriptions of files that are not committed yet.
+image and model, a few pages of keys, and the descriptions of files that are not committed yet. Several teachers share
+the listing, the units and the decoded images; each has its own ledger and its own commits.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import botocore.exceptions
 import pyarrow as pa
+from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from ray_fer import storage
@@ -24,12 +26,12 @@ from ray_fer.config import PseudoLabelConfig, SelectPseudoLabelsConfig
 from ray_fer.data.sources import check_sources, list_sources
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.commit import Committer
-from ray_fer.labeling.ledger import Ledger
+from ray_fer.labeling.ledger import Ledger, claim_for_each
 from ray_fer.labeling.maintenance import compact
-from ray_fer.labeling.progress import Metrics, Progress
+from ray_fer.labeling.progress import Metrics, Progress, Stats, joint_stats
 from ray_fer.labeling.table import OK, WrittenFile, create_table, open_table, scan_keys
 from ray_fer.models.artifact import resolve_precision
-from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, open_teacher
+from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, check_together, open_teacher
 
 log = logging.getLogger(__name__)
 
@@ -46,24 +48,26 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
 
     Returns:
         The summary: counts of listed, skipped, already labelled and newly labelled images by status, the model id, the
-        table and its version.
+        table and its version. With several teachers an image is already labelled when none of them lacks it, and
+        ``models`` has the counts of each.
 
     Raises:
         UserError: for bad input, before any cluster work; and when so many images fail that something else is wrong.
     """
-    teacher = _checked(config)
-    config = config.model_copy(update={"teacher": teacher.uri, "table": storage.normalise(config.table)})
-    if isinstance(teacher, OnnxTeacher):
+    teachers = _checked(config)
+    places = {"teacher": [teacher.uri for teacher in teachers], "table": storage.normalise(config.table)}
+    config = config.model_copy(update=places)
+    if any(isinstance(teacher, OnnxTeacher) for teacher in teachers):
         config = config.model_copy(update={"device": "cpu"})
     if config.dry_run:
         from ray_fer.labeling.explain import dry_run
 
-        return dry_run(config, teacher)
+        return dry_run(config, teachers)
 
     from ray_fer import cluster
 
     cluster.connect()
-    run = _Run(config, teacher)
+    run = _Run(config, teachers)
     run.go()
     if run.progress.done:
         run.compact()
@@ -87,23 +91,27 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
     return summary
 
 
-def _checked(config: PseudoLabelConfig) -> Teacher:
-    """The teacher, once everything that can be known to be wrong before the cluster is there has been looked at."""
+def _checked(config: PseudoLabelConfig) -> list[Teacher]:
+    """The teachers, once everything that can be known to be wrong before the cluster is there has been looked at."""
     places = [("table", config.table), ("select", config.select or ".")]
     for key, uri in places:
         storage.normalise_argument(key, uri)
-    try:
-        teacher = open_teacher(config.teacher)
-    except UserError as error:
-        raise UserError(f"teacher={error}") from None
-    check_teacher(teacher, config.engine, config.device, config.precision)
+    teachers: list[Teacher] = []
+    for uri in config.teacher:
+        try:
+            teachers.append(open_teacher(uri))
+        except UserError as error:
+            raise UserError(f"teacher={error}") from None
+    check_together(teachers)
+    for teacher in teachers:
+        check_teacher(teacher, config.engine, config.device, config.precision)
     check_sources(config.source)
     for manifest in config.selection.exclude:
         _check_exists("selection.exclude", manifest)
     if config.feedback:
         _check_exists("feedback", config.feedback)
-    (open_table if config.dry_run else create_table)(config.table, teacher.classes)
-    return teacher
+    (open_table if config.dry_run else create_table)(config.table, teachers[0].classes)
+    return teachers
 
 
 def _check_exists(key: str, uri: str) -> None:
@@ -115,10 +123,64 @@ def _check_exists(key: str, uri: str) -> None:
         raise UserError(f"{key}={uri}: no such file or folder")
 
 
-class _Run:
-    """One run of the job: its counts, its table, and what is written but not committed."""
+class _Model:
+    """One teacher's part of a run: what it lacks, its counts, and its files that are written but not committed.
 
-    def __init__(self, config: PseudoLabelConfig, teacher: Teacher) -> None:
+    Args:
+        table: of the run; its teachers share it.
+        teacher: where the model is.
+        model: its id.
+        run: of which this is a part.
+        max_attempts: rows with a transient failure after which an image is left alone.
+        progress: of this teacher alone.
+    """
+
+    def __init__(
+        self, table: DeltaTable, teacher: str, model: str, run: str, max_attempts: int, progress: Progress
+    ) -> None:
+        self.teacher, self.id, self.progress = teacher, model, progress
+        self.committer = Committer(table, model, run)
+        self.ledger = Ledger(scan_keys(table, model), max_attempts)
+        self.lacking = 0
+        self.by_others = 0
+        self.pending: list[WrittenFile] = []
+        self.overwritten: list[tuple[str, str]] = []
+
+    def add(self, file: WrittenFile, stats: Stats, watch: bool) -> None:
+        """Takes note of a file that a worker has written."""
+        self.progress.add(stats)
+        self.pending.append(file)
+        if watch:
+            self.overwritten += stats["overwritten"]
+
+    def claim_overwritten(self) -> None:
+        """Lets the next listing find what was read under another identity than it was listed with."""
+        if self.overwritten:
+            uri, identity = zip(*self.overwritten, strict=True)
+            self.ledger.claim(pa.table({"uri": pa.array(uri), "identity": pa.array(identity)}))
+            self.overwritten = []
+
+    def commit(self) -> None:
+        """Commits what is pending."""
+        if self.pending:
+            self.by_others += self.committer.commit(self.pending)
+            self.pending = []
+
+    def summary(self, listed: int) -> dict[str, Any]:
+        """What the teacher did, for machines; ``listed`` images were there."""
+        return {
+            "teacher": self.teacher,
+            "already_labelled": listed - self.lacking,
+            "labelled": self.progress.done - self.by_others,
+            "labelled_by_others": self.by_others,
+            **self.progress.predictions(),
+        }
+
+
+class _Run:
+    """One run of the job: its counts, its table, and the teachers' parts."""
+
+    def __init__(self, config: PseudoLabelConfig, teachers: Sequence[Teacher]) -> None:
         from ray_fer import cluster
         from ray_fer.labeling.graph import Plan
 
@@ -135,46 +197,47 @@ class _Run:
         self.plan = Plan(
             config,
             run=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}",
-            model=teacher.model_id(precision, config.flip),
+            models=tuple(teacher.model_id(precision, config.flip) for teacher in teachers),
             device=device,
             precision=precision,
             actors=config.actors or max(1, slots),
-            image_size=teacher.image_size,
+            image_sizes=tuple(teacher.image_size for teacher in teachers),
         )
-        self.table = create_table(config.table, teacher.classes)
-        self.committer = Committer(self.table, self.plan.model, self.plan.run)
-        self.ledger = Ledger(scan_keys(self.table, self.plan.model), config.max_attempts)
+        self.table = create_table(config.table, teachers[0].classes)
+        self.progress = self._progress(teachers[0])
+        self.models = [
+            _Model(self.table, teacher.uri, model, self.plan.run, config.max_attempts, self._progress(teacher))
+            for teacher, model in zip(teachers, self.plan.models, strict=True)
+        ]
         self.listing: Counter[str] = Counter()
         self.listed_all = False
         self.already = 0
-        self.by_others = 0
-        self.pending: list[WrittenFile] = []
-        self.overwritten: list[tuple[str, str]] = []
         self.committed_at = self.reported_at = time.monotonic()
-        self.progress = Progress(teacher.classes, config.selection.threshold, self.plan.actors, device)
         self.metrics = Metrics(self.plan.run)
         self.write("config.json", config.model_dump())
-        log.info(
-            "run %s: model %s on %s, table holds %d of its rows",
-            self.plan.run,
-            self.plan.model,
-            device,
-            self.ledger.rows,
-        )
+        for model in self.models:
+            log.info(
+                "run %s: model %s on %s, table holds %d of its rows", self.plan.run, model.id, device, model.ledger.rows
+            )
+
+    def _progress(self, teacher: Teacher) -> Progress:
+        return Progress(teacher.classes, self.config.selection.threshold, self.plan.actors, self.plan.device)
 
     def compact(self) -> None:
         """Joins the small files that the run has left; every row is committed, so a failure is only a warning."""
-        try:
-            compact(self.table, self.plan.model)
-        except (OSError, DeltaError, botocore.exceptions.BotoCoreError) as error:
-            log.warning("small files were not joined: %s", one_line(error))
+        for model in self.models:
+            try:
+                compact(self.table, model.id)
+            except (OSError, DeltaError, botocore.exceptions.BotoCoreError) as error:
+                log.warning("small files were not joined: %s", one_line(error))
 
     def report(self, summary: dict[str, Any]) -> str | None:
         """Writes the page about the run and answers with its URI; None where that fails."""
         from ray_fer.labeling.run_report import run_report
 
         try:
-            return self.write("report.html", run_report(summary, self.progress))
+            by_model = {model.id: model.progress for model in self.models}
+            return self.write("report.html", run_report(summary, self.progress, by_model))
         except UserError as error:
             log.warning("no report: %s", error)
             return None
@@ -225,17 +288,19 @@ class _Run:
         from ray_fer.labeling.graph import label
 
         self.listed_all = False
-        self._claim_overwritten()
+        for model in self.models:
+            model.claim_overwritten()
         before = self.progress.done
         try:
             # A run that fails closes the stream at once: its threads must not outlive Ray.
             with contextlib.closing(label(self._new_pages(), self.plan)) as units:
-                for written, stats in units:
-                    self.progress.add(stats)
-                    self.metrics.add(stats, self.progress, self._left())
-                    self.pending.append(written)
-                    if self.config.watch is not None:
-                        self.overwritten += stats["overwritten"]
+                for unit in units:
+                    self.progress.add(joint_stats(unit.statuses, list(unit.stats.values())))
+                    self.metrics.add(unit.statuses, unit.stats, self.progress, self._left())
+                    for model in self.models:
+                        if model.id in unit.files:
+                            watch = self.config.watch is not None
+                            model.add(unit.files[model.id], unit.stats[model.id], watch)
                     self._commit(self.config.commit_seconds)
                     self._report(PROGRESS_SECONDS)
                     self._check_failures()
@@ -246,18 +311,13 @@ class _Run:
 
     def _new_pages(self) -> Iterator[pa.Table]:
         for page in list_sources(self.config.source, self.listing):
-            new = self.ledger.claim(page)
+            new, lacking = claim_for_each([model.ledger for model in self.models], page)
             self.already += page.num_rows - new.num_rows
+            for model, count in zip(self.models, lacking, strict=True):
+                model.lacking += count
             if new.num_rows:
                 yield new
         self.listed_all = True
-
-    def _claim_overwritten(self) -> None:
-        """Lets the next listing find what was read under another identity than it was listed with."""
-        if self.overwritten:
-            uri, identity = zip(*self.overwritten, strict=True)
-            self.ledger.claim(pa.table({"uri": pa.array(uri), "identity": pa.array(identity)}))
-            self.overwritten = []
 
     def _left(self) -> int | None:
         if not self.listed_all:
@@ -265,9 +325,10 @@ class _Run:
         return self.listing["listed"] - self.already - self.progress.done
 
     def _commit(self, patience: float) -> None:
-        if self.pending and time.monotonic() - self.committed_at >= patience:
-            self.by_others += self.committer.commit(self.pending)
-            self.pending = []
+        pending = any(model.pending for model in self.models)
+        if pending and time.monotonic() - self.committed_at >= patience:
+            for model in self.models:
+                model.commit()
             self.committed_at = time.monotonic()
 
     def _report(self, patience: float) -> None:
@@ -292,16 +353,23 @@ class _Run:
 
     def summary(self) -> dict[str, Any]:
         """What the run did, for machines."""
+        model, *others = self.models
+        listed = self.listing["listed"]
+        mine: dict[str, Any] = {"model": model.id}
+        counts = {"labelled": self.progress.done - model.by_others, "labelled_by_others": model.by_others}
+        if others:
+            # Another run may have been faster with one teacher's row of an image alone, so it counts for each.
+            mine = {"models": {each.id: each.summary(listed) for each in self.models}}
+            counts = {"labelled": self.progress.done}
         return {
             "run": self.plan.run,
-            "model": self.plan.model,
+            **mine,
             "table": self.config.table,
             "version": self.table.version(),
-            "listed": self.listing["listed"],
+            "listed": listed,
             "skipped": self.listing["skipped"],
             "already_labelled": self.already,
-            "labelled": self.progress.done - self.by_others,
-            "labelled_by_others": self.by_others,
+            **counts,
             "seconds": round(self.progress.seconds, 1),
             **self.progress.to_json(),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ray_fer.evaluation.face_sheet import face_sheet
@@ -10,14 +11,16 @@ from ray_fer.evaluation.report import Report
 from ray_fer.labeling.progress import Progress
 
 
-def run_report(summary: dict[str, Any], progress: Progress) -> str:
+def run_report(summary: dict[str, Any], progress: Progress, by_model: Mapping[str, Progress]) -> str:
     """The HTML page of a run.
 
     Args:
         summary: what the job returns.
         progress: the run's sums; its samples are read again for their crops.
+        by_model: the sums of each teacher.
     """
-    report = Report("Pseudo-labels", f"run {summary['run']}, model {summary['model']}, table {summary['table']}")
+    models = f"model{'s' * (len(by_model) > 1)} {', '.join(by_model)}"
+    report = Report("Pseudo-labels", f"run {summary['run']}, {models}, table {summary['table']}")
     report.key_numbers(
         {
             "labelled": summary["labelled"],
@@ -28,17 +31,23 @@ def run_report(summary: dict[str, Any], progress: Progress) -> str:
         }
     )
     report.section("Throughput")
-    report.figure(throughput_plot(progress.timeline), "Rows per second, as units were finished.")
+    report.figure(throughput_plot(progress.timeline), "Images per second, as units were finished.")
     labels = progress.labels()
     sure = progress.confidence[:, round(progress.threshold * progress.confidence.shape[1]) :].sum(axis=1)
     above = f"at {progress.threshold:g} or more"
     report.section("Predictions")
     mixes = {"predicted": list(labels.values()), above: sure.tolist()}
+    if len(by_model) > 1:
+        mixes = {model: list(part.labels().values()) for model, part in by_model.items()}
     report.figure(class_histogram(mixes, progress.classes, title="Predicted classes"))
     report.figure(confidence_histogram(progress.confidence, progress.classes, threshold=progress.threshold))
     failures = {status: count for status, count in summary["statuses"].items() if status != "ok"}
     if failures:
-        report.table(["status", "rows"], [list(item) for item in failures.items()])
+        report.table(["status", "images"], [list(item) for item in failures.items()])
+    if len(by_model) > 1:
+        counts = ("teacher", "labelled", "already_labelled", "sure_share")
+        rows = [[model, *(part[count] for count in counts)] for model, part in summary["models"].items()]
+        report.table(["model", "teacher", "labelled", "already labelled", above], rows)
     chosen = [
         (uri, f"{name}\n{confidence:.2f}")
         for name in progress.classes

@@ -4,6 +4,9 @@ Of each object only the newest content counts, of each picture (by digest) only 
 in an excluded manifest (validation, test, the labelled set) never become pseudo-labels. The newest content is the one
 labelled last: an object that was overwritten and then restored is not labelled again, so it is not told from its
 content in between.
+
+Of several teachers only what all of them have predicted counts, by the content of the object: where one of them is
+behind with an overwritten object, there is nothing to combine.
 """
 
 from __future__ import annotations
@@ -22,15 +25,16 @@ import xxhash
 from deltalake import DeltaTable
 
 from ray_fer import storage
-from ray_fer.config import SelectPseudoLabelsConfig
+from ray_fer.config import SelectPseudoLabelsConfig, as_argument
 from ray_fer.data.manifests import read_manifest
 from ray_fer.data.read import Item, read_objects
 from ray_fer.errors import UserError
 from ray_fer.feedback.actor import load_snapshot
 from ray_fer.feedback.formulas import FeedbackConfig
+from ray_fer.labeling.ensemble import ENSEMBLES
 from ray_fer.labeling.rules import RULES, debias
 from ray_fer.labeling.table import OK, files_of, open_table
-from ray_fer.models.teacher import Teacher, open_teacher
+from ray_fer.models.teacher import Teacher, check_together, open_teacher
 
 log = logging.getLogger(__name__)
 
@@ -57,17 +61,24 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
         The summary: accepted in total and per class, predictions considered, what was left out and why.
 
     Raises:
-        UserError: when the table holds no prediction of the teacher, or its classes are others.
+        UserError: when the table holds no prediction of a teacher, or its classes are others.
     """
-    teacher = open_teacher(config.teacher)
-    table = _opened(config, teacher)
-    model = _model_in(table, teacher, config)
+    teachers, table = _opened(config)
+    models = [_model_in(table, teacher, config) for teacher in teachers]
+    teacher = teachers[0]
     excluded = excluded_digests(config.selection.exclude, teacher.classes)
-    predictions, left_out = newest_predictions(table, model, excluded)
+    predictions, left_out = newest_predictions(table, models, excluded)
     if predictions.is_empty():
-        raise UserError(f"table={config.table}: no usable prediction of teacher={config.teacher}")
+        raise UserError(f"table={config.table}: no usable prediction of {as_argument('teacher', config.teacher)}")
 
     n_classes = len(teacher.classes)
+    vectors = [predictions[column].list.to_array(n_classes).to_numpy() for column in _probs_of(models)]
+    combined = ENSEMBLES[config.selection.ensemble](np.stack(vectors))
+    mine: dict[str, Any] = {"teacher": teacher.id, "model": models[0]}
+    if len(teachers) > 1:
+        mine = {"teachers": [each.id for each in teachers], "models": models}
+        left_out["disagreed"] = len(predictions) - len(combined.rows)
+        predictions = predictions[combined.rows]
     thresholds = np.full(n_classes, config.selection.threshold)
     class_weights, log_prior, version = np.ones(n_classes), None, 0
     if config.feedback:
@@ -78,8 +89,7 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
         class_weights, log_prior = np.asarray(snapshot.sampling_weights), np.asarray(snapshot.log_debiasing_prior)
         version = snapshot.version
 
-    raw = predictions["probs"].list.to_array(n_classes).to_numpy()
-    probs = debias(raw, log_prior)
+    probs = debias(combined.probs, log_prior)
     accepted = RULES[config.selection.rule](probs, thresholds, class_weights, config.selection)
     targets = probs[accepted.rows]
     if config.selection.targets == "hard":
@@ -94,11 +104,10 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
     ]
     selection = pa.Table.from_arrays(columns, schema=SELECTION_SCHEMA)
     counts = Counter(names[accepted.labels].tolist())
-    predicted = Counter(names[raw.argmax(axis=1)].tolist())
+    predicted = Counter(names[combined.probs.argmax(axis=1)].tolist())
     summary = {
         "classes": list(teacher.classes),
-        "teacher": teacher.id,
-        "model": model,
+        **mine,
         "table": storage.normalise(config.table),
         "version": table.version(),
         "feedback_version": version,
@@ -119,23 +128,26 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
 
 
 def predicted_counts(config: SelectPseudoLabelsConfig) -> npt.NDArray[np.int64]:
-    """How often the teacher's predictions name each class, int64 (K,), over every usable row of the table.
+    """How often the teachers' predictions name each class, int64 (K,), over every usable row of the table.
 
     Raises:
-        UserError: when the table holds no prediction of the teacher, or its classes are others.
+        UserError: when the table holds no prediction of a teacher, or its classes are others.
     """
-    teacher = open_teacher(config.teacher)
-    table = _opened(config, teacher)
-    rows = table.to_pyarrow_dataset(partitions=[("model", "=", _model_in(table, teacher, config))])
-    counts = Counter(rows.to_table(columns=["label"]).column("label").drop_null().to_pylist())
-    return np.array([counts[name] for name in teacher.classes], np.int64)
+    teachers, table = _opened(config)
+    counts: Counter[str] = Counter()
+    for teacher in teachers:
+        rows = table.to_pyarrow_dataset(partitions=[("model", "=", _model_in(table, teacher, config))])
+        counts.update(rows.to_table(columns=["label"]).column("label").drop_null().to_pylist())
+    return np.array([counts[name] for name in teachers[0].classes], np.int64)
 
 
-def _opened(config: SelectPseudoLabelsConfig, teacher: Teacher) -> DeltaTable:
-    table = open_table(config.table, teacher.classes)
+def _opened(config: SelectPseudoLabelsConfig) -> tuple[list[Teacher], DeltaTable]:
+    teachers = [open_teacher(uri) for uri in config.teacher]
+    check_together(teachers)
+    table = open_table(config.table, teachers[0].classes)
     if table is None:
         raise UserError(f"table={config.table}: no predictions table there")
-    return table
+    return teachers, table
 
 
 def _model_in(table: DeltaTable, teacher: Teacher, config: SelectPseudoLabelsConfig) -> str:
@@ -144,23 +156,47 @@ def _model_in(table: DeltaTable, teacher: Teacher, config: SelectPseudoLabelsCon
     for model in (teacher.model_id(precision, flip) for flip in flips for precision in formats):
         if files_of(table, model):
             return model
-    raise UserError(f"table={config.table}: holds no prediction of teacher={config.teacher} (model {teacher.id})")
+    raise UserError(f"table={config.table}: holds no prediction of teacher={teacher.uri} (model {teacher.id})")
 
 
-def newest_predictions(table: DeltaTable, model: str, excluded: set[bytes]) -> tuple[pl.DataFrame, dict[str, int]]:
-    """The usable predictions of ``model``: (uri, probs), sorted by uri.
+def _probs_of(models: Sequence[str]) -> list[str]:
+    return [f"probs_{number}" for number in range(len(models))]
+
+
+def newest_predictions(
+    table: DeltaTable, models: Sequence[str], excluded: set[bytes]
+) -> tuple[pl.DataFrame, dict[str, int]]:
+    """The usable predictions of ``models``: (uri, probs_0, probs_1, …) with a column for each model, sorted by uri.
 
     Of the rows about one content of an object a success counts before a failure, however late that failure came: two
     runs at once may read the same object, and only one of them in vain.
 
     Args:
         table: the predictions.
-        model: a model id.
+        models: ids.
         excluded: digests of pictures to leave out.
 
     Returns:
-        The predictions, and how many rows were left out as ``superseded``, ``failed``, ``duplicate`` and ``excluded``.
+        The predictions, and how many were left out: rows as ``superseded`` and ``failed``; objects as ``incomplete``
+        (with several models: not all of them have predicted this content), ``duplicate`` and ``excluded``.
     """
+    left_out = {"superseded": 0, "failed": 0}
+    newest = [_newest(table, model, left_out) for model in models]
+    good = newest[0].rename({"probs": "probs_0"})
+    for number, other in enumerate(newest[1:], 1):
+        # Of one content, not merely of one object: a model may be behind with what was overwritten.
+        theirs = other.rename({"probs": f"probs_{number}"})
+        good = good.join(theirs, on=["uri", "digest"], how="inner", maintain_order="left")
+    if len(models) > 1:
+        left_out["incomplete"] = pl.concat([each["uri"] for each in newest]).n_unique() - len(good)
+    unique = good.unique("digest", keep="first", maintain_order=True)
+    kept = unique.filter(~pl.col("digest").is_in(pl.Series("digest", list(excluded), pl.Binary).implode()))
+    left_out |= {"duplicate": len(good) - len(unique), "excluded": len(unique) - len(kept)}
+    return kept.select("uri", *_probs_of(models)), left_out
+
+
+def _newest(table: DeltaTable, model: str, left_out: dict[str, int]) -> pl.DataFrame:
+    """(uri, digest, probs) of the newest content of every object that ``model`` has a prediction of, sorted by uri."""
     columns = ["uri", "identity", "digest", "probs", "status", "labelled_at"]
     rows = table.to_pyarrow_dataset(file_pruning_predicate=[("model", "=", model)]).to_table(columns=columns)
     frame = pl.DataFrame(pl.from_arrow(rows))
@@ -168,15 +204,9 @@ def newest_predictions(table: DeltaTable, model: str, excluded: set[bytes]) -> t
     order = [pl.col("uri"), seen, pl.col("identity"), pl.col("status") == OK, pl.col("labelled_at")]
     newest = frame.sort(order).unique("uri", keep="last", maintain_order=True)
     good = newest.filter(pl.col("status") == OK)
-    unique = good.unique("digest", keep="first", maintain_order=True)
-    kept = unique.filter(~pl.col("digest").is_in(pl.Series("digest", list(excluded), pl.Binary).implode()))
-    left_out = {
-        "superseded": len(frame) - len(newest),
-        "failed": len(newest) - len(good),
-        "duplicate": len(good) - len(unique),
-        "excluded": len(unique) - len(kept),
-    }
-    return kept.select("uri", "probs"), left_out
+    left_out["superseded"] += len(frame) - len(newest)
+    left_out["failed"] += len(newest) - len(good)
+    return good.select("uri", "digest", "probs")
 
 
 def excluded_digests(manifests: Sequence[str], classes: Sequence[str]) -> set[bytes]:

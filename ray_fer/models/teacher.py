@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -182,6 +183,19 @@ def check_teacher(teacher: Teacher, engine: str = "auto", device: str = "auto", 
     if isinstance(teacher, OnnxTeacher):
         where = (teacher.uri, teacher.sidecar_uri)
         check_outputs(onnx_engine(teacher.path, teacher.sidecar, *where, batch_size=2), teacher.sidecar, *where)
+
+
+def check_together(teachers: Sequence[Teacher]) -> None:
+    """Raises `UserError` when ``teachers`` cannot label one table, or two of them are the same model."""
+    first = teachers[0]
+    seen: dict[str, str] = {}
+    for teacher in teachers:
+        if teacher.classes != first.classes:
+            theirs, ours = ", ".join(teacher.classes), ", ".join(first.classes)
+            raise UserError(f"teacher={teacher.uri}: its classes are {theirs}; those of teacher={first.uri} are {ours}")
+        if teacher.id in seen:
+            raise UserError(f"teacher={teacher.uri}: the same model as teacher={seen[teacher.id]}")
+        seen[teacher.id] = teacher.uri
 
 
 def check_place(teacher: Teacher, engine: str, device: str, precision: str) -> None:

@@ -16,7 +16,14 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ray_fer.data.decode import BACKGROUND, DecodeError, decode, decode_into, has_image_extension
+from ray_fer.data.decode import (
+    BACKGROUND,
+    DecodeError,
+    decode,
+    decode_into,
+    decode_into_each,
+    has_image_extension,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -128,6 +135,54 @@ def test_dct_scaling_shifts_nothing(side: int) -> None:
     smooth = np.asarray(Image.fromarray(blocks).resize((side, side), Image.Resampling.BICUBIC))
     data = encoded(smooth, "JPEG", quality=95, subsampling=0)
     assert distance(decode(data, 112), squashed(simplejpeg.decode_jpeg(data), 112)) < 0.7
+
+
+def each(data: bytes, *sides: int, cover: int) -> list[Pixels]:
+    outs = [np.empty((side, side, 3), np.uint8) for side in sides]
+    decode_into_each(data, outs, cover)
+    return outs
+
+
+@pytest.mark.parametrize("side", DCT_SIDES)
+@pytest.mark.parametrize("small", [24, 48, 64])
+def test_a_smaller_crop_beside_a_larger_one_is_like_the_one_decoded_alone(side: int, small: int) -> None:
+    """The tolerance is that of the scaled path; the larger crop is the very same."""
+    data = encoded(natural(side), "JPEG", quality=92)
+    larger, smaller = each(data, 112, small, cover=112)
+    np.testing.assert_array_equal(larger, decode(data, 112))
+    assert distance(smaller, decode(data, small)) < 5.5
+    full = Image.fromarray(simplejpeg.decode_jpeg(data))
+    assert distance(smaller, np.asarray(full.resize((small, small), Image.Resampling.BILINEAR))) < 5.5
+
+
+@pytest.mark.parametrize("side", DCT_SIDES)
+def test_a_smaller_crop_beside_a_larger_one_is_not_shifted(side: int) -> None:
+    blocks = np.random.default_rng(side).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(blocks).resize((side, side), Image.Resampling.BICUBIC))
+    data = encoded(smooth, "JPEG", quality=95, subsampling=0)
+    assert distance(each(data, 64, cover=112)[0], squashed(simplejpeg.decode_jpeg(data), 64)) < 0.7
+
+
+def test_a_crop_does_not_depend_on_what_is_wanted_beside_it() -> None:
+    data = encoded(natural(700), "JPEG", quality=92)
+    alone, beside = each(data, 48, cover=112)[0], each(data, 112, 48, 64, cover=112)[1]
+    np.testing.assert_array_equal(alone, beside)
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_other_formats_are_the_same_in_any_company(name: str) -> None:
+    data = LOSSLESS[name](picture())
+    for side, crop in zip((96, 32), each(data, 96, 32, cover=96), strict=True):
+        np.testing.assert_array_equal(crop, decode(data, side))
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_every_crop_is_upright(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(), "JPEG", exif=exif)
+    for side, crop in zip((64, 32), each(data, 64, 32, cover=64), strict=True):
+        assert distance(crop, decode(data, side)) < 2
 
 
 def test_small_jpeg_is_enlarged_smoothly() -> None:
@@ -451,6 +506,8 @@ def test_failure_leaves_the_batch_row_alone() -> None:
     data = encoded(picture(32, 32), "JPEG")
     with pytest.raises(DecodeError):
         decode_into(data[:-100], row)
+    with pytest.raises(DecodeError):
+        decode_into_each(data[:-100], [row, row[:24, :24]], 32)
     assert (row == 7).all()
 
 

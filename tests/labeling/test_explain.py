@@ -61,7 +61,8 @@ def test_a_listing_against_a_table() -> None:
         labelled(["/ab/x", "/b/y", "/c"]),
     ]
     pages = [page(["/a/0", "/a/1"]), page(["/a/2"], "v2"), page([f"/a/new{i}" for i in range(5)])]
-    tally = explain(pages, pl.concat(held), 3, ["/a", "/c"])
+    (tally,), to_label = explain(pages, [pl.concat(held)], 3, ["/a", "/c"])
+    assert to_label == 6
     assert {kind: count for kind, count in tally.counts.items() if count} == {
         "new": 5,
         "changed": 1,
@@ -75,24 +76,35 @@ def test_a_listing_against_a_table() -> None:
     assert "failed_permanent" not in tally.examples
 
 
+def test_each_of_several_models_has_its_own_tally() -> None:
+    pages = [page(["/a/0", "/a/1"]), page(["/a/2"])]
+    tallies, to_label = explain(pages, [labelled(["/a/0", "/a/9"]), labelled(["/a/0", "/a/1"])], 3, ["/a"])
+    assert to_label == 2
+    counts = [{kind: count for kind, count in tally.counts.items() if count} for tally in tallies]
+    assert counts == [{"new": 2, "done": 1, "gone": 1}, {"new": 1, "done": 2}]
+
+
 def test_an_empty_table_and_pages_of_chunks() -> None:
     whole = pa.concat_tables([page(["/a/0"]), page(["/a/1"])])
-    assert explain([whole], labelled(), 3, ["/a"]).counts["new"] == 2
+    (tally,), _ = explain([whole], [labelled()], 3, ["/a"])
+    assert tally.counts["new"] == 2
 
 
 def test_the_rate_is_that_of_the_last_runs_that_labelled(tmp_path: Path) -> None:
-    assert images_per_second(str(tmp_path), "m") is None
+    assert images_per_second(str(tmp_path), ["m"]) is None
     summaries: dict[str, dict[str, Any]] = {
         "20260101T000000-a": {"model": "m", "labelled": 10**6, "images_per_second": 1e6},
         **{f"2026020{i}T000000-b": {"model": "m", "labelled": 100, "images_per_second": 10.0} for i in range(1, 6)},
         "20260301T000000-c": {"model": "other", "labelled": 10**6, "images_per_second": 1e6},
         "20260302T000000-d": {"model": "m", "labelled": 0, "images_per_second": 0.0},
         "20260303T000000-e": {"model": "m", "labelled": 7},
+        "20260303T000001-e": {"models": {"m": {}, "n": {}}, "labelled": 7, "images_per_second": 2.0},
     }
     for name, summary in summaries.items():
         storage.write_json(str(tmp_path / "_runs" / name / "summary.json"), summary)
     storage.write_json(str(tmp_path / "_runs" / "20260304T000000-f" / "config.json"), {})
-    assert images_per_second(str(tmp_path), "m") == pytest.approx(10)
+    assert images_per_second(str(tmp_path), ["m"]) == pytest.approx(10)
+    assert images_per_second(str(tmp_path), ["n", "m"]) == pytest.approx(2)
 
 
 def test_a_dry_run_writes_nothing_and_agrees_with_the_run(tmp_path: Path) -> None:

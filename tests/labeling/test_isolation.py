@@ -1,5 +1,6 @@
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -7,10 +8,10 @@ import pytest
 
 from ray_fer.data.sources import list_sources
 from ray_fer.labeling.isolation import decode_isolated
-from ray_fer.labeling.unit import decode_items
+from ray_fer.labeling.unit import decode_items, share
 from tests.images import deadly_picture, write_deadly_decoder, write_pictures
 
-LIMITS = {"image_size": 32, "max_pixels": 1 << 20, "max_bytes": 1 << 20}
+LIMITS: dict[str, Any] = {"image_sizes": [32], "max_pixels": 1 << 20, "max_bytes": 1 << 20}
 
 
 def test_only_the_object_that_kills_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +21,7 @@ def test_only_the_object_that_kills_is_lost(tmp_path: Path, monkeypatch: pytest.
     keys = pa.concat_tables(list_sources([str(source)], Counter()))
     (expected,) = decode_items(keys, batch_size=100, **LIMITS)
     assert decode_isolated(keys, **LIMITS).rows == expected.rows
-    assert np.array_equal(decode_isolated(keys, **LIMITS).pixels, expected.pixels)
+    assert np.array_equal(decode_isolated(keys, **LIMITS).pixels[32], expected.pixels[32])
 
     monkeypatch.syspath_prepend(write_deadly_decoder(tmp_path / "deadly"))
     victims = [keys["uri"][index].as_py() for index in (0, 2)]
@@ -30,7 +31,7 @@ def test_only_the_object_that_kills_is_lost(tmp_path: Path, monkeypatch: pytest.
     assert [row["uri"] for row in batch.rows] == keys["uri"].to_pylist()
     crashed = {row["uri"]: row["error"] for row in batch.rows if row["status"] == "crashed"}
     assert crashed == dict.fromkeys(victims, "kills the process that decodes it (signal 9)")
-    assert len(batch.pixels) == sum(row["status"] == "ok" for row in batch.rows)
+    assert len(batch.pixels[32]) == sum(row["status"] == "ok" for row in batch.rows)
 
 
 def test_an_object_is_not_blamed_for_what_kills_a_process_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,3 +41,18 @@ def test_an_object_is_not_blamed_for_what_kills_a_process_once(tmp_path: Path, m
     monkeypatch.syspath_prepend(write_deadly_decoder(tmp_path / "deadly", once=True))
     Path(keys["uri"][1].as_py()).write_bytes(deadly_picture())
     assert [row["status"] for row in decode_isolated(keys, **LIMITS).rows] == ["ok"] * 3
+
+
+def test_what_kills_is_a_row_of_the_teachers_that_asked_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "in"
+    write_pictures(source, range(1))
+    monkeypatch.syspath_prepend(write_deadly_decoder(tmp_path / "deadly"))
+    keys = pa.concat_tables(list_sources([str(source)], Counter())).append_column(
+        "teachers", pa.array([2], pa.uint32())
+    )
+    Path(keys["uri"][0].as_py()).write_bytes(deadly_picture())
+    sizes = [24, 32]
+    batch = decode_isolated(keys, **LIMITS | {"image_sizes": sizes})
+    assert [len(share(batch, teacher, sizes)[0]) for teacher in range(2)] == [0, 1]
+    assert [share(batch, teacher, sizes)[1].shape for teacher in range(2)] == [(0, 24, 24, 3), (0, 32, 32, 3)]
+    assert batch.rows[0]["status"] == "crashed"

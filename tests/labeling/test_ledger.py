@@ -16,6 +16,7 @@ from ray_fer.labeling.ledger import (
     KeySet,
     Ledger,
     SortedHashes,
+    claim_for_each,
     hash_keys,
     sort_out,
 )
@@ -65,6 +66,20 @@ def test_transient_failures_are_tried_a_bounded_number_of_times(attempts: int) -
 def test_permanent_failures_and_later_successes_are_settled() -> None:
     held = [labelled(["a"], status="undecodable"), labelled(["b"], status="missing"), labelled(["b"])]
     assert Ledger(pl.concat(held), 3).claim(page(["a", "b"])).num_rows == 0
+
+
+def test_what_any_of_several_lacks_is_claimed_for_those_that_lack_it() -> None:
+    ledgers = [Ledger(labelled(["a", "b"]), 3), Ledger(labelled(["a"]), 3), Ledger(labelled(["a", "c"]), 3)]
+    new, lacking = claim_for_each(ledgers, page(["a", "b", "c", "d"]))
+    assert new.to_pydict() == {
+        "uri": ["b", "c", "d"],
+        "identity": ["v1"] * 3,
+        "teachers": [0b110, 0b011, 0b111],
+    }
+    assert lacking == [2, 3, 2]
+    again, lacking = claim_for_each(ledgers, page(["a", "b", "c", "d", "e", "e"]))
+    assert again.select(["uri", "teachers"]).to_pydict() == {"uri": ["e"], "teachers": [0b111]}
+    assert lacking == [1, 1, 1]
 
 
 def test_agrees_with_a_set_over_many_random_pages() -> None:

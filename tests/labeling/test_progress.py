@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_fer.labeling.progress import CONFIDENCE_BINS, SAMPLES_PER_CLASS, Progress, unit_stats
+from ray_fer.labeling.progress import CONFIDENCE_BINS, SAMPLES_PER_CLASS, Progress, joint_stats, unit_stats
 
 CLASSES = ("anger", "fear")
 
@@ -62,3 +62,19 @@ def test_the_timeline_stays_short() -> None:
     assert len(progress.timeline) <= 401
     assert progress.timeline[0] == (0.0, 0)
     assert progress.timeline[-1][1] == 1500
+
+
+def test_of_several_teachers_images_count_once_and_predictions_each_time() -> None:
+    bad = {"uri": "/in/bad.jpg", "status": "undecodable", "error": "…"}
+    first, second = [*rows_of([0, 1, 2]), bad], [*rows_of([1, 3]), bad]
+    parts = [unit_stats(rows, CLASSES) for rows in (first, second)]
+    progress = Progress(CLASSES, 0.8, actors=1, device="cpu")
+    progress.add(joint_stats({"ok": 4, "undecodable": 1}, parts))
+    assert (progress.done, progress.failed) == (5, 1)
+    assert progress.labels() == {"anger": 2, "fear": 3}
+    assert len(progress.samples["fear"]) == 2  # one picture of two teachers
+
+
+def test_of_one_teacher_the_joint_description_is_its_own() -> None:
+    stats = unit_stats([*rows_of(range(20)), {"uri": "x", "status": "missing"}], CLASSES)
+    assert joint_stats(stats["statuses"], [stats]) == {key: stats[key] for key in stats if key != "overwritten"}

@@ -65,8 +65,8 @@ def newest(tmp_path: Path, *files: list[Row], excluded: set[bytes] = frozenset()
     write(uri, "m", *files)
     table = open_table(uri)
     assert table is not None
-    frame, left_out = newest_predictions(table, "m", excluded)
-    return dict(zip(frame["uri"].to_list(), frame["probs"].to_list(), strict=True)), left_out
+    frame, left_out = newest_predictions(table, ["m"], excluded)
+    return dict(zip(frame["uri"].to_list(), frame["probs_0"].to_list(), strict=True)), left_out
 
 
 A, B = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
@@ -257,3 +257,91 @@ def test_a_table_of_other_classes_is_refused(tmp_path: Path, teacher: Artifact) 
     write(str(tmp_path / "t"), "m", [ok("x", A)], classes=CLASSES[::-1])
     with pytest.raises(UserError, match="its classes are happiness, anger, neutral; the model's are neutral, anger"):
         select_pseudo_labels(config(tmp_path, teacher))
+
+
+# --- several teachers ---
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return tiny_model(str(tmp_path_factory.mktemp("other") / "m"), 1)
+
+
+def test_only_what_all_have_predicted_counts(tmp_path: Path) -> None:
+    """By content: not where one is behind, failed, or has never been."""
+    uri = str(tmp_path / "t")
+    first = [ok("both", A), ok("mine", A), ok("behind", A, "v1"), ok("behind", A, "v2", minute=5), ok("fails", A)]
+    write(uri, "m", first)
+    write(uri, "n", [ok("both", B), ok("theirs", B), ok("behind", B, "v1"), failed("fails")])
+    table = open_table(uri)
+    assert table is not None
+    frame, left_out = newest_predictions(table, ["m", "n"], frozenset())  # type: ignore[arg-type]
+    assert frame.to_dicts() == [{"uri": "both", "probs_0": A, "probs_1": B}]
+    # Of mine, theirs, behind and fails there is nothing to combine.
+    assert left_out == NONE | {"superseded": 1, "failed": 1, "incomplete": 4}
+
+
+def test_a_picture_that_lies_there_twice_counts_where_all_have_it(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    write(
+        uri, "m", [ok("a", A, digest=b"1"), ok("b", A, digest=b"1"), ok("c", A, digest=b"2"), ok("d", A, digest=b"2")]
+    )
+    write(uri, "n", [ok("b", B, digest=b"1"), ok("c", B, digest=b"2"), ok("d", B, digest=b"2")])
+    table = open_table(uri)
+    assert table is not None
+    frame, left_out = newest_predictions(table, ["m", "n"], {b"2"})
+    assert frame["uri"].to_list() == ["b"]
+    assert left_out == NONE | {"incomplete": 1, "duplicate": 1, "excluded": 1}
+
+
+OTHERS = [[0.7, 0.2, 0.1], [0.05, 0.9, 0.05], [0.5, 0.3, 0.2], [0.2, 0.2, 0.6], [0.9, 0.05, 0.05]]
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "accepted", "disagreed"), [("mean", ["u0", "u1"], 0), ("agreement", ["u0", "u1"], 1)]
+)
+def test_an_ensemble_is_selected_from_by_its_own_confidence(
+    ensemble: str, accepted: list[str], disagreed: int, tmp_path: Path, teacher: Artifact, other: Artifact
+) -> None:
+    for model, probs in ((teacher, PROBS), (other, OTHERS)):
+        write(str(tmp_path / "t"), model.model_id("float32"), [ok(f"u{n}", p) for n, p in enumerate(probs)])
+    both = f"teacher=[{teacher.uri},{other.uri}]"
+    summary, rows = select(tmp_path, teacher, both, f"selection.ensemble={ensemble}", "selection.threshold=0.75")
+    # u0: 0.8, u1: 0.8; u2, of which one says anger at 0.85 and one neutral, 0.575; u3: 0.6, u4: 0.62.
+    assert [row["uri"] for row in rows] == accepted
+    np.testing.assert_allclose(rows[0]["target"], [0.8, 0.125, 0.075], rtol=1e-5)
+    np.testing.assert_allclose(rows[1]["target"], [0.1, 0.8, 0.1], rtol=1e-5)
+    assert summary["considered"] == 5 - disagreed
+    assert summary["left_out"] == NONE | {"incomplete": 0, "disagreed": disagreed}
+    assert summary["teachers"] == [teacher.id, other.id]
+    assert summary["models"] == [teacher.model_id("float32"), other.model_id("float32")]
+    assert summary["rule"]["ensemble"] == ensemble
+    assert not {"teacher", "model"} & set(summary)
+    lower = select(tmp_path, teacher, both, f"selection.ensemble={ensemble}", "selection.threshold=0.55")[1]
+    assert [row["uri"] for row in lower] == [f"u{n}" for n in range(5) if n != 2 or not disagreed]
+
+
+def test_feedback_applies_to_what_the_teachers_say_together(tmp_path: Path, teacher: Artifact, other: Artifact) -> None:
+    for model, probs in ((teacher, PROBS), (other, OTHERS)):
+        write(str(tmp_path / "t"), model.model_id("float32"), [ok(f"u{n}", p) for n, p in enumerate(probs)])
+    store = FeedbackStore(str(tmp_path / "feedback"), CLASSES)
+    store.update([[80, 20, 0], [2, 98, 0], [60, 0, 40]], "epoch-0")
+    together = (np.array(PROBS) + OTHERS) / 2 / np.exp(store.snapshot()["log_debiasing_prior"])
+    wanted = together / together.sum(axis=1, keepdims=True)
+    both = (f"teacher=[{teacher.uri},{other.uri}]", f"feedback={tmp_path}/feedback", "selection.threshold=0.05")
+    _, rows = select(tmp_path, teacher, *both)
+    assert len(rows) == 5
+    np.testing.assert_allclose([row["target"] for row in rows], wanted, rtol=1e-5)
+
+
+def test_an_ensemble_of_what_is_not_there_is_one_line(tmp_path: Path, teacher: Artifact, other: Artifact) -> None:
+    both = f"teacher=[{teacher.uri},{other.uri}]"
+    write(str(tmp_path / "t"), teacher.model_id("float32"), [ok("x", A)])
+    with pytest.raises(UserError, match=f"table={tmp_path}/t: holds no prediction of teacher={other.uri}"):
+        select(tmp_path, teacher, both)
+    write(str(tmp_path / "t"), other.model_id("float32"), [ok("y", A)])
+    with pytest.raises(UserError) as nothing:
+        select(tmp_path, teacher, both)
+    assert str(nothing.value) == f"table={tmp_path}/t: no usable prediction of {both}"
+    with pytest.raises(UserError, match=f"teacher={teacher.uri}: the same model as teacher={teacher.uri}"):
+        select(tmp_path, teacher, f"teacher=[{teacher.uri},{teacher.uri}]")

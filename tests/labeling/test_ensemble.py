@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+
+from ray_fer.labeling.ensemble import ENSEMBLES, agreement, mean
+
+# Three teachers, three pictures, two classes.
+PROBS = np.array(
+    [
+        [[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]],
+        [[0.6, 0.4], [0.1, 0.9], [0.3, 0.7]],
+        [[0.6, 0.4], [0.2, 0.8], [0.1, 0.9]],
+    ],
+    np.float32,
+)
+MEANS = [[0.7, 0.3], [0.3, 0.7], [0.2, 0.8]]
+
+
+def test_mean_is_of_every_picture() -> None:
+    combined = mean(PROBS)
+    assert combined.rows.tolist() == [0, 1, 2]
+    assert combined.probs == pytest.approx(np.array(MEANS))
+    assert combined.probs.dtype == np.float32
+
+
+def test_agreement_is_the_mean_where_all_name_one_class() -> None:
+    combined = agreement(PROBS)
+    assert combined.rows.tolist() == [0, 2]  # of picture 1 the first teacher says class 0, the others class 1
+    assert combined.probs == pytest.approx(np.array(MEANS)[[0, 2]])
+
+
+def test_nobody_agrees() -> None:
+    combined = agreement(np.array([[[0.9, 0.1]], [[0.1, 0.9]]], np.float32))
+    assert combined.rows.shape == (0,)
+    assert combined.probs.shape == (0, 2)
+
+
+@pytest.mark.parametrize("name", ENSEMBLES)
+def test_one_teacher_is_its_own_ensemble(name: str) -> None:
+    combined = ENSEMBLES[name](PROBS[:1])
+    assert combined.rows.tolist() == [0, 1, 2]
+    assert (combined.probs == PROBS[0]).all()
