@@ -1,18 +1,18 @@
 """Ensembles: pure functions from what several teachers say of each picture to what they say together.
 
-An ensemble is one function of probabilities (T, N, K) -> `Combined` and one entry in `ENSEMBLES`. Selection rules then
-look at the combined probabilities as they would at those of a single teacher.
+An ensemble is one function of T arrays of probabilities (N, K) -> `Combined` and one entry in `ENSEMBLES`. Selection
+rules then look at the combined probabilities as they would at those of a single teacher.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.floating]
+Probs = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -25,32 +25,32 @@ class Combined:
     """
 
     rows: npt.NDArray[np.int64]
-    probs: npt.NDArray[np.float32]
+    probs: Probs
 
 
-def mean(probs: Floats) -> Combined:
+def mean(probs: Sequence[Probs]) -> Combined:
     """The mean of the probability vectors, each calibrated by itself, for every picture.
 
     A uniformly weighted mixture, as in deep ensembles (Lakshminarayanan et al., NeurIPS 2017, section 2.4).
 
     Args:
-        probs: (T, N, K) of T teachers.
+        probs: of each teacher float32 (N, K).
     """
-    return Combined(np.arange(probs.shape[1]), np.asarray(probs.mean(axis=0, dtype=np.float64), np.float32))
+    return Combined(np.arange(len(probs[0])), sum(probs[1:], start=probs[0]) / np.float32(len(probs)))
 
 
-def agreement(probs: Floats) -> Combined:
+def agreement(probs: Sequence[Probs]) -> Combined:
     """The mean, only of pictures that every teacher puts into the same class.
 
     Agreement as in tri-training (Zhou & Li, IEEE TKDE 2005), where what two classifiers agree on becomes a label for
     the third; here all of them have to agree.
 
     Args:
-        probs: (T, N, K) of T teachers.
+        probs: of each teacher float32 (N, K).
     """
-    named = probs.argmax(axis=2)
-    rows = np.flatnonzero((named == named[0]).all(axis=0))
-    return Combined(rows, mean(probs[:, rows]).probs)
+    named = [each.argmax(axis=1) for each in probs]
+    rows = np.flatnonzero(np.logical_and.reduce([each == named[0] for each in named]))
+    return Combined(rows, mean([each[rows] for each in probs]).probs)
 
 
-ENSEMBLES: dict[str, Callable[[Floats], Combined]] = {"mean": mean, "agreement": agreement}
+ENSEMBLES: dict[str, Callable[[Sequence[Probs]], Combined]] = {"mean": mean, "agreement": agreement}

@@ -1,6 +1,6 @@
 """The dry run: for every object of a listing why it would be labelled or not, and what it would cost.
 
-Nothing is written and no Ray is started. Memory holds the ledger's hashes and 24 bytes more per object.
+Nothing is written and no Ray is started. Memory holds the ledger's hashes and 24 bytes more per object and teacher.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from typing import Any
 import botocore.exceptions
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from ray_fer import storage
@@ -27,11 +26,11 @@ from ray_fer.config import PseudoLabelConfig, SelectPseudoLabelsConfig
 from ray_fer.data.sources import check_sources, list_sources
 from ray_fer.data.sources.uris import FACE_FRAGMENT
 from ray_fer.errors import UserError, one_line
-from ray_fer.labeling.commit import Committer
-from ray_fer.labeling.ledger import Ledger, claim_for_each
+from ray_fer.labeling.ledger import claim_for_each
 from ray_fer.labeling.maintenance import compact
-from ray_fer.labeling.progress import Metrics, Progress, Stats, joint_stats
-from ray_fer.labeling.table import NO_FACE, OK, WrittenFile, create_table, open_table, scan_keys
+from ray_fer.labeling.progress import Metrics, Progress, joint_stats
+from ray_fer.labeling.table import NO_FACE, OK, create_table, open_table
+from ray_fer.labeling.teacher_run import TeacherRun
 from ray_fer.models.artifact import resolve_precision
 from ray_fer.models.face_detector import weights
 from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, check_together, open_teacher
@@ -136,60 +135,6 @@ def _check_exists(key: str, uri: str) -> None:
         raise UserError(f"{key}={uri}: no such file or folder")
 
 
-class _Model:
-    """One teacher's part of a run: what it lacks, its counts, and its files that are written but not committed.
-
-    Args:
-        table: of the run; its teachers share it.
-        teacher: where the model is.
-        model: its id.
-        run: of which this is a part.
-        max_attempts: rows with a transient failure after which an image is left alone.
-        progress: of this teacher alone.
-    """
-
-    def __init__(
-        self, table: DeltaTable, teacher: str, model: str, run: str, max_attempts: int, progress: Progress
-    ) -> None:
-        self.teacher, self.id, self.progress = teacher, model, progress
-        self.committer = Committer(table, model, run)
-        self.ledger = Ledger(scan_keys(table, model), max_attempts)
-        self.lacking = 0
-        self.by_others = 0
-        self.pending: list[WrittenFile] = []
-        self.overwritten: list[tuple[str, str]] = []
-
-    def add(self, file: WrittenFile, stats: Stats, watch: bool) -> None:
-        """Takes note of a file that a worker has written."""
-        self.progress.add(stats)
-        self.pending.append(file)
-        if watch:
-            self.overwritten += stats["overwritten"]
-
-    def claim_overwritten(self) -> None:
-        """Lets the next listing find what was read under another identity than it was listed with."""
-        if self.overwritten:
-            uri, identity = zip(*self.overwritten, strict=True)
-            self.ledger.claim(pa.table({"uri": pa.array(uri), "identity": pa.array(identity)}))
-            self.overwritten = []
-
-    def commit(self) -> None:
-        """Commits what is pending."""
-        if self.pending:
-            self.by_others += self.committer.commit(self.pending)
-            self.pending = []
-
-    def summary(self, listed: int) -> dict[str, Any]:
-        """What the teacher did, for machines; ``listed`` images were there."""
-        return {
-            "teacher": self.teacher,
-            "already_labelled": listed - self.lacking,
-            "labelled": self.progress.done - self.by_others,
-            "labelled_by_others": self.by_others,
-            **self.progress.predictions(),
-        }
-
-
 class _Run:
     """One run of the job: its counts, its table, and the teachers' parts."""
 
@@ -218,8 +163,8 @@ class _Run:
         )
         self.table = create_table(config.table, teachers[0].classes)
         self.progress = self._progress(teachers[0])
-        self.models = [
-            _Model(self.table, teacher.uri, model, self.plan.run, config.max_attempts, self._progress(teacher))
+        self.parts = [
+            TeacherRun(self.table, teacher.uri, model, self.plan.run, config.max_attempts, self._progress(teacher))
             for teacher, model in zip(teachers, self.plan.models, strict=True)
         ]
         self.listing: Counter[str] = Counter()
@@ -228,19 +173,18 @@ class _Run:
         self.committed_at = self.reported_at = time.monotonic()
         self.metrics = Metrics(self.plan.run)
         self.write("config.json", config.model_dump())
-        for model in self.models:
-            log.info(
-                "run %s: model %s on %s, table holds %d of its rows", self.plan.run, model.id, device, model.ledger.rows
-            )
+        for part in self.parts:
+            held = part.ledger.rows
+            log.info("run %s: model %s on %s, table holds %d of its rows", self.plan.run, part.model, device, held)
 
     def _progress(self, teacher: Teacher) -> Progress:
         return Progress(teacher.classes, self.config.selection.threshold, self.plan.actors, self.plan.device)
 
     def compact(self) -> None:
         """Joins the small files that the run has left; every row is committed, so a failure is only a warning."""
-        for model in self.models:
+        for part in self.parts:
             try:
-                compact(self.table, model.id)
+                compact(self.table, part.model)
             except (OSError, DeltaError, botocore.exceptions.BotoCoreError) as error:
                 log.warning("small files were not joined: %s", one_line(error))
 
@@ -249,7 +193,7 @@ class _Run:
         from ray_fer.labeling.run_report import run_report
 
         try:
-            by_model = {model.id: model.progress for model in self.models}
+            by_model = {part.model: part.progress for part in self.parts}
             return self.write("report.html", run_report(summary, self.progress, by_model))
         except UserError as error:
             log.warning("no report: %s", error)
@@ -301,8 +245,8 @@ class _Run:
         from ray_fer.labeling.graph import label
 
         self.listed_all = False
-        for model in self.models:
-            model.claim_overwritten()
+        for part in self.parts:
+            part.claim_overwritten()
         before = self.progress.done
         try:
             # A run that fails closes the stream at once: its threads must not outlive Ray.
@@ -310,10 +254,10 @@ class _Run:
                 for unit in units:
                     self.progress.add(joint_stats(unit.statuses, list(unit.stats.values())))
                     self.metrics.add(unit.statuses, unit.stats, self.progress, self._left())
-                    for model in self.models:
-                        if model.id in unit.files:
+                    for part in self.parts:
+                        if part.model in unit.files:
                             watch = self.config.watch is not None
-                            model.add(unit.files[model.id], unit.stats[model.id], watch)
+                            part.add(unit.files[part.model], unit.stats[part.model], watch)
                     self._commit(self.config.commit_seconds)
                     self._report(PROGRESS_SECONDS)
                     self._check_failures()
@@ -326,10 +270,10 @@ class _Run:
         for page in list_sources(self.config.source, self.listing):
             if self.config.detects_faces:
                 check_whole(page)
-            new, lacking = claim_for_each([model.ledger for model in self.models], page)
+            new, lacking = claim_for_each([part.ledger for part in self.parts], page)
             self.already += page.num_rows - new.num_rows
-            for model, count in zip(self.models, lacking, strict=True):
-                model.lacking += count
+            for part, count in zip(self.parts, lacking, strict=True):
+                part.lacking += count
             if new.num_rows:
                 yield new
         self.listed_all = True
@@ -340,10 +284,10 @@ class _Run:
         return self.listing["listed"] - self.already - self.progress.done
 
     def _commit(self, patience: float) -> None:
-        pending = any(model.pending for model in self.models)
+        pending = any(part.pending for part in self.parts)
         if pending and time.monotonic() - self.committed_at >= patience:
-            for model in self.models:
-                model.commit()
+            for part in self.parts:
+                part.commit()
             self.committed_at = time.monotonic()
 
     def _report(self, patience: float) -> None:
@@ -369,13 +313,13 @@ class _Run:
 
     def summary(self) -> dict[str, Any]:
         """What the run did, for machines."""
-        model, *others = self.models
+        part, *others = self.parts
         listed = self.listing["listed"]
-        mine: dict[str, Any] = {"model": model.id}
-        counts = {"labelled": self.progress.done - model.by_others, "labelled_by_others": model.by_others}
+        mine: dict[str, Any] = {"model": part.model}
+        counts = {"labelled": self.progress.done - part.by_others, "labelled_by_others": part.by_others}
         if others:
             # Another run may have been faster with one teacher's row of an image alone, so it counts for each.
-            mine = {"models": {each.id: each.summary(listed) for each in self.models}}
+            mine = {"models": {each.model: each.summary(listed) for each in self.parts}}
             counts = {"labelled": self.progress.done}
         return {
             "run": self.plan.run,

@@ -76,12 +76,12 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
 
     n_classes = len(teacher.classes)
     vectors = [predictions[column].list.to_array(n_classes).to_numpy() for column in _probs_of(models)]
-    combined = ENSEMBLES[config.selection.ensemble](np.stack(vectors))
+    combined = ENSEMBLES[config.selection.ensemble](vectors)
     mine: dict[str, Any] = {"teacher": teacher.id, "model": models[0]}
     if len(teachers) > 1:
         mine = {"teachers": [each.id for each in teachers], "models": models}
         left_out["disagreed"] = len(predictions) - len(combined.rows)
-        predictions = predictions[combined.rows]
+        predictions = predictions.select("uri")[combined.rows]
     thresholds = np.full(n_classes, config.selection.threshold)
     class_weights, log_prior, version = np.ones(n_classes), None, 0
     if config.feedback:

@@ -10,6 +10,7 @@ decoding tasks and GPU actors where there is one (see `graph`).
 
 from __future__ import annotations
 
+import functools
 import pickle
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -79,13 +80,14 @@ def decode_items(
     items = [Item(*key) for key in zip(columns["uri"], columns["identity"], columns["size"], pinned, strict=True)]
     cover = max(image_sizes)
     wanted = wanted_sizes(image_sizes)
+    sizes_for = functools.cache(lambda teachers: [size for size, who in wanted.items() if who & teachers])
     left = keys.num_rows
     rows: list[Row] = []
     crops = _Crops(wanted, min(batch_size, left))
     objects = zip(read_objects(items, max_bytes), columns["source"], teachers_of(keys), strict=True)
     for read, source, teachers in objects:
-        row: Row = {"uri": read.item.uri, "identity": read.identity, "source": source, "status": read.status}
-        row["teachers"] = teachers
+        row: Row = {"uri": read.item.uri, "identity": read.identity, "source": source}
+        row |= {"status": read.status, "teachers": teachers}
         found = [row]
         if read.identity != read.item.identity:
             row["overwritten"] = read.item.uri
@@ -93,7 +95,7 @@ def decode_items(
             row["error"] = read.error
         else:
             row["digest"] = xxhash.xxh3_128_digest(read.data)
-            sizes = [size for size, who in wanted.items() if who & teachers]
+            sizes = sizes_for(teachers)
             before = crops.taken.copy()
             try:
                 if faces:

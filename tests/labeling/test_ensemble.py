@@ -16,26 +16,26 @@ MEANS = [[0.7, 0.3], [0.3, 0.7], [0.2, 0.8]]
 
 
 def test_mean_is_of_every_picture() -> None:
-    combined = mean(PROBS)
+    combined = mean(list(PROBS))
     assert combined.rows.tolist() == [0, 1, 2]
     assert combined.probs == pytest.approx(np.array(MEANS))
     assert combined.probs.dtype == np.float32
 
 
 def test_agreement_is_the_mean_where_all_name_one_class() -> None:
-    combined = agreement(PROBS)
+    combined = agreement(list(PROBS))
     assert combined.rows.tolist() == [0, 2]  # of picture 1 the first teacher says class 0, the others class 1
     assert combined.probs == pytest.approx(np.array(MEANS)[[0, 2]])
 
 
 def test_nobody_agrees() -> None:
-    combined = agreement(np.array([[[0.9, 0.1]], [[0.1, 0.9]]], np.float32))
+    combined = agreement([np.array([[0.9, 0.1]], np.float32), np.array([[0.1, 0.9]], np.float32)])
     assert combined.rows.shape == (0,)
     assert combined.probs.shape == (0, 2)
 
 
 @pytest.mark.parametrize("name", ENSEMBLES)
 def test_one_teacher_is_its_own_ensemble(name: str) -> None:
-    combined = ENSEMBLES[name](PROBS[:1])
+    combined = ENSEMBLES[name]([PROBS[0]])
     assert combined.rows.tolist() == [0, 1, 2]
     assert (combined.probs == PROBS[0]).all()
