@@ -24,7 +24,7 @@ from ray_fer.models.face_detector import FaceDetector
 WIDTH, HEIGHT = 1280, 960
 SIDES = (48, 64, 96, 128, 256, 512, 900)
 ANGLES = (0, 20)
-FACES = 200
+FACES = 100
 
 
 def pasted(crop: Image.Image, side: int, angle: int, rng: np.random.Generator) -> tuple[bytes, complex]:

@@ -119,8 +119,8 @@ class Picture:
 
 
 def cut_image(image: Image.Image, face: Face, size: int) -> UInt8Array:
-    """``face`` of an upright L, RGB or RGBA image as uint8 (size, size, 3)."""
-    return _cut(Opened(image, 1, 1.0, *image.size), face, size)
+    """``face`` of an upright L, RGB or RGBA image as uint8 (size, size, 3), a little blurred: for a detector."""
+    return _cut(Opened(image, 1, 1.0, *image.size), face, size, oversampling=1)
 
 
 def _eighths(scale: float) -> int:
@@ -137,7 +137,7 @@ def _rgb(image: Image.Image) -> UInt8Array:
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 
-def _cut(opened: Opened, face: Face, size: int) -> UInt8Array:
+def _cut(opened: Opened, face: Face, size: int, oversampling: int = _OVERSAMPLING) -> UInt8Array:
     """``face`` as uint8 (size, size, 3)."""
     to_stored = _turn(opened) @ _square(face, size)
     to_stored[:2] *= opened.scale
@@ -149,15 +149,15 @@ def _cut(opened: Opened, face: Face, size: int) -> UInt8Array:
     right, bottom = (min(limit, math.ceil(high + margin)) for limit, high in ends)
     if left >= right or top >= bottom:
         return np.full((size, size, 3), BACKGROUND, np.uint8)
-    shrink = min(1.0, _OVERSAMPLING / pixels_per_pixel)
+    shrink = min(1.0, oversampling / pixels_per_pixel)
     near = max(1, round((right - left) * shrink)), max(1, round((bottom - top) * shrink))
     surroundings = opened.image.resize(near, Image.Resampling.BILINEAR, (left, top, right, bottom))
     to_near = np.array([[near[0] / (right - left), 0, 0], [0, near[1] / (bottom - top), 0], [0, 0, 1]])
     to_near[:2, 2] = -to_near[0, 0] * left, -to_near[1, 1] * top
     turned = Image.fromarray(_rgb(surroundings)).transform(
-        (size * _OVERSAMPLING, size * _OVERSAMPLING),
+        (size * oversampling, size * oversampling),
         Image.Transform.AFFINE,
-        (to_near @ to_stored @ np.diag([1 / _OVERSAMPLING, 1 / _OVERSAMPLING, 1]))[:2].ravel().tolist(),
+        (to_near @ to_stored @ np.diag([1 / oversampling, 1 / oversampling, 1]))[:2].ravel().tolist(),
         Image.Resampling.BILINEAR,
         fillcolor=(BACKGROUND,) * 3,
     )

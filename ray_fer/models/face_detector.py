@@ -7,6 +7,7 @@ not imported. The picture is shrunk to fit a square of `SIDE` pixels.
 
 from __future__ import annotations
 
+import cmath
 import functools
 import hashlib
 import importlib.util
@@ -38,12 +39,16 @@ MAX_OVERLAP = 0.3
 CROP_PER_BOX = 1.1
 """Side of the crop by the geometric mean of the box's sides: hair line to chin, as FER sets are cropped."""
 
+AROUND = 1.8
+"""Side of what is magnified by the side of the crop."""
+LOOKS = 2
+
 _WEIGHTS = "face_detection_yunet_2023mar.onnx"
 _SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 _STRIDES = (8, 16, 32)
 _PARTS = ("cls", "obj", "bbox", "kps")
 
-_rules = (SIDE, NEAR_SIDE, MIN_CONFIDENCE, MIN_FACE_PIXELS, MAX_FACES, MAX_OVERLAP, CROP_PER_BOX)
+_rules = (SIDE, NEAR_SIDE, MIN_CONFIDENCE, MIN_FACE_PIXELS, MAX_FACES, MAX_OVERLAP, CROP_PER_BOX, AROUND, LOOKS)
 DETECTOR = f"yunet2023mar-{MIN_CONFIDENCE:g}-{hashlib.sha256(repr(_rules).encode()).hexdigest()[:6]}"
 """What makes the faces and their crops: net, lowest confidence, a hash of everything above."""
 
@@ -118,8 +123,9 @@ class YuNet:
 class FaceDetector:
     """Finds faces in three looks.
 
-    One is at the picture; one at it shrunk to a third, where faces that fill it are found; one at every face magnified,
-    because the landmarks of small ones are drawn towards those of an upright face.
+    One is at the picture; one at it shrunk to a third, where faces that fill it are found; one, twice, at every face
+    magnified and turned by what its angle seems to be: landmarks are drawn towards those of an upright face, the more
+    the smaller it is.
 
     Raises:
         UserError: when the net's weights are not installed.
@@ -136,8 +142,14 @@ class FaceDetector:
         """
         pixels, scale = picture.shrunk(SIDE)
         image = Image.fromarray(pixels)
-        faces = (crop_of(self._magnified(image, face), scale).rounded() for face in self._detect(image))
-        large = [face for face in faces if face.side >= MIN_FACE_PIXELS]
+        large = []
+        for found in self._detect(image):
+            face = crop_of(found)
+            for _ in range(LOOKS):
+                face = self._levelled(image, face)
+            face = Face(face.cx / scale, face.cy / scale, face.side / scale, face.angle).rounded()
+            if face.side >= MIN_FACE_PIXELS:
+                large.append(face)
         return sorted(large, key=lambda face: -face.side)[:MAX_FACES]
 
     def _detect(self, image: Image.Image) -> list[Detection]:
@@ -148,19 +160,22 @@ class FaceDetector:
             found += [face.moved(0.0, 1 / shrink) for face in self._near(np.asarray(small))]
         return without_overlaps(found)
 
-    def _magnified(self, image: Image.Image, face: Detection) -> Detection:
-        """The face as the net sees it over half of a square; as it is where it is not found there."""
-        centre = face.box[:2]
-        side = 2 * float(np.sqrt(np.prod(face.box[2:])))
-        around = Face(float(centre[0]), float(centre[1]), side, 0.0)
-        near = self._near(cut_image(image, around, NEAR_SIDE))
-        found = [one.moved(centre - side / 2, side / NEAR_SIDE) for one in near]
-        same = [one for one in found if overlap(one.box, face.box) > MAX_OVERLAP]
-        return same[0] if same else face
+    def _levelled(self, image: Image.Image, face: Face) -> Face:
+        """What a look at ``face``, magnified and turned level, makes of it; as it is where it is not found there."""
+        around = Face(face.cx, face.cy, face.side * AROUND, face.angle)
+        middle = NEAR_SIDE / 2
+        near = [crop_of(found) for found in self._near(cut_image(image, around, NEAR_SIDE))]
+        near = [one for one in near if abs(one.cx - middle) + abs(one.cy - middle) < one.side / 2]
+        if not near:
+            return face
+        scale = around.side / NEAR_SIDE
+        offset = complex(near[0].cx - middle, near[0].cy - middle) * scale * cmath.rect(1, math.radians(face.angle))
+        angle = (face.angle + near[0].angle + 180) % 360 - 180
+        return Face(face.cx + offset.real, face.cy + offset.imag, near[0].side * scale, angle)
 
 
-def crop_of(found: Detection, scale: float = 1.0) -> Face:
-    """The crop around ``found`` in a picture that was shrunk by ``scale``, in pixels of the picture.
+def crop_of(found: Detection) -> Face:
+    """The crop around ``found``, in pixels of the same picture.
 
     Its angle is that of the sum of three arrows across the face: from eye to eye, from mouth corner to mouth corner,
     and from eyes to mouth, turned by a right angle. In a profile only the last one is of any length.
@@ -170,7 +185,7 @@ def crop_of(found: Detection, scale: float = 1.0) -> Face:
     x, y = (left_eye - right_eye) + (left_mouth - right_mouth) + (down[1], -down[0])
     cx, cy, width, height = found.box.tolist()
     side = CROP_PER_BOX * math.sqrt(width * height)
-    return Face(cx / scale, cy / scale, side / scale, math.degrees(math.atan2(y, x)))
+    return Face(cx, cy, side, math.degrees(math.atan2(y, x)))
 
 
 def without_overlaps(faces: Iterable[Detection]) -> list[Detection]:

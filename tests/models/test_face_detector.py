@@ -116,10 +116,10 @@ def detection(
 @pytest.mark.parametrize("angle", [-170.0, -90.0, -20.0, 0.0, 33.0, 120.0])
 @pytest.mark.parametrize("profile", [1.0, 0.02, -0.02])
 def test_the_angle_levels_the_eyes_and_holds_in_profile(angle: float, profile: float) -> None:
-    face = crop_of(detection(50.0, 60.0, 40.0, angle, profile=profile), scale=0.5)
+    face = crop_of(detection(50.0, 60.0, 40.0, angle, profile=profile))
     assert abs(face.angle - angle) < 0.01
-    assert (face.cx, face.cy) == (100.0, 120.0)
-    assert face.side == pytest.approx(2 * face_detector.CROP_PER_BOX * 40 * 0.8**0.5)
+    assert (face.cx, face.cy) == (50.0, 60.0)
+    assert face.side == pytest.approx(face_detector.CROP_PER_BOX * 40 * 0.8**0.5)
 
 
 def test_of_overlapping_faces_the_surest_stays() -> None:
