@@ -76,7 +76,7 @@ def _results(child: subprocess.Popen[bytes]) -> Iterator[Decoded]:
 def _crashed(key: pa.Table, returncode: int) -> Decoded:
     (row,) = key.select(["uri", "identity", "source"]).to_pylist()
     row |= {"status": CRASHED, "error": f"kills the process that decodes it (signal {-returncode})"}
-    return Decoded([row | {"teachers": teachers_of(key)[0]}])
+    return Decoded([row], teachers_of(key))
 
 
 def main() -> None:

@@ -42,14 +42,16 @@ class Decoded:
     """A batch after reading and decoding.
 
     Attributes:
-        rows: for each object a dict of the columns of `FILE_SCHEMA` that are known so far, ``teachers``, and
+        rows: for each object a dict of the columns of `FILE_SCHEMA` that are known so far, and
             ``overwritten``, the URI that had been listed, where it was not what had been listed any more. Of a picture
             with several faces all but the first one have ``further_face``.
+        teachers: for each row the bits of the teachers that lack it.
         pixels: for each size S uint8 (B, S, S, 3); the crops of the rows that are ``ok`` and wanted in that size, in
             their order.
     """
 
     rows: list[Row] = field(default_factory=list)
+    teachers: list[int] = field(default_factory=list)
     pixels: dict[int, Pixels] = field(default_factory=dict)
 
 
@@ -83,11 +85,11 @@ def decode_items(
     sizes_for = functools.cache(lambda teachers: [size for size, who in wanted.items() if who & teachers])
     left = keys.num_rows
     rows: list[Row] = []
+    asked: list[int] = []
     crops = _Crops(wanted, min(batch_size, left))
     objects = zip(read_objects(items, max_bytes), columns["source"], teachers_of(keys), strict=True)
     for read, source, teachers in objects:
-        row: Row = {"uri": read.item.uri, "identity": read.identity, "source": source}
-        row |= {"status": read.status, "teachers": teachers}
+        row: Row = {"uri": read.item.uri, "identity": read.identity, "source": source, "status": read.status}
         found = [row]
         if read.identity != read.item.identity:
             row["overwritten"] = read.item.uri
@@ -109,10 +111,11 @@ def decode_items(
                 crops.taken = before
                 row |= {"status": "too_large", "error": "not enough memory to decode it"}
         rows += found
+        asked += [teachers] * len(found)
         left -= 1
         if len(rows) >= batch_size or not left:
-            yield Decoded(rows, crops.pixels())
-            rows = []
+            yield Decoded(rows, asked, crops.pixels())
+            rows, asked = [], []
             crops = _Crops(wanted, min(batch_size, left))
 
 
@@ -180,30 +183,37 @@ def joined(batches: Sequence[Decoded], image_sizes: Sequence[int]) -> Decoded:
     for size in set(image_sizes):
         none = np.empty((0, size, size, 3), np.uint8)
         pixels[size] = np.concatenate([none, *(batch.pixels[size] for batch in batches if batch.pixels)])
-    return Decoded([row for batch in batches for row in batch.rows], pixels)
+    rows = [row for batch in batches for row in batch.rows]
+    teachers = [bits for batch in batches for bits in batch.teachers]
+    return Decoded(rows, teachers, pixels)
 
 
 def share(batch: Decoded, teacher: int, image_sizes: Sequence[int]) -> tuple[list[Row], Pixels]:
-    """The rows of ``batch`` that one teacher lacks, and of those that are ``ok`` the crops, uint8 (B, S, S, 3)."""
+    """The rows of ``batch`` that a teacher lacks, for `infer` to fill, and the crops (B, S, S, 3) of the ok ones."""
     size = image_sizes[teacher]
-    pixels, who = batch.pixels[size], wanted_sizes(image_sizes)[size]
-    rows = [row for row in batch.rows if row["teachers"] >> teacher & 1]
-    if len(rows) < len(batch.rows):
-        cropped = [row for row in batch.rows if row["status"] == OK and row["teachers"] & who]
-        pixels = pixels[np.array([row["teachers"] >> teacher & 1 for row in cropped], bool)]
-    return rows, pixels
+    pixels = batch.pixels[size]
+    if len(image_sizes) == 1:
+        return batch.rows, pixels
+    who = wanted_sizes(image_sizes)[size]
+    rows, cropped = [], []
+    for row, bits in zip(batch.rows, batch.teachers, strict=True):
+        lacks = bool(bits >> teacher & 1)
+        if lacks:
+            rows.append(row.copy())
+        if row["status"] == OK and bits & who:
+            cropped.append(lacks)
+    return rows, pixels if all(cropped) else pixels[cropped]
 
 
-def infer(rows: Sequence[Row], pixels: Pixels, engine: Engine, classes: tuple[str, ...], batch_size: int) -> list[Row]:
-    """``rows`` with probs, label and confidence in those that are ``ok``; what `share` gives is not changed."""
-    labelled = [row.copy() for row in rows]
-    good = [row for row in labelled if row["status"] == OK]
+def infer(rows: list[Row], pixels: Pixels, engine: Engine, classes: tuple[str, ...], batch_size: int) -> list[Row]:
+    """Fills probs, label and confidence into those of ``rows`` that are ``ok``, and returns all."""
+    good = [row for row in rows if row["status"] == OK]
     for start in range(0, len(good), batch_size):
         probs = softmax(engine(pixels[start : start + batch_size]))
         best = probs.argmax(axis=1)
         for row, p, k in zip(good[start : start + batch_size], probs, best, strict=True):
             row |= {"probs": p, "label": classes[k], "confidence": p[k]}
-    return labelled
+    return rows
 
 
 def to_table(rows: list[Row], run: str) -> pa.Table:
@@ -214,7 +224,7 @@ def to_table(rows: list[Row], run: str) -> pa.Table:
 
 def pack_decoded(number: int, batch: Decoded) -> pa.Table:
     """A decoded unit as a block of one row, without copying the pixels: number, rows, pixels of each size."""
-    columns = {"unit": [number], "rows": pa.array([pickle.dumps(batch.rows)], pa.large_binary())}
+    columns = {"unit": [number], "rows": pa.array([pickle.dumps((batch.rows, batch.teachers))], pa.large_binary())}
     for size, pixels in batch.pixels.items():
         ends = pa.py_buffer(np.array([0, pixels.nbytes]))
         columns[f"pixels_{size}"] = pa.LargeBinaryArray.from_buffers(
@@ -225,7 +235,7 @@ def pack_decoded(number: int, batch: Decoded) -> pa.Table:
 
 def unpack_decoded(block: pa.Table, image_sizes: Sequence[int]) -> tuple[int, Decoded]:
     """The inverse of `pack_decoded`; the pixels are views into ``block``."""
-    rows = pickle.loads(block["rows"][0].as_py())
+    rows, teachers = pickle.loads(block["rows"][0].as_py())
     flat = {size: np.frombuffer(block[f"pixels_{size}"][0].as_buffer(), np.uint8) for size in set(image_sizes)}
     pixels = {size: values.reshape(-1, size, size, 3) for size, values in flat.items()}
-    return block["unit"][0].as_py(), Decoded(rows, pixels)
+    return block["unit"][0].as_py(), Decoded(rows, teachers, pixels)

@@ -89,7 +89,7 @@ def test_a_decoded_unit_survives_its_block(tmp_path: Path) -> None:
     block = pack_decoded(7, batch)
     assert block.num_rows == 1
     number, other = unpack_decoded(block, [32])
-    assert (number, other.rows) == (7, batch.rows)
+    assert (number, other.rows, other.teachers) == (7, batch.rows, batch.teachers)
     assert other.pixels[32].shape == (3, 32, 32, 3)
     assert (other.pixels[32] == batch.pixels[32]).all()
 
@@ -149,7 +149,7 @@ def test_what_several_teachers_want_survives_its_block_and_its_joining(tmp_path:
     parts = joined(list(decode_items(keys, image_sizes=sizes, batch_size=1, **LIMITS)), sizes)
     _, unpacked = unpack_decoded(pack_decoded(0, whole), sizes)
     for other in (parts, unpacked):
-        assert other.rows == whole.rows
+        assert (other.rows, other.teachers) == (whole.rows, whole.teachers)
         for teacher in range(2):
             np.testing.assert_array_equal(share(other, teacher, sizes)[1], share(whole, teacher, sizes)[1])
 

@@ -61,6 +61,8 @@ def test_one_pass_gives_the_rows_of_each_alone(tmp_path: Path, model: str, small
     for key in ("labelled", "labelled_by_others", "already_labelled", "statuses", "predicted", "sure_share"):
         assert mine[key] == alone[key]
     assert summary["models"][id_of(smaller)]["labelled"] == 31
+    page = Path(summary["report"]).read_text()
+    assert all(page.count(each) >= 2 for each in summary["models"])  # in the heading and in a table
 
     columns = ("uri", "identity", "digest", "source", "probs", "label", "confidence", "status", "error", "model")
     ours = sorted(tuple(str(row[c]) for c in columns) for row in rows_of(both) if row["model"] == id_of(model))
