@@ -33,6 +33,7 @@ Uris = Annotated[
 Teachers = Annotated[Uris, Field(max_length=32)]
 Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Rule = Literal["threshold", "top_k"]
+Faces = Literal["none", "detect"]
 SourceFormat = Literal["auto", "images", "webdataset", "parquet", "lance", "list", "inventory", "s3_metadata", "events"]
 
 
@@ -150,6 +151,7 @@ class PseudoLabelConfig(JobConfig):
     engine: Literal["auto", "torch", "openvino"]
     precision: Literal["auto", "float32", "bfloat16"]
     flip: bool
+    faces: Faces
     commit_seconds: NonNegative
     max_pixels: Count
     max_bytes: Count
@@ -162,6 +164,11 @@ class PseudoLabelConfig(JobConfig):
     feedback: str | None
     selection: SelectionConfig
 
+    @property
+    def detects_faces(self) -> bool:
+        """Whether pictures are searched for faces, rather than being crops."""
+        return self.faces == "detect"
+
 
 class SelectPseudoLabelsConfig(JobConfig):
     """``jobs/select_pseudo_labels.py``"""
@@ -172,6 +179,7 @@ class SelectPseudoLabelsConfig(JobConfig):
     feedback: str | None
     precision: Literal["auto", "float32", "bfloat16"]
     flip: bool | None
+    faces: Faces | None
     selection: SelectionConfig
 
 

@@ -20,7 +20,9 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,7 +56,7 @@ _PLUGINS = (
     TiffImagePlugin.TiffImageFile,
 )
 _FORMATS = tuple(plugin.format for plugin in _PLUGINS)  # an MPO file opens as JPEG
-_JPEG_START = b"\xff\xd8\xff"
+JPEG_START = b"\xff\xd8\xff"
 _START_OF_SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # in coded data, 0xff is followed by 0 or is a restart
 # Every scan of a progressive JPEG walks the whole picture (30 ms for 50 Mpx) and may be 75 bytes long, so that a small
@@ -134,41 +136,83 @@ def decode_into_each(data: bytes, outs: Sequence[UInt8Array], cover: int, *, max
     Raises:
         DecodeError: As `decode`.
     """
+    with one_error():
+        _finish(open_picture(data, lambda *_: (cover, cover), max_pixels=max_pixels), outs)
+
+
+@dataclass
+class Opened:
+    """A picture as its bytes hold it: not upright yet, and a JPEG perhaps shrunk.
+
+    Attributes:
+        image: Of mode L, RGB or RGBA.
+        orientation: EXIF's, 1..8.
+        scale: By which libjpeg shrank it. A shrunk side is rounded up to whole pixels.
+        width: In pixels, before that.
+        height: In pixels, before that.
+    """
+
+    image: Image.Image
+    orientation: int
+    scale: float
+    width: int
+    height: int
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """The part of `image` that is picture: of a shrunk side the last pixel is only partly so.
+
+        Whoever resizes leaves the rest out, or the picture would be stretched by up to one pixel.
+        """
+        return 0.0, 0.0, self.width * self.scale, self.height * self.scale
+
+
+def open_picture(data: bytes, least: Callable[[int, int], tuple[int, int]], *, max_pixels: int = MAX_PIXELS) -> Opened:
+    """Decode an image object without turning or resizing it any further than libjpeg can.
+
+    Args:
+        data: As for `decode`.
+        least: From the picture's height and width to the height and width that a shrunk JPEG still has to have.
+        max_pixels: As for `decode`.
+
+    Raises:
+        DecodeError: As `decode`.
+    """
+    with one_error():
+        opened = _open_jpeg(data, least, max_pixels) if data.startswith(JPEG_START) else None
+        return opened or _open_pillow(data, max_pixels)
+
+
+@contextmanager
+def one_error() -> Iterator[None]:
+    """Turn whatever a decoder raises inside the block into a `DecodeError`, except MemoryError."""
     try:
-        if data.startswith(_JPEG_START) and _decode_jpeg(data, outs, cover, max_pixels):
-            return
-        _decode_pillow(data, outs, max_pixels)
+        yield
     except (DecodeError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise DecodeError("too_large", str(error)) from None
-    except UnidentifiedImageError:
-        starts = f"starts with {data[:16]!r}" if data else "empty object"
-        raise DecodeError("undecodable", f"not an image of a supported format: {starts}") from None
     except Exception as error:  # the bytes decide what is raised, down to SystemError and RecursionError
         # Pillow bounds what a PNG's text and profile chunks may inflate to; that refusal is about size.
         status = "too_large" if "Decompressed data too large" in str(error) else "undecodable"
         raise DecodeError(status, f"{type(error).__name__}: {error}") from None
 
 
-def _decode_jpeg(data: bytes, outs: Sequence[UInt8Array], size: int, max_pixels: int) -> bool:
-    """Decode by libjpeg-turbo at the smallest DCT scale that covers `size`; False if only Pillow may be able to."""
+def _open_jpeg(data: bytes, least: Callable[[int, int], tuple[int, int]], max_pixels: int) -> Opened | None:
+    """Decode by libjpeg-turbo at the smallest DCT scale that leaves `least`; None if only Pillow may be able to."""
     if data.count(_START_OF_SCAN) > _MAX_SCANS and _has_too_many_scans(data):
         raise DecodeError("undecodable", f"JPEG of more than {_MAX_SCANS} scans")
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         _check_pixels(int(width), int(height), max_pixels)
         space = "GRAY" if colours == "Gray" else "CMYK" if colours in _CMYK else "RGB"
-        pixels = simplejpeg.decode_jpeg(data, space, min_height=size, min_width=size)
+        min_height, min_width = least(int(height), int(width))
+        pixels = simplejpeg.decode_jpeg(data, space, min_height=min_height, min_width=min_width)
     except (ValueError, KeyError) as error:
         message = str(error)
         if any(sign in message for sign in _LOST_DATA) and "ICC" not in message:
             raise DecodeError("undecodable", message) from None
-        return False
-    # A shrunk side is rounded up to whole pixels, the last one only partly picture: leave that part out, or the
-    # picture would be stretched by up to one pixel.
-    scale = _dct_scale(height, width, pixels.shape)
-    box = (0.0, 0.0, width * scale, height * scale)
+        return None
     if space == "GRAY":
         image = Image.fromarray(pixels[..., 0])
     elif space == "CMYK":
@@ -176,8 +220,7 @@ def _decode_jpeg(data: bytes, outs: Sequence[UInt8Array], size: int, max_pixels:
         image = Image.frombytes("CMYK", pixels.shape[1::-1], np.invert(pixels).tobytes()).convert("RGB")
     else:
         image = Image.fromarray(pixels)
-    _finish(image, _jpeg_orientation(data), outs, box)
-    return True
+    return Opened(image, _jpeg_orientation(data), _dct_scale(height, width, pixels.shape), int(width), int(height))
 
 
 def _dct_scale(height: int, width: int, shape: tuple[int, ...]) -> float:
@@ -188,13 +231,20 @@ def _dct_scale(height: int, width: int, shape: tuple[int, ...]) -> float:
     raise DecodeError("undecodable", f"a JPEG of {width} x {height} pixels was decoded to {shape[1]} x {shape[0]}")
 
 
-def _decode_pillow(data: bytes, outs: Sequence[UInt8Array], max_pixels: int) -> None:
-    with _pillow_silence, Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        _check_pixels(*image.size, max_pixels)
-        image.load()
-        # Pillow turns a TIFF itself and leaves its tag out of `info`.
-        orientation = _exif_orientation(image.info.get("exif", b""))
-        _finish(_to_8_bit(image), orientation, outs)
+def _open_pillow(data: bytes, max_pixels: int) -> Opened:
+    with _pillow_silence:
+        try:
+            opened = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except UnidentifiedImageError:
+            starts = f"starts with {data[:16]!r}" if data else "empty object"
+            raise DecodeError("undecodable", f"not an image of a supported format: {starts}") from None
+        with opened as image:
+            _check_pixels(*image.size, max_pixels)
+            image.load()
+            # Pillow turns a TIFF itself and leaves its tag out of `info`.
+            orientation = _exif_orientation(image.info.get("exif", b""))
+            picture = _to_8_bit(image)
+            return Opened(picture, orientation, 1.0, *picture.size)
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -239,22 +289,21 @@ def _scale_to_8_bit(values: NDArray[Any]) -> UInt8Array:
     return np.rint(levels, out=levels).clip(0, 255, out=levels).astype(np.uint8)
 
 
-def _finish(
-    image: Image.Image,
-    orientation: int,
-    outs: Sequence[UInt8Array],
-    box: tuple[float, float, float, float] | None = None,
-) -> None:
-    """Squash `box` of an L, RGB or RGBA image, composite, turn upright (free on the small squares) and write them."""
-    squares = [_upright(_square(image, len(out), box), orientation) for out in outs]
+def _finish(opened: Opened, outs: Sequence[UInt8Array]) -> None:
+    """Squash a picture, composite, turn upright (free on the small squares) and write them."""
+    squares = [upright(to_rgb(_squashed(opened, len(out))), opened.orientation) for out in outs]
     for out, square in zip(outs, squares, strict=True):
         out[...] = square
 
 
-def _square(image: Image.Image, size: int, box: tuple[float, float, float, float] | None) -> UInt8Array:
-    """Squash `box` of an image to (size, size, 1 or 3), transparency composited."""
-    if (box or image.size)[-2:] != (size, size):
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box)
+def _squashed(opened: Opened, size: int) -> Image.Image:
+    if opened.box[-2:] == (size, size):
+        return opened.image
+    return opened.image.resize((size, size), Image.Resampling.BILINEAR, opened.box)
+
+
+def to_rgb(image: Image.Image) -> UInt8Array:
+    """Pixels (H, W, 3) of an L, RGB or RGBA image, (H, W, 1) of one in grey; transparency is composited."""
     pixels: UInt8Array = np.asarray(image)
     if pixels.ndim == 2:
         return pixels[..., None]
@@ -265,8 +314,8 @@ def _square(image: Image.Image, size: int, box: tuple[float, float, float, float
     return pixels
 
 
-def _upright(pixels: UInt8Array, orientation: int) -> UInt8Array:
-    """Undo an EXIF orientation 1..8 of (S, S, C) pixels: transpose for 5..8, then mirror the axes."""
+def upright(pixels: UInt8Array, orientation: int) -> UInt8Array:
+    """Undo an EXIF orientation 1..8 of (H, W, C) pixels: transpose for 5..8, then mirror the axes."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):

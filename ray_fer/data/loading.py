@@ -20,7 +20,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_fer.data.decode import DecodeError, decode_into
+from ray_fer.data.crop import decode_uri_into
+from ray_fer.data.decode import DecodeError
 from ray_fer.data.read import Item, Read, read_objects
 from ray_fer.errors import UserError
 
@@ -138,7 +139,7 @@ def _decode(read: Read, out: Pixels) -> str | None:
     problem: str | None = f"{read.status}: {read.error}"
     if read.data is not None:
         try:
-            decode_into(read.data, out)
+            decode_uri_into(read.item.uri, read.data, out)
             return None
         except DecodeError as error:
             problem = str(error)

@@ -35,7 +35,8 @@ def read_objects(items: Iterable[Item], max_bytes: int) -> Iterator[Read]:
     """Reads ``items``; the results come in their order.
 
     Args:
-        items: local and on S3, loose objects, members of shards and rows of tables in any mixture.
+        items: local and on S3, loose objects, members of shards and rows of tables in any mixture; of a face, its whole
+            picture is read.
         max_bytes: larger ones are not read, or not kept, and end as ``too_large``.
     """
     waiting: deque[tuple[int, Future[list[Read]]]] = deque()
@@ -87,17 +88,17 @@ def _read_local(run: Run, max_bytes: int) -> list[Read]:
             return read_members(run, max_bytes)
         case Rows():
             return _read_table(run, max_bytes)
-    return [_read_file(run.items[0], max_bytes)]
+    return [_read_file(run.place, run.items[0], max_bytes)]
 
 
 def _read_table(run: Rows, max_bytes: int) -> list[Read]:
     return read_lance_rows(run, max_bytes) if run.lance else read_rows(run, max_bytes)
 
 
-def _read_file(item: Item, max_bytes: int) -> Read:
+def _read_file(path: str, item: Item, max_bytes: int) -> Read:
     try:
         # Without O_NONBLOCK, a pipe that has taken the file's place would be waited for for ever.
-        with open(os.open(item.uri, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
             status = os.fstat(file.fileno())
             identity = local_identity(status)
             if not stat.S_ISREG(status.st_mode):
@@ -112,7 +113,7 @@ def _read_file(item: Item, max_bytes: int) -> Read:
 async def _read_s3(fs: Any, run: Run, max_bytes: int) -> list[Read]:
     item = run.items[0]
     try:
-        answer = await get_object(fs, item.uri, max_bytes)
+        answer = await get_object(fs, run.place, max_bytes)
     except READING_ERRORS as error:
         return [failed(item, error)]
     if answer.body is None:

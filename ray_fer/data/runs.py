@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from ray_fer.data.items import READING_ERRORS, Item
 from ray_fer.data.sources.tar import locate
-from ray_fer.data.sources.uris import LanceRow, Member, Range, Row, parse, parse_range
+from ray_fer.data.sources.uris import LanceRow, Member, Range, Row, parse, parse_range, split_face
 
 STRETCH_BYTES = 4 << 20
 GAP_BYTES = 64 << 10  # cheaper read than asked anew
@@ -21,7 +21,7 @@ class Run:
     """What is read at once; a loose object unless it is one of the subclasses.
 
     Attributes:
-        place: URI of the file that the items are in.
+        place: URI of the file that the items are, or are in.
         items: in the order in which they were given.
     """
 
@@ -69,9 +69,10 @@ def group(items: Iterable[Item]) -> Iterator[Run]:
     """Cuts ``items`` into runs, which together are the items in their order."""
     run: Run | None = None
     for item in items:
-        place = parse(item.uri)
+        picture, _ = split_face(item.uri)
+        place = parse(picture)
         if isinstance(place, Member):
-            item, found = _found(item)
+            found = _found(item.identity, picture)
             if isinstance(run, Members) and run.takes(place, found):
                 run.items.append(item)
                 run.ranges.append(found)
@@ -84,7 +85,7 @@ def group(items: Iterable[Item]) -> Iterator[Run]:
                 continue
             following = Rows(place.file, [item], place.column, [place.number], isinstance(place, LanceRow))
         else:
-            following = Run(item.uri, [item])
+            following = Run(picture, [item])
         if run:
             yield run
         run = following
@@ -92,12 +93,12 @@ def group(items: Iterable[Item]) -> Iterator[Run]:
         yield run
 
 
-def _found(item: Item) -> tuple[Item, Range | None]:
-    """Where the member ``item`` is: as it was listed, else as its shard's headers say."""
-    if found := parse_range(item.identity):
-        return item, found
+def _found(identity: str, member: str) -> Range | None:
+    """Where ``member`` is: as it was listed, else as its shard's headers say."""
+    if found := parse_range(identity):
+        return found
     try:
-        key = locate(item.uri)
+        key = locate(member)
     except (tarfile.TarError, *READING_ERRORS):
-        key = None
-    return item, parse_range(key[1]) if key else None
+        return None
+    return parse_range(key[1]) if key else None

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ray_fer import storage
-from ray_fer.data.decode import DecodeError, decode
+from ray_fer.data.crop import decode_uri
+from ray_fer.data.decode import DecodeError
 from ray_fer.data.loading import MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest
 from ray_fer.data.read import Item, read_objects
@@ -176,7 +177,10 @@ def read_clip(clip: Clip, size: int) -> Iterator[tuple[int, Pixels | str]]:
     reads = read_objects((Item(uri, "", 0) for uri in clip.uris), MAX_PICTURE_BYTES)
     for index, read in zip(clip.frames, reads, strict=True):
         try:
-            yield int(index), f"{read.status}: {read.error}" if read.data is None else decode(read.data, size)
+            yield (
+                int(index),
+                f"{read.status}: {read.error}" if read.data is None else decode_uri(read.item.uri, read.data, size),
+            )
         except DecodeError as error:
             yield int(index), str(error)
 

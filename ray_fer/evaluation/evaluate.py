@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 
 from ray_fer import storage
 from ray_fer.config import EvaluateConfig
-from ray_fer.data.decode import DecodeError, decode_into
+from ray_fer.data.crop import decode_uri_into
+from ray_fer.data.decode import DecodeError
 from ray_fer.data.loading import MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, read_manifest
 from ray_fer.data.read import Item, Read, read_objects
@@ -260,7 +261,7 @@ def _decode(read: Read, out: NDArray[np.uint8]) -> str | None:
     if read.data is None:
         return f"{read.status}: {read.error}"
     try:
-        decode_into(read.data, out)
+        decode_uri_into(read.item.uri, read.data, out)
     except DecodeError as error:
         return str(error)
     return None

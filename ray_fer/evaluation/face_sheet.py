@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ray_fer.data.decode import DecodeError, decode
+from ray_fer.data.crop import decode_uri
+from ray_fer.data.decode import DecodeError
 from ray_fer.data.read import Item, read_objects
 from ray_fer.evaluation.plots import contact_sheet
 
@@ -21,7 +22,7 @@ def face_sheet(chosen: Sequence[tuple[str, str]]) -> bytes | None:
     reads = read_objects([Item(uri, "", 0) for uri, _ in chosen], _MAX_FACE_BYTES)
     for read, (_, caption) in zip(reads, chosen, strict=True):
         try:
-            faces.append(decode(read.data or b"", _PIXELS))
+            faces.append(decode_uri(read.item.uri, read.data or b"", _PIXELS))
         except DecodeError:  # gone since it was labelled
             continue
         captions.append(caption)

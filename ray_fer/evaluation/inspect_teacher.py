@@ -11,7 +11,9 @@ from PIL import Image
 
 from ray_fer import storage
 from ray_fer.config import InspectTeacherConfig
-from ray_fer.data.decode import DecodeError, decode
+from ray_fer.data.crop import decode_uri
+from ray_fer.data.decode import DecodeError
+from ray_fer.data.sources.uris import split_face
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact
 from ray_fer.models.engines import Pixels, centre, make_engine
@@ -39,7 +41,7 @@ def inspect_teacher(config: InspectTeacherConfig) -> dict[str, Any]:
         raise UserError(f"teacher={error}") from None
     check_teacher(teacher)
     try:
-        pixels = decode(storage.read_bytes(image), teacher.image_size)[None]
+        pixels = decode_uri(image, storage.read_bytes(split_face(image)[0]), teacher.image_size)[None]
     except FileNotFoundError:
         raise UserError(f"image={config.image}: no such file") from None
     except DecodeError as error:

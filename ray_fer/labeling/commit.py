@@ -24,7 +24,16 @@ from deltalake.transaction import AddAction, RemoveAction
 from ray_fer import storage
 from ray_fer.errors import one_line
 from ray_fer.labeling.ledger import KeySet, hash_keys
-from ray_fer.labeling.table import MARKS, TRANSIENT, WrittenFile, files_of, place_of, read_keys, write_file
+from ray_fer.labeling.table import (
+    MARKS,
+    TRANSIENT,
+    WrittenFile,
+    files_of,
+    key_uris,
+    place_of,
+    read_keys,
+    write_file,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +58,7 @@ class Committer:
         """Adds ``files`` in one transaction.
 
         Returns:
-            The rows that were left out because another run had labelled them in the meantime.
+            The images that were left out because another run had labelled them in the meantime.
 
         Raises:
             RuntimeError: when the table cannot be written, or others are always faster.
@@ -83,7 +92,7 @@ class Committer:
         landed = set(files_of(self.table, self.model)) - self._seen
         for batch in read_keys(self.table, self.model, landed):
             settled = batch.filter(pa.array(~_has_status(batch, (*TRANSIENT, *MARKS))))
-            self._by_others.add(hash_keys(settled["uri"], settled["identity"]))
+            self._by_others.add(hash_keys(key_uris(settled["uri"], self.model), settled["identity"]))
         self._seen |= landed
 
     def _without_rows_of_others(self, ours: Sequence[WrittenFile]) -> tuple[list[WrittenFile], int]:
@@ -95,9 +104,10 @@ class Committer:
         for file in ours:
             path = storage.filesystem(storage.join(place_of(self.table), file.path))[1]
             rows = pq.read_table(path, filesystem=fs, partitioning=None)
-            labelled = self._by_others.contains(hash_keys(rows["uri"], rows["identity"]))
-            fresh = rows.filter(pa.array(~labelled | _has_status(rows, MARKS)))
-            removed += rows.num_rows - fresh.num_rows
+            hashes = hash_keys(key_uris(rows["uri"], self.model), rows["identity"])
+            known = self._by_others.contains(hashes) & ~_has_status(rows, MARKS)
+            fresh = rows.filter(pa.array(~known))
+            removed += len(np.unique(hashes[0, known]))
             if fresh.num_rows == rows.num_rows:
                 kept.append(file)
             elif fresh.num_rows:

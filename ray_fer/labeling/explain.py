@@ -194,7 +194,8 @@ def _model(config: PseudoLabelConfig, teacher: Teacher, table: DeltaTable | None
     # Only a cluster knows whether it has GPUs; which number format was used so far, the table knows.
     usual = resolve_precision(config.precision, config.device == "cuda")
     undecided = config.precision == "auto" and config.device == "auto"
-    models = [teacher.model_id(name, config.flip) for name in ((usual, "bfloat16") if undecided else (usual,))]
+    names = (usual, "bfloat16") if undecided else (usual,)
+    models = [teacher.model_id(name, config.flip, config.detects_faces) for name in names]
     return next((model for model in models if table and files_of(table, model)), models[0])
 
 

@@ -30,7 +30,7 @@ from ray_fer.config import PseudoLabelConfig, as_argument
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.dispatch import SMALLEST_UNIT_ROWS, Dispatcher, make_queue, read_units, unpack_unit
 from ray_fer.labeling.isolation import decode_isolated
-from ray_fer.labeling.progress import Stats, unit_stats
+from ray_fer.labeling.progress import Stats, image_statuses, unit_stats
 from ray_fer.labeling.table import WrittenFile, write_file
 from ray_fer.labeling.unit import (
     Decoded,
@@ -43,6 +43,7 @@ from ray_fer.labeling.unit import (
     to_table,
     unpack_decoded,
 )
+from ray_fer.models.face_detector import weights
 from ray_fer.models.teacher import open_teacher
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ class LabelActor:
         os.environ["OMP_NUM_THREADS"] = "1"  # before torch looks, should the engine need it
         self.plan, self.unit_queue = plan, unit_queue
         self.classes, self.engines, self.reason = _load(plan)
+        if plan.config.detects_faces and not self.reason:
+            self.reason = _lacks_detector()
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
 
@@ -178,7 +181,7 @@ class LabelActor:
         statuses: Counter[str] = Counter()
         rows: list[list[Row]] = [[] for _ in self.engines]
         for batch in _decode(self.plan, keys, self.plan.batch_size, beginnings):
-            statuses.update(row["status"] for row in batch.rows)
+            statuses.update(image_statuses(batch.rows))
             for mine, found in zip(rows, _infer(self.plan, batch, self.engines, self.classes), strict=True):
                 mine += found
         return _write(self.plan, number, statuses, rows, self.classes, started)
@@ -196,7 +199,10 @@ class _DecodeTask:
         beginnings = ray.get(self.unit_queue.begin.remote(number))
         if beginnings > MOST_BEGINNINGS:
             return _stopped(_hopeless(self.plan, keys["uri"][0].as_py(), keys.num_rows))
-        batches = list(_decode(self.plan, keys, keys.num_rows, beginnings))
+        try:
+            batches = list(_decode(self.plan, keys, keys.num_rows, beginnings))
+        except UserError as error:  # this node lacks the face detector
+            return _stopped(str(error))
         decoded = joined(batches, self.plan.image_sizes)
         return pack_decoded(number, decoded).append_column("seconds", pa.array([time.monotonic() - started]))
 
@@ -218,13 +224,17 @@ class InferActor:
         number, batch = unpack_decoded(block, self.plan.image_sizes)
         if ray.get(self.unit_queue.begin.remote(("infer", number))) > MOST_BEGINNINGS:
             return _stopped(_hopeless(self.plan, batch.rows[0]["uri"], len(batch.rows)))
-        statuses = Counter(row["status"] for row in batch.rows)
+        statuses = image_statuses(batch.rows)
         rows = list(_infer(self.plan, batch, self.engines, self.classes))
         return _write(self.plan, number, statuses, rows, self.classes, started)
 
 
 def _decode(plan: Plan, keys: pa.Table, batch_size: int, beginnings: int) -> Iterator[Decoded]:
-    limits = {"max_pixels": plan.config.max_pixels, "max_bytes": plan.config.max_bytes}
+    limits: dict[str, Any] = {
+        "max_pixels": plan.config.max_pixels,
+        "max_bytes": plan.config.max_bytes,
+        "faces": plan.config.detects_faces,
+    }
     if beginnings > 1:  # whoever had this unit before did not survive it
         return iter([decode_isolated(keys, image_sizes=plan.image_sizes, **limits)])
     return decode_items(keys, image_sizes=plan.image_sizes, batch_size=batch_size, **limits)
@@ -258,6 +268,14 @@ def _load(plan: Plan) -> tuple[tuple[str, ...], list[Engine], str]:
     return classes, engines, ""
 
 
+def _lacks_detector() -> str:
+    try:
+        weights()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def _stopped(reason: str) -> pa.Table:
     return pa.Table.from_pylist([{"reason": reason}])
 
@@ -266,7 +284,7 @@ def _open(plan: Plan, uri: str, model: str) -> tuple[tuple[str, ...], Engine]:
     from ray_fer.models.engines import make_engine
 
     teacher = open_teacher(uri)
-    if teacher.model_id(plan.precision, plan.config.flip) != model:
+    if teacher.model_id(plan.precision, plan.config.flip, plan.config.detects_faces) != model:
         # The weights were replaced since the run began: their predictions must not carry the old model's id.
         raise UserError(f"teacher={uri}: changed while the run was going on")
     device = plan.device

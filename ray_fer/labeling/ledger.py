@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from ray_fer.labeling.table import MARKS, OK, TRANSIENT
+from ray_fer.labeling.table import MARKS, NO_FACE, OK, TRANSIENT
 
 Halves = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
@@ -117,6 +117,15 @@ class _Run:
         rows = rows[self.halves[1].contains(hashes[1, rows])]
         return rows, places[rows]
 
+    def all_met(self) -> bool:
+        """Whether every key was met."""
+        met = int(np.bitwise_count(self.met).sum())
+        if met == len(self):
+            return True
+        # Of a key that is there several times, as a picture with several faces, only the first place is ever met.
+        values = self.halves[0].values()
+        return met == len(self) - int(np.count_nonzero(values[1:] == values[:-1]))
+
 
 class KeySet:
     """A growing set of hashed keys, as in a log-structured merge tree: a few sorted runs, those of like size merged.
@@ -181,7 +190,7 @@ class KeySet:
 
     def all_met(self) -> bool:
         """Whether every key was met."""
-        return sum(int(np.bitwise_count(run.met).sum()) for run in self._runs) == len(self)
+        return all(run.all_met() for run in self._runs)
 
     def forget_met(self) -> None:
         """As if no key had been met."""
@@ -212,7 +221,8 @@ def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> tuple[dict[str, KeySe
         The sets, and the number of rows that say nothing of a key because they are `table.MARKS`.
     """
     status = pl.col("status")
-    outcome = pl.when(status == OK).then(0).when(status.is_in(TRANSIENT)).then(2).when(status.is_in(MARKS)).then(3)
+    done, transient = status.is_in((OK, NO_FACE)), status.is_in(TRANSIENT)
+    outcome = pl.when(done).then(0).when(transient).then(2).when(status.is_in(MARKS)).then(3)
     hashed = labelled.select(*KEY_HASHES, outcome.otherwise(1).cast(pl.UInt8).alias("outcome"))
     parts: dict[str, tuple[list[npt.NDArray[np.uint64]], ...]] = {name: ([], []) for name in OUTCOMES}
     failures: list[pl.DataFrame] = [hashed.select("first", "second").clear().collect()]
@@ -271,10 +281,11 @@ class Ledger:
 
     def claim_hashes(self, hashes: Halves) -> npt.NDArray[np.int64]:
         """Which of (2, N) hashed keys are new work, as ascending indices (M,); remembered as by `claim`."""
+        # Of all, for a key that failed once and was labelled later has a place there too.
+        self._to_retry.meet(hashes)
         new = np.arange(hashes.shape[1])
         for keys in self._settled:
             new = new[~keys.meet(hashes[:, new])]
-        self._to_retry.meet(hashes[:, new])
         new = new[~self._claimed_before.meet(hashes[:, new])]
         new = new[~self._claimed.contains(hashes[:, new])]
         # Once in a million runs two keys of a page share a first half: one of them waits for the next run.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import ray.util.metrics
 
-from ray_fer.labeling.table import OK
+from ray_fer.labeling.table import NO_FACE, OK
 
 CONFIDENCE_BINS = 100
 SAMPLES_PER_CLASS = 8  # a row of the sheet
@@ -31,29 +31,33 @@ def unit_stats(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> Stats:
         classes: K names.
 
     Returns:
-        ``statuses``: rows per status. ``confidence``: int (K, `CONFIDENCE_BINS`), how often each class was predicted at
-        which confidence. ``samples``: of every class, the (digest, uri, confidence) of the pictures with the smallest
-        digests, which is a random choice that joins across units in any order. ``overwritten``: the (uri, identity) of
-        the objects that were read with another identity than the listed one.
+        ``statuses``: images per status. ``confidence``: int (K, `CONFIDENCE_BINS`), how often each class was predicted
+        at which confidence. ``samples``: of every class, the (digest, uri, confidence) of the pictures with the
+        smallest digests, which is a random choice that joins across units in any order. ``overwritten``: the (uri,
+        identity) of the objects that were read with another identity than the listed one.
     """
-    statuses: Counter[str] = Counter()
+    statuses = image_statuses(rows)
     histogram = np.zeros((len(classes), CONFIDENCE_BINS), np.int64)
     index = {name: k for k, name in enumerate(classes)}
     candidates: list[list[tuple[str, str, float]]] = [[] for _ in classes]
     for row in rows:
-        statuses[row["status"]] += 1
         if row["status"] == OK:
             k, confidence = index[row["label"]], float(row["confidence"])
             histogram[k, min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)] += 1
             candidates[k].append((row["digest"].hex(), row["uri"], confidence))
     samples = {name: _smallest(found) for name, found in zip(classes, candidates, strict=True)}
-    overwritten = [(row["uri"], row["identity"]) for row in rows if "overwritten" in row]
+    overwritten = [(row["overwritten"], row["identity"]) for row in rows if "overwritten" in row]
     return {
         "statuses": dict(statuses),
         "confidence": histogram.tolist(),
         "samples": samples,
         "overwritten": overwritten,
     }
+
+
+def image_statuses(rows: Iterable[dict[str, Any]]) -> Counter[str]:
+    """Images per status, of which some have a row for each of several faces."""
+    return Counter(row["status"] for row in rows if "further_face" not in row)
 
 
 def joint_stats(statuses: dict[str, int], parts: Sequence[Stats]) -> Stats:
@@ -114,7 +118,7 @@ class Progress:
     @property
     def failed(self) -> int:
         """Images without a prediction so far."""
-        return self.done - self.statuses[OK]
+        return self.done - self.statuses[OK] - self.statuses[NO_FACE]
 
     def add(self, stats: Stats) -> None:
         """Adds what `unit_stats` or `joint_stats` says of a unit."""

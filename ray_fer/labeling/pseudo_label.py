@@ -19,19 +19,22 @@ from typing import Any
 import botocore.exceptions
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
 from ray_fer import storage
 from ray_fer.config import PseudoLabelConfig, SelectPseudoLabelsConfig
 from ray_fer.data.sources import check_sources, list_sources
+from ray_fer.data.sources.uris import FACE_FRAGMENT
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling import gone
 from ray_fer.labeling.ledger import claim_for_each
 from ray_fer.labeling.maintenance import compact
 from ray_fer.labeling.progress import Metrics, Progress, joint_stats
-from ray_fer.labeling.table import OK, create_table, open_table
+from ray_fer.labeling.table import NO_FACE, OK, create_table, open_table
 from ray_fer.labeling.teacher_run import TeacherRun
 from ray_fer.models.artifact import resolve_precision
+from ray_fer.models.face_detector import weights
 from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, check_together, open_teacher
 
 log = logging.getLogger(__name__)
@@ -86,6 +89,7 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
             feedback=config.feedback,
             precision=config.precision,
             flip=config.flip,
+            faces=config.faces,
             selection=config.selection,
         )
         summary["selection"] = select_pseudo_labels(selection)
@@ -106,6 +110,8 @@ def _checked(config: PseudoLabelConfig) -> list[Teacher]:
     check_together(teachers)
     for teacher in teachers:
         check_teacher(teacher, config.engine, config.device, config.precision)
+    if config.detects_faces:
+        weights()
     check_sources(config.source)
     for manifest in config.selection.exclude:
         _check_exists("selection.exclude", manifest)
@@ -113,6 +119,13 @@ def _checked(config: PseudoLabelConfig) -> list[Teacher]:
         _check_exists("feedback", config.feedback)
     (open_table if config.dry_run else create_table)(config.table, teachers[0].classes)
     return teachers
+
+
+def check_whole(page: pa.Table) -> None:
+    """Raises `UserError` where ``page`` lists a face: as a key of the ledger it could not be told from its picture."""
+    faces = page["uri"].filter(pc.match_substring_regex(page["uri"], FACE_FRAGMENT))
+    if len(faces):
+        raise UserError(f"faces=detect: {faces[0].as_py()} is a face already; faces=none labels it")
 
 
 def _check_exists(key: str, uri: str) -> None:
@@ -144,7 +157,7 @@ class _Run:
         self.plan = Plan(
             config,
             run=f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}",
-            models=tuple(teacher.model_id(precision, config.flip) for teacher in teachers),
+            models=tuple(teacher.model_id(precision, config.flip, config.detects_faces) for teacher in teachers),
             device=device,
             precision=precision,
             actors=config.actors or max(1, slots),
@@ -270,6 +283,8 @@ class _Run:
 
     def _new_pages(self) -> Iterator[pa.Table]:
         for page in list_sources(self.config.source, self.listing):
+            if self.config.detects_faces:
+                check_whole(page)
             new, lacking = claim_for_each([part.ledger for part in self.parts], page)
             self.already += page.num_rows - new.num_rows
             for part, count in zip(self.parts, lacking, strict=True):
@@ -306,7 +321,8 @@ class _Run:
         elif most is not None and failed > most:
             broken = f"max_failures={most}"
         if broken:
-            bad = ((status, count) for status, count in self.progress.statuses.items() if status != OK)
+            well = (OK, NO_FACE)
+            bad = ((status, count) for status, count in self.progress.statuses.items() if status not in well)
             worst, count = max(bad, key=lambda pair: pair[1])
             raise UserError(f"{broken}: {failed} of {done} images failed ({count} {worst})")
 

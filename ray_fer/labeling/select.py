@@ -1,9 +1,9 @@
 """From predictions to pseudo-labels: one pass over the table, no image, no GPU, redone for every feedback version.
 
-Of each object only the newest content counts, of each picture (by digest) only one object, and pictures that are also
-in an excluded manifest (validation, test, the labelled set) never become pseudo-labels. The newest content is the one
-labelled last: an object that was overwritten and then restored is not labelled again, so it is not told from its
-content in between.
+Of each object only the newest content counts, with all the faces that were found in it, of each picture (by digest)
+only one object, and pictures that are also in an excluded manifest (validation, test, the labelled set) never become
+pseudo-labels. The newest content is the one labelled last: an object that was overwritten and then restored is not
+labelled again, so it is not told from its content in between.
 
 Of several teachers only what all of them have predicted counts, by the content of the object: where one of them is
 behind with an overwritten object, there is nothing to combine.
@@ -11,6 +11,7 @@ behind with an overwritten object, there is nothing to combine.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -28,12 +29,14 @@ from ray_fer import storage
 from ray_fer.config import SelectPseudoLabelsConfig, as_argument
 from ray_fer.data.manifests import read_manifest
 from ray_fer.data.read import Item, read_objects
+from ray_fer.data.sources.uris import FACE_FRAGMENT
 from ray_fer.errors import UserError
 from ray_fer.feedback.actor import load_snapshot
 from ray_fer.feedback.formulas import FeedbackConfig
 from ray_fer.labeling.ensemble import ENSEMBLES
 from ray_fer.labeling.rules import RULES, debias
-from ray_fer.labeling.table import GONE, MARKS, OK, files_of, open_table
+from ray_fer.labeling.table import GONE, MARKS, NO_FACE, OK, files_of, open_table
+from ray_fer.models.artifact import sees_faces
 from ray_fer.models.teacher import Teacher, check_together, open_teacher
 
 log = logging.getLogger(__name__)
@@ -153,7 +156,9 @@ def _opened(config: SelectPseudoLabelsConfig) -> tuple[list[Teacher], DeltaTable
 def _model_in(table: DeltaTable, teacher: Teacher, config: SelectPseudoLabelsConfig) -> str:
     formats = ("float32", "bfloat16") if config.precision == "auto" else (config.precision,)
     flips = (False, True) if config.flip is None else (config.flip,)
-    for model in (teacher.model_id(precision, flip) for flip in flips for precision in formats):
+    faces = (False, True) if config.faces is None else (config.faces == "detect",)
+    for found, flip, precision in itertools.product(faces, flips, formats):
+        model = teacher.model_id(precision, flip, found)
         if files_of(table, model):
             return model
     raise UserError(f"table={config.table}: holds no prediction of teacher={teacher.uri} (model {teacher.id})")
@@ -187,39 +192,53 @@ def newest_predictions(
     good = newest[0].rename({"probs": "probs_0"})
     for number, other in enumerate(newest[1:], 1):
         # Of one content, not merely of one object: a model may be behind with what was overwritten.
-        theirs = other.rename({"probs": f"probs_{number}"})
+        theirs = other.drop("picture").rename({"probs": f"probs_{number}"})
         good = good.join(theirs, on=["uri", "digest"], how="inner", maintain_order="left")
     if len(models) > 1:
         left_out["incomplete"] = pl.concat([each["uri"] for each in newest]).n_unique() - len(good)
-    unique = good.unique("digest", keep="first", maintain_order=True)
+    unique = good.filter(pl.col("picture") == pl.col("picture").first().over("digest"))
     kept = unique.filter(~pl.col("digest").is_in(pl.Series("digest", list(excluded), pl.Binary).implode()))
     left_out |= {"duplicate": len(good) - len(unique), "excluded": len(unique) - len(kept)}
     return kept.select("uri", *_probs_of(models)), left_out
 
 
 def _newest(table: DeltaTable, model: str, left_out: dict[str, int]) -> pl.DataFrame:
-    """(uri, digest, probs) of the newest content of every object that ``model`` has a prediction of, sorted by uri."""
+    """(uri, picture, digest, probs) of the newest content of every picture that ``model`` knows, sorted by uri.
+
+    The picture's URI is another than the row's where that is of a face in it.
+    """
     columns = ["uri", "identity", "digest", "probs", "status", "labelled_at"]
     rows = table.to_pyarrow_dataset(file_pruning_predicate=[("model", "=", model)]).to_table(columns=columns)
     frame = pl.DataFrame(pl.from_arrow(rows))
-    seen = pl.col("labelled_at").max().over("uri", "identity")
-    order = [pl.col("uri"), pl.col("seen"), pl.col("identity"), pl.col("status") == OK, pl.col("labelled_at")]
+    faces = sees_faces(model)
+    frame = frame.with_columns(
+        (pl.col("uri").str.replace(FACE_FRAGMENT, "") if faces else pl.col("uri")).alias("picture")
+    )
+    seen = pl.col("labelled_at").max().over("picture", "identity")
     predicted = frame.with_columns(seen.alias("seen")).filter(~pl.col("status").is_in(MARKS))
-    newest = predicted.sort(order).unique("uri", keep="last", maintain_order=True)
-    there = newest.join(_gone(frame), on="uri", how="anti", maintain_order="left")
+    ordered = predicted.sort("picture", "seen", "identity", pl.col("status") == OK, "labelled_at")
+    if faces:
+        # The last row of a picture tells which content and outcome count; all of its faces go with it.
+        told = (pl.col("identity"), pl.col("status") == OK)
+        ordered = ordered.filter([each == each.last().over("picture") for each in told])
+    newest = ordered.unique("uri", keep="last", maintain_order=True).sort("uri")
+    there = newest.join(_gone(frame), on="picture", how="anti", maintain_order="left")
     good = there.filter(pl.col("status") == OK)
+    without = int((there["status"] == NO_FACE).sum())
     left_out["superseded"] += len(predicted) - len(newest)
     left_out["gone"] += len(newest) - len(there)
-    left_out["failed"] += len(there) - len(good)
-    return good.select("uri", "digest", "probs")
+    left_out["failed"] += len(there) - len(good) - without
+    if faces:
+        left_out["no_face"] = left_out.get("no_face", 0) + without
+    return good.select("uri", "picture", "digest", "probs")
 
 
 def _gone(rows: pl.DataFrame) -> pl.DataFrame:
-    """The ``uri`` of the objects whose newest row says that they are gone."""
+    """The ``picture`` of the objects whose newest row says that they are gone."""
     marked = pl.col("status") == GONE
-    gone = rows.filter(marked).group_by("uri").agg(pl.col("labelled_at").max().alias("gone_at"))
-    later = rows.filter(~marked).join(gone, on="uri").filter(pl.col("labelled_at") > pl.col("gone_at"))
-    return gone.join(later, on="uri", how="anti").select("uri")
+    gone = rows.filter(marked).group_by("picture").agg(pl.col("labelled_at").max().alias("gone_at"))
+    later = rows.filter(~marked).join(gone, on="picture").filter(pl.col("labelled_at") > pl.col("gone_at"))
+    return gone.join(later, on="picture", how="anti").select("picture")
 
 
 def excluded_digests(manifests: Sequence[str], classes: Sequence[str]) -> set[bytes]:

@@ -16,14 +16,19 @@ from urllib.parse import unquote
 import botocore.exceptions
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from ray_fer import storage
+from ray_fer.data.sources.uris import FACE_FRAGMENT
 from ray_fer.errors import UserError, one_line
+from ray_fer.models.artifact import sees_faces
 
 OK = "ok"
+# Its picture is done, but there is nothing to predict.
+NO_FACE = "no_face"
 # Nothing will change until the object does.
 CRASHED = "crashed"
 PERMANENT = ("undecodable", "too_large", CRASHED)
@@ -35,7 +40,7 @@ MARKS = (GONE, RETURNED)
 
 FILE_SCHEMA = pa.schema(
     [
-        ("uri", pa.string()),
+        ("uri", pa.string()),  # of a face where faces were detected
         ("identity", pa.string()),  # ETag, or size and mtime, of the bytes that were read
         ("digest", pa.binary()),  # xxh3-128 of the bytes; null when they could not be read
         ("source", pa.string()),
@@ -153,13 +158,23 @@ def files_of(table: DeltaTable, model: str) -> list[str]:
     return [unquote(uri) for uri in table.file_uris(file_pruning_predicate=[("model", "=", model)])]
 
 
+def key_uris(uris: pa.Array | pa.ChunkedArray, model: str) -> pa.Array | pa.ChunkedArray:
+    """The URIs under which the ledger knows rows of ``model``: of faces those of their pictures."""
+    return pc.replace_substring_regex(uris, FACE_FRAGMENT, "") if sees_faces(model) else uris
+
+
 def scan_keys(table: DeltaTable, model: str) -> pl.LazyFrame:
-    """`KEY_COLUMNS` of what ``model`` has labelled, many files at once; of these only what is asked for is read."""
+    """`KEY_COLUMNS` of what ``model`` has labelled, many files at once; of these only what is asked for is read.
+
+    The URI is that of the picture; one with several faces is there several times.
+    """
     files = files_of(table, model)
     if not files:
         return no_keys()
     # A table's folder may have any name: it is neither a pattern nor does it hold values.
     scan = pl.scan_parquet(files, glob=False, hive_partitioning=False, **storage.polars_arguments(place_of(table)))
+    if sees_faces(model):
+        scan = scan.with_columns(pl.col("uri").str.replace(FACE_FRAGMENT, ""))
     return scan.select(KEY_COLUMNS)
 
 

@@ -21,10 +21,12 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from ray_fer.data.crop import Picture
 from ray_fer.data.decode import DecodeError, decode_into_each
 from ray_fer.data.read import Item, read_objects
 from ray_fer.data.sources import is_feed
-from ray_fer.labeling.table import FILE_SCHEMA, OK
+from ray_fer.labeling.table import FILE_SCHEMA, NO_FACE, OK
+from ray_fer.models.face_detector import face_detector
 from ray_fer.models.softmax import softmax
 
 if TYPE_CHECKING:
@@ -40,8 +42,9 @@ class Decoded:
     """A batch after reading and decoding.
 
     Attributes:
-        rows: for each object a dict of the columns of `FILE_SCHEMA` that are known so far, and ``overwritten`` where it
-            was not what had been listed any more.
+        rows: for each object a dict of the columns of `FILE_SCHEMA` that are known so far, and
+            ``overwritten``, the URI that had been listed, where it was not what had been listed any more. Of a picture
+            with several faces all but the first one have ``further_face``.
         teachers: for each row the bits of the teachers that lack it.
         pixels: for each size S uint8 (B, S, S, 3); the crops of the rows that are ``ok`` and wanted in that size, in
             their order.
@@ -53,16 +56,26 @@ class Decoded:
 
 
 def decode_items(
-    keys: pa.Table, *, image_sizes: Sequence[int], batch_size: int, max_pixels: int, max_bytes: int
+    keys: pa.Table,
+    *,
+    image_sizes: Sequence[int],
+    batch_size: int,
+    max_pixels: int,
+    max_bytes: int,
+    faces: bool = False,
 ) -> Iterator[Decoded]:
     """Reads and decodes the objects of ``keys``, ``batch_size`` of them at a time.
 
     Args:
         keys: (uri, identity, size, source), and ``teachers`` where not all lack all of them.
         image_sizes: side in pixels of each teacher's crops.
-        batch_size: rows of what is yielded.
+        batch_size: rows of what is yielded; a few more where faces are, for those of a picture stay together.
         max_pixels: larger pictures are not decoded.
         max_bytes: larger objects are not read.
+        faces: whether a picture gives a row and crops for each face that is found in it, rather than one row.
+
+    Raises:
+        UserError: when faces are to be found and no detector is installed.
     """
     columns = keys.select(["uri", "identity", "size", "source"]).to_pydict()
     pinned = map(is_feed, columns["source"])
@@ -73,33 +86,77 @@ def decode_items(
     left = keys.num_rows
     rows: list[Row] = []
     asked: list[int] = []
-    pixels, crops = _buffers(wanted, min(batch_size, left))
+    crops = _Crops(wanted, min(batch_size, left))
     objects = zip(read_objects(items, max_bytes), columns["source"], teachers_of(keys), strict=True)
     for read, source, teachers in objects:
         row: Row = {"uri": read.item.uri, "identity": read.identity, "source": source, "status": read.status}
+        found = [row]
         if read.identity != read.item.identity:
-            row["overwritten"] = True
+            row["overwritten"] = read.item.uri
         if read.data is None:
             row["error"] = read.error
         else:
             row["digest"] = xxhash.xxh3_128_digest(read.data)
             sizes = sizes_for(teachers)
+            before = crops.taken.copy()
             try:
-                outs = [pixels[size][crops[size]] for size in sizes]
-                decode_into_each(read.data, outs, cover, max_pixels=max_pixels)
-                for size in sizes:
-                    crops[size] += 1
+                if faces:
+                    found = _faces_of(row, Picture(read.data, max_pixels=max_pixels), crops, sizes)
+                else:
+                    decode_into_each(read.data, crops.take(sizes), cover, max_pixels=max_pixels)
             except DecodeError as error:
+                crops.taken = before
                 row |= {"status": error.status, "error": error.message}
             except MemoryError:
+                crops.taken = before
                 row |= {"status": "too_large", "error": "not enough memory to decode it"}
-        rows.append(row)
-        asked.append(teachers)
+        rows += found
+        asked += [teachers] * len(found)
         left -= 1
-        if len(rows) == batch_size or not left:
-            yield Decoded(rows, asked, {size: pixels[size][: crops[size]] for size in wanted})
+        if len(rows) >= batch_size or not left:
+            yield Decoded(rows, asked, crops.pixels())
             rows, asked = [], []
-            pixels, crops = _buffers(wanted, min(batch_size, left))
+            crops = _Crops(wanted, min(batch_size, left))
+
+
+def _faces_of(row: Row, picture: Picture, crops: _Crops, sizes: Sequence[int]) -> list[Row]:
+    """A row for every face in ``picture``, whose crops are taken; one where there is none."""
+    faces = face_detector()(picture)
+    for face in faces:
+        for out in crops.take(sizes):
+            picture.cut_into(face, out)
+    if not faces:
+        return [row | {"status": NO_FACE}]
+    further = {key: value for key, value in row.items() if key != "overwritten"} | {"further_face": True}
+    uris = [face.uri_in(row["uri"]) for face in faces]
+    return [row | {"uri": uris[0]}, *(further | {"uri": uri} for uri in uris[1:])]
+
+
+class _Crops:
+    """Room for crops of several sizes; it grows, for a picture may have any number of faces.
+
+    Attributes:
+        taken: of each size how many.
+    """
+
+    def __init__(self, sizes: Collection[int], rows: int) -> None:
+        self._room = {size: np.empty((rows, size, size, 3), np.uint8) for size in sizes}
+        self.taken = dict.fromkeys(sizes, 0)
+
+    def take(self, sizes: Collection[int]) -> list[Pixels]:
+        """Room for one further crop of each of some sizes, (S, S, 3)."""
+        outs = []
+        for size in sizes:
+            room, taken = self._room[size], self.taken[size]
+            if taken == len(room):
+                self._room[size] = room = np.concatenate([room, np.empty_like(room)])
+            outs.append(room[taken])
+            self.taken[size] = taken + 1
+        return outs
+
+    def pixels(self) -> dict[int, Pixels]:
+        """What was taken, (B, S, S, 3) of each size."""
+        return {size: room[: self.taken[size]] for size, room in self._room.items()}
 
 
 def teachers_of(keys: pa.Table) -> list[int]:
@@ -116,10 +173,6 @@ def wanted_sizes(image_sizes: Sequence[int]) -> dict[int, int]:
     for teacher, size in enumerate(image_sizes):
         wanted[size] |= 1 << teacher
     return wanted
-
-
-def _buffers(sizes: Collection[int], rows: int) -> tuple[dict[int, Pixels], dict[int, int]]:
-    return {size: np.empty((rows, size, size, 3), np.uint8) for size in sizes}, dict.fromkeys(sizes, 0)
 
 
 def joined(batches: Sequence[Decoded], image_sizes: Sequence[int]) -> Decoded:

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from ray_fer import storage
 from ray_fer.errors import UserError, one_line
+from ray_fer.models.face_detector import DETECTOR
 from ray_fer.models.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 METRICS = "metrics.json"
 PROVENANCE = "provenance.json"
+_FACES = "-faces-"
 
 
 @dataclass(frozen=True)
@@ -94,17 +96,28 @@ class Artifact:
         """From the net's logits to calibrated ones."""
         return Outputs(tuple(range(len(self.classes))), temperature=self.temperature)
 
-    def model_id(self, precision: str, flip: bool = False) -> str:
+    def model_id(self, precision: str, flip: bool = False, faces: bool = False) -> str:
         """See `model_id`."""
-        return model_id(self.id, precision, flip)
+        return model_id(self.id, precision, flip, faces)
 
 
-def model_id(content: str, precision: str, flip: bool) -> str:
-    """The id that predictions carry: content (weights, preprocessing, class order), number format, test-time flip.
+def model_id(content: str, precision: str, flip: bool, faces: bool) -> str:
+    """The id that predictions carry: content (weights, preprocessing, class order), number format, flip, detector.
 
-    Two models, or one model in two number formats, never share it.
+    Two models, or one model in two number formats or behind two face detectors, never share it.
+
+    Args:
+        content: hash of what the model computes.
+        precision: number format.
+        flip: test-time flip.
+        faces: whether it saw crops that the face detector had found, rather than whole pictures.
     """
-    return f"{content}-{precision}" + ("-flip" if flip else "")
+    return f"{content}-{precision}" + ("-flip" if flip else "") + (f"{_FACES}{DETECTOR}" if faces else "")
+
+
+def sees_faces(model: str) -> bool:
+    """Whether the predictions of the model with this id are of faces in pictures: any number of rows for a picture."""
+    return _FACES in model
 
 
 def resolve_precision(precision: str, on_gpu: bool) -> str:

@@ -70,7 +70,7 @@ class Teacher(Protocol):
         """From the net's outputs to logits over the classes."""
         ...
 
-    def model_id(self, precision: str, flip: bool = False) -> str:
+    def model_id(self, precision: str, flip: bool = False, faces: bool = False) -> str:
         """The id that predictions carry; see `ray_fer.models.artifact.model_id`."""
         ...
 
@@ -109,9 +109,9 @@ class Foreign:
         """Side in pixels of what enters the net."""
         return self.sidecar.image_size
 
-    def model_id(self, precision: str, flip: bool = False) -> str:
+    def model_id(self, precision: str, flip: bool = False, faces: bool = False) -> str:
         """See `ray_fer.models.artifact.model_id`."""
-        return model_id(self.id, precision, flip)
+        return model_id(self.id, precision, flip, faces)
 
 
 @dataclass(frozen=True)

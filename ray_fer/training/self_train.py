@@ -209,6 +209,7 @@ class _Loop:
                 "out": self.place(f"round-{number}", "selection"),
                 "feedback": self.place("feedback"),
                 "flip": self.config.label.get("flip"),
+                "faces": self.config.label.get("faces"),
                 "selection": mine,
             },
         )

@@ -23,6 +23,7 @@ from ray_fer.config import TrainBackboneConfig
 from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
 from ray_fer.data.read import Item, read_objects
+from ray_fer.data.sources.uris import split_face
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import PROVENANCE, Artifact, open_artifact, save_artifact
 from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished
@@ -210,7 +211,7 @@ def _readable(name: str, manifest: Manifest, quiet: bool) -> Manifest:
     manifest = manifest.labeled()
     if not len(manifest):
         raise UserError(f"{name}: no labelled row")
-    there = np.array([storage.is_remote(uri) or os.path.exists(uri) for uri in manifest.uris])
+    there = np.array([storage.is_remote(uri) or os.path.exists(split_face(uri)[0]) for uri in manifest.uris])
     missing = int((~there).sum())
     if missing == 0:
         return manifest

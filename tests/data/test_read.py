@@ -17,6 +17,10 @@ from ray_fer.data.read import Item, Read, read_objects
 from ray_fer.data.read_s3 import get_object
 from ray_fer.data.runs import Run
 from ray_fer.data.sources import local_identity
+from ray_fer.data.sources.stats import stat_objects
+from ray_fer.data.sources.uris import Face
+from tests.images import picture
+from tests.shards import hugging_face, parquet_of, tar_of
 
 LIMIT = 1 << 20
 
@@ -113,3 +117,17 @@ def test_a_mixture_of_stores_keeps_its_order(tmp_path: Path, monkeypatch: pytest
     results = list(read_objects(items, LIMIT))
     assert [result.item for result in results] == items
     assert [result.data for result in results] == [b"far", b"near", b"far", b"far", b"near"]
+
+
+def test_of_a_face_its_picture_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(1))
+    (tmp_path / "b.tar").write_bytes(tar_of({"x/c.jpg": picture(2), "d.jpg": picture(3)}))
+    (tmp_path / "e.parquet").write_bytes(parquet_of({"image": hugging_face([picture(4), picture(5)])}))
+    pictures = [f"{tmp_path}/a.jpg", f"{tmp_path}/b.tar!/x/c.jpg", f"{tmp_path}/e.parquet#column=image&row=1"]
+    face = Face(20.0, 20.5, 12.3, -4.0)
+    uris = [uri for place in pictures for uri in (place, face.uri_in(place), face.uri_in(place))]
+    reads = list(read_objects([Item(uri, "", 0) for uri in uris], 1 << 20))
+    assert [read.item.uri for read in reads] == uris
+    assert [read.data for read in reads] == [picture(seed) for seed in (1, 2, 5) for _ in range(3)]
+    assert stat_objects(uris)[::3] == stat_objects(uris)[1::3]
+    assert all(identity for identity, _ in stat_objects(uris))

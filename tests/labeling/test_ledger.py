@@ -153,6 +153,15 @@ def test_what_a_listing_has_met() -> None:
     assert ledger.all_met()
 
 
+def test_a_key_with_several_rows_has_to_be_met_once() -> None:
+    held = [labelled(["photo", "photo", "photo", "other"]), labelled(["other"], status="missing")]
+    ledger = Ledger(pl.concat(held), 3)
+    ledger.claim(page(["photo"]))
+    assert not ledger.all_met()
+    ledger.claim(page(["other"]))
+    assert ledger.all_met()
+
+
 def test_the_next_listing_has_to_meet_what_the_last_one_claimed() -> None:
     ledger = Ledger(labelled(["a"]), 3)
     ledger.claim(page(["a", "b", "c"]))

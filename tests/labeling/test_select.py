@@ -13,12 +13,13 @@ import xxhash
 
 from ray_fer import storage
 from ray_fer.config import SelectPseudoLabelsConfig, load_config
+from ray_fer.data.sources.uris import Face
 from ray_fer.errors import UserError
 from ray_fer.feedback.actor import FeedbackStore
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.select import SELECTION_SCHEMA, excluded_digests, newest_predictions, select_pseudo_labels
 from ray_fer.labeling.table import FILE_SCHEMA, create_table, open_table, write_file
-from ray_fer.models.artifact import Artifact
+from ray_fer.models.artifact import Artifact, model_id
 from tests.images import CLASSES, picture, tiny_model
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -60,12 +61,17 @@ def write(uri: str, model: str, *files: list[Row], classes: tuple[str, ...] = CL
     table.update_incremental()
 
 
-def newest(tmp_path: Path, *files: list[Row], excluded: set[bytes] = frozenset()) -> tuple[dict[str, Any], Any]:  # type: ignore[assignment]
+def newest(
+    tmp_path: Path,
+    *files: list[Row],
+    excluded: set[bytes] = frozenset(),  # type: ignore[assignment]
+    model: str = "m",
+) -> tuple[dict[str, Any], Any]:
     uri = str(tmp_path / "t")
-    write(uri, "m", *files)
+    write(uri, model, *files)
     table = open_table(uri)
     assert table is not None
-    frame, left_out = newest_predictions(table, ["m"], excluded)
+    frame, left_out = newest_predictions(table, [model], excluded)
     return dict(zip(frame["uri"].to_list(), frame["probs_0"].to_list(), strict=True)), left_out
 
 
@@ -372,3 +378,46 @@ def test_an_ensemble_of_what_is_not_there_is_one_line(tmp_path: Path, teacher: A
     assert str(nothing.value) == f"table={tmp_path}/t: no usable prediction of {both}"
     with pytest.raises(UserError, match=f"teacher={teacher.uri}: the same model as teacher={teacher.uri}"):
         select(tmp_path, teacher, f"teacher=[{teacher.uri},{teacher.uri}]")
+
+
+FACES = model_id("0123456789abcdef", "float32", False, True)
+
+
+def face(picture: str, number: int, probs: Sequence[float] = A, **rest: Any) -> Row:
+    digest = rest.pop("digest", xxhash.xxh3_128_digest(f"{picture} {rest.get('identity')}".encode()))
+    return ok(Face(50.0, 50.0, float(number), 0.0).uri_in(picture), probs, digest=digest, **rest)
+
+
+def test_all_faces_of_the_newest_content_count(tmp_path: Path) -> None:
+    old = [face("x", 1), face("x", 2), face("y", 1), face("z", 1), failed("w", "no_face")]
+    new = [
+        face("x", 3, B, identity="v2", minute=1),
+        face("x", 4, B, identity="v2", minute=1),
+        failed("y", "no_face", identity="v2", minute=1),
+        failed("z", minute=2),  # another run could not read what is labelled
+    ]
+    found, left_out = newest(tmp_path, old, new, model=FACES)
+    wanted = [face("x", 3)["uri"], face("x", 4)["uri"], face("z", 1)["uri"]]
+    assert list(found) == wanted
+    assert left_out == NONE | {"superseded": 4, "no_face": 2}
+
+
+def test_a_picture_at_two_places_counts_once_with_all_its_faces(tmp_path: Path) -> None:
+    rows = [face("a", 1, digest=b"1"), face("a", 2, digest=b"1"), face("b", 1, digest=b"1"), face("b", 2, digest=b"1")]
+    found, left_out = newest(tmp_path, [*rows, face("c", 1, digest=b"2")], excluded={b"2"}, model=FACES)
+    assert list(found) == [face("a", 1)["uri"], face("a", 2)["uri"]]
+    assert left_out == NONE | {"duplicate": 2, "excluded": 1, "no_face": 0}
+
+
+def test_a_manifest_excludes_every_face_of_its_pictures(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(picture(1))
+    (tmp_path / "val.csv").write_text(f'path,label\n"{Face(9.0, 9.0, 8.0, 0.0).uri_in("photo.jpg")}",anger\n')
+    assert excluded_digests([str(tmp_path / "val.csv")], CLASSES) == {xxhash.xxh3_128_digest(picture(1))}
+
+
+def test_the_faces_of_a_teacher_are_another_model(tmp_path: Path, teacher: Artifact) -> None:
+    write(str(tmp_path / "t"), teacher.model_id("float32", faces=True), [face("x", 1)])
+    assert select(tmp_path, teacher)[0]["model"] == teacher.model_id("float32", faces=True)
+    assert select(tmp_path, teacher, "faces=detect")[0]["accepted"] == 1
+    with pytest.raises(UserError, match="holds no prediction"):
+        select(tmp_path, teacher, "faces=none")

@@ -7,9 +7,22 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from ray_fer.data.sources.uris import Face
 from ray_fer.errors import UserError
 from ray_fer.labeling.commit import Committer
-from ray_fer.labeling.table import FILE_SCHEMA, MARKS, create_table, open_table, read_keys, table_classes, write_file
+from ray_fer.labeling.ledger import DONE, sort_out
+from ray_fer.labeling.table import (
+    FILE_SCHEMA,
+    MARKS,
+    NO_FACE,
+    create_table,
+    open_table,
+    read_keys,
+    scan_keys,
+    table_classes,
+    write_file,
+)
+from ray_fer.models.artifact import model_id
 
 CLASSES = ("neutral", "anger")
 
@@ -137,3 +150,38 @@ def test_a_run_knows_its_own_files(folder: str, tmp_path: Path) -> None:
     # As after a commit that landed although its answer was lost.
     assert committer.commit([files[-1]]) == 0
     assert held(uri) == {"a": 1, "b": 1, "c": 1}
+
+
+FACES = model_id("0123456789abcdef", "float32", False, True)
+
+
+def faces(picture: str, *sides: float) -> list[str]:
+    return [Face(9.0, 9.0, side, 0.0).uri_in(picture) for side in sides]
+
+
+def test_faces_are_keys_of_their_picture(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    table = create_table(uri, CLASSES)
+    names = ["a", *faces("b", 1.0, 2.0), *faces("c#1", 3.0)]
+    Committer(table, FACES, "r").commit([write_file(uri, FACES, rows(*names), "x")])
+    Committer(table, "m", "r").commit([write_file(uri, "m", rows(*faces("b", 5.0)), "x")])
+    assert scan_keys(table, FACES).collect()["uri"].to_list() == ["a", "b", "b", "c#1"]
+    assert scan_keys(table, "m").collect()["uri"].to_list() == faces("b", 5.0)  # that run was told of crops
+
+
+def test_two_runs_at_once_hold_the_faces_of_every_image_once(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    ours, theirs = (Committer(create_table(uri, CLASSES), FACES, run) for run in ("ours", "theirs"))
+    first, second = faces("a", 1.0, 2.0), faces("a", 1.1, 2.0, 3.0)  # another processor may round otherwise
+    theirs.commit([write_file(uri, FACES, rows(*first), "x")])
+    assert ours.commit([write_file(uri, FACES, rows(*second, *faces("b", 4.0)), "y")]) == 1
+    assert held(uri) == dict.fromkeys([*first, *faces("b", 4.0)], 1)
+
+
+def test_what_has_no_face_is_done(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    table = create_table(uri, CLASSES)
+    written = write_file(uri, FACES, rows("a", status=NO_FACE), "x")
+    Committer(table, FACES, "r").commit([written])
+    outcomes, _ = sort_out(scan_keys(table, FACES), max_attempts=3)
+    assert {name: len(keys) for name, keys in outcomes.items() if len(keys)} == {DONE: 1}

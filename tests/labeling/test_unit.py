@@ -5,15 +5,19 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from ray_fer.data.crop import decode_uri
 from ray_fer.data.decode import decode_into_each
 from ray_fer.data.sources import list_sources
-from ray_fer.labeling.progress import unit_stats
+from ray_fer.data.sources.uris import split_face
+from ray_fer.labeling.progress import image_statuses, unit_stats
 from ray_fer.labeling.table import FILE_SCHEMA
 from ray_fer.labeling.unit import decode_items, infer, joined, pack_decoded, share, to_table, unpack_decoded
 from ray_fer.models.engines import make_engine
 from ray_fer.models.softmax import softmax
 from ray_fer.models.torch_engine import TorchEngine
 from tests.images import CLASSES, picture, tiny_model, write_pictures
+from tests.models.test_face_detector import installed
+from tests.photos import ONE, THREE, photo
 
 LIMITS = {"max_pixels": 1 << 20, "max_bytes": 1 << 20}
 
@@ -148,3 +152,49 @@ def test_what_several_teachers_want_survives_its_block_and_its_joining(tmp_path:
         assert (other.rows, other.teachers) == (whole.rows, whole.teachers)
         for teacher in range(2):
             np.testing.assert_array_equal(share(other, teacher, sizes)[1], share(whole, teacher, sizes)[1])
+
+
+@installed
+def test_every_face_becomes_a_row_and_every_picture_has_one(tmp_path: Path) -> None:
+    for name, drawn in (("a", THREE), ("b", ()), ("c", ONE), ("d", THREE)):
+        (tmp_path / f"{name}.jpg").write_bytes(photo(drawn))
+    (tmp_path / "e.jpg").write_bytes(b"not a picture")
+    (tmp_path / "f.jpg").write_bytes(photo(THREE)[:-5000])  # its faces may be whole
+    keys = keys_of(tmp_path).sort_by("uri")
+    sizes = [24, 32]
+    # The second teacher lacks a, the first one c; both lack the others.
+    keys = keys.append_column("teachers", pa.array([1, 3, 2, 3, 3, 3], pa.uint32()))
+    batches = list(decode_items(keys, image_sizes=sizes, batch_size=3, faces=True, **LIMITS))
+    assert [len(batch.rows) for batch in batches] == [3, 5, 2]
+    rows = [row for batch in batches for row in batch.rows]
+    names = [Path(split_face(row["uri"])[0]).stem for row in rows]
+    assert names == ["a", "a", "a", "b", "c", "d", "d", "d", "e", "f"]
+    statuses = [row["status"] for row in rows]
+    assert statuses == ["ok"] * 3 + ["no_face"] + ["ok"] * 4 + ["undecodable"] * 2
+    assert image_statuses(rows) == {"ok": 3, "no_face": 1, "undecodable": 2}
+    assert all((split_face(row["uri"])[1] is not None) == (row["status"] == "ok") for row in rows)
+    assert len({row["uri"] for row in rows}) == 10
+    batch = joined(batches, sizes)
+    for teacher, wanted in enumerate(("aaabdddef", "bcdddef")):
+        mine, pixels = share(batch, teacher, sizes)
+        assert "".join(Path(split_face(row["uri"])[0]).stem for row in mine) == wanted
+        good = [row for row in mine if row["status"] == "ok"]
+        seen = [decode_uri(row["uri"], Path(split_face(row["uri"])[0]).read_bytes(), sizes[teacher]) for row in good]
+        assert np.array_equal(pixels, np.stack(seen))
+    number, again = unpack_decoded(pack_decoded(5, batch), sizes)
+    assert (number, again.rows) == (5, batch.rows)
+
+
+@installed
+def test_an_overwritten_photo_is_told_once_under_its_own_uri(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(photo(ONE))
+    keys = keys_of(tmp_path)
+    path.write_bytes(photo(THREE))
+    (batch,) = decode_items(keys, image_sizes=[32], batch_size=9, faces=True, **LIMITS)
+    rows = infer(*share(batch, 0, [32]), TorchEngine(tiny_model(str(tmp_path / "model"))), CLASSES, 4)
+    stats = unit_stats(rows, CLASSES)
+    assert stats["overwritten"] == [(str(path), keys_of(tmp_path)["identity"][0].as_py())]
+    assert stats["statuses"] == {"ok": 1}
+    assert np.sum(stats["confidence"]) == 3
+    assert to_table(rows, "run").schema == FILE_SCHEMA

@@ -14,7 +14,7 @@ from ray_fer import storage
 from ray_fer.data.sources.lance import stat_lance_rows
 from ray_fer.data.sources.objects import local_identity
 from ray_fer.data.sources.tar import locate
-from ray_fer.data.sources.uris import LanceRow, Member, Row, parse
+from ray_fer.data.sources.uris import LanceRow, Member, Row, parse, split_face
 
 IN_FLIGHT = 64
 Stat = tuple[str, int]
@@ -24,9 +24,12 @@ _UNKNOWN: Stat = ("", 0)
 def stat_objects(uris: Sequence[str]) -> list[Stat]:
     """Identity and size of each object, of members and rows too; an empty identity for what cannot be found.
 
+    A face has those of its picture.
+
     Raises:
         botocore.exceptions.BotoCoreError: when the store cannot be asked at all.
     """
+    uris = [split_face(uri)[0] for uri in uris]
     inside = {uri: parse(uri) for uri in uris}
     rows = {uri: place for uri, place in inside.items() if isinstance(place, LanceRow)}
     lance = dict(zip(rows, stat_lance_rows(list(rows.values())), strict=True))

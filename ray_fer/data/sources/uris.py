@@ -4,6 +4,8 @@
   the first ``.tar!/`` is the member's name as it stands in the shard, unescaped, as the keys of loose objects are.
 - A row of a table: ``s3://bucket/train.parquet#column=image&row=123``; the column's name is percent-encoded.
 - A row of a Lance dataset by its row id: ``s3://bucket/faces.lance#column=image&rowid=123``.
+- A face in any of these pictures: ``photo.jpg#face=412.0,208.5,96.4,-7.3``, which says how the crop is cut, so that
+  whoever holds it needs no detector to cut the same one again (see `Face`).
 
 A member's identity is its shard's and its range, ``etag@offset+size``: who holds it reads the member by one ranged
 request. Without it the shard's headers are walked once per process. A rewritten shard or table is new work as a whole,
@@ -19,6 +21,9 @@ from urllib.parse import quote, unquote
 _MEMBER = re.compile(r"(.*?\.tar)!/(.*)", re.DOTALL | re.IGNORECASE)
 _ROW = re.compile(r"(.*)#column=([^&#]*)&row(id)?=(\d+)", re.DOTALL)
 _RANGE = re.compile(r"(.*)@(\d+)\+(\d+)", re.DOTALL)
+FACE_FRAGMENT = r"#face=-?\d+\.\d,-?\d+\.\d,\d+\.\d,-?\d+\.\d$"
+"""The pattern of what `Face.uri_in` appends, for columns of URIs."""
+_FACE = re.compile(FACE_FRAGMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,32 @@ class Range:
         return f"{self.shard_identity}@{self.offset}+{self.size}"
 
 
+@dataclass(frozen=True, slots=True)
+class Face:
+    """A square crop of the upright picture. Parts of it may lie beyond the picture.
+
+    Attributes:
+        cx: of its centre, in pixels from the picture's left edge.
+        cy: of its centre, in pixels from the picture's top edge.
+        side: in pixels.
+        angle: in degrees, by which the crop's horizontal is turned clockwise against the picture's.
+    """
+
+    cx: float
+    cy: float
+    side: float
+    angle: float
+
+    def rounded(self) -> Face:
+        """What its URI says: a decimal of everything. Only a rounded face is cut again from its URI as it was."""
+        numbers = (round(float(value), 1) + 0.0 for value in (self.cx, self.cy, self.side, self.angle))
+        return Face(*numbers)
+
+    def uri_in(self, picture: str) -> str:
+        """Its URI, where ``picture`` is the URI of the picture."""
+        return f"{picture}#face={self.cx:.1f},{self.cy:.1f},{self.side:.1f},{self.angle:.1f}"
+
+
 def row_prefix(file: str, column: str) -> str:
     """The URIs of a column's rows up to their numbers."""
     return f"{file}#column={quote(column, safe='')}&row="
@@ -82,8 +113,17 @@ def lance_prefix(dataset: str, column: str) -> str:
     return f"{dataset}#column={quote(column, safe='')}&rowid="
 
 
+def split_face(uri: str) -> tuple[str, Face | None]:
+    """The URI of the picture that ``uri`` lies in, and which face of it; None where it is the whole picture."""
+    if "#face=" in uri and (found := _FACE.search(uri)):
+        face = Face(*map(float, found[0].removeprefix("#face=").split(",")))
+        if face.side > 0 and found.end() == len(uri):
+            return uri[: found.start()], face
+    return uri, None
+
+
 def parse(uri: str) -> Member | Row | None:
-    """What inside which file ``uri`` names, or None for a loose object."""
+    """What inside which file the picture ``uri`` (see `split_face`) is, or None for a loose object."""
     if "!/" in uri and (found := _MEMBER.fullmatch(uri)):
         return Member(*found.groups())
     if "#column=" in uri and (found := _ROW.fullmatch(uri)):
