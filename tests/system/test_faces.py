@@ -65,7 +65,7 @@ def test_photos_of_no_one_and_three_faces(tmp_path: Path, model: str) -> None:
     second = run_job("pseudo_label", *arguments, f"select={out}", "selection.threshold=0.01")
     assert [second[key] for key in ("already_labelled", "labelled")] == [4, 1]
     assert faces_of(table) == held | {("bad.jpg", "undecodable"): 1, ("three.jpg", "ok"): 4}
-    left_out = {"superseded": 3, "failed": 1, "no_face": 1, "duplicate": 0, "excluded": 0}
+    left_out = {"superseded": 3, "gone": 0, "failed": 1, "no_face": 1, "duplicate": 0, "excluded": 0}
     assert second["selection"]["left_out"] == left_out
     assert second["selection"]["accepted"] == 3
 
