@@ -52,9 +52,27 @@ def connect() -> None:
         runtime_env={"env_vars": variables} if variables else None,
     )
     logging.getLogger("ray").setLevel(logging.WARNING)
+    # Ray's own handler would exit before a job has committed what is done.
+    interrupt_on_sigterm()
+
+
+def interrupt_on_sigterm() -> None:
+    """Lets SIGTERM be a KeyboardInterrupt, as far as this is the main thread's to decide."""
     if threading.current_thread() is threading.main_thread():
-        # Ray's own handler would exit before a job has committed what is done.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def connect_unless_alone() -> None:
+    """Connects to a cluster that is there; starts Ray in this process only where that finds a GPU."""
+    if ray.is_initialized() or not _nobody_is_there() or _gpus_here():
+        connect()
+    else:
+        interrupt_on_sigterm()
+
+
+def _gpus_here() -> int:
+    manager = ray._private.accelerators.get_accelerator_manager_for_resource("GPU")
+    return manager.get_current_node_num_accelerators() if manager else 0
 
 
 def prepare_data() -> None:
@@ -87,16 +105,22 @@ def _nobody_is_there() -> bool:
 
 
 def is_local() -> bool:
-    """Whether `connect` started Ray in this process, so that nobody will ever add a node."""
+    """Whether `connect` started Ray in this process or would do so: nobody will ever add a node."""
+    if not ray.is_initialized():
+        return _nobody_is_there()
     node = ray._private.worker._global_node
     return node is not None and bool(node.is_head())
 
 
 def accelerators() -> int:
-    """GPUs of the connected cluster as it stands."""
+    """GPUs of the connected cluster as it stands, or of this machine."""
+    if not ray.is_initialized():
+        return _gpus_here()
     return int(ray.cluster_resources().get("GPU", 0))
 
 
 def cpus() -> int:
-    """CPU slots of the connected cluster as it stands."""
+    """CPU slots of the connected cluster as it stands, or of this machine."""
+    if not ray.is_initialized():
+        return int(ray._private.utils.get_num_cpus())
     return int(ray.cluster_resources().get("CPU", 1))

@@ -131,7 +131,9 @@ def measure_parts(folder: Path) -> dict[str, float]:
 def measure_job(folder: Path, teacher: Path) -> float:
     """CPU seconds of all processes of a run."""
     with tempfile.TemporaryDirectory() as target, _CpuClock() as clock:
-        config = load_config("pseudo_label", [f"source={folder}", f"teacher={teacher}", f"table={target}/t"])
+        config = load_config(
+            "pseudo_label", [f"source={folder}", f"teacher={teacher}", f"table={target}/t", "actors=2"]
+        )
         summary = pseudo_label(config)
         assert summary["labelled"] == summary["listed"]
     return clock.seconds()

@@ -37,7 +37,7 @@ class Sleeping:
 
 def simulate() -> None:
     """Runs in every worker before anything else."""
-    from ray_fer.labeling import graph
+    from ray_fer.labeling import worker
     from ray_fer.labeling.unit import EVERY_TEACHER, Decoded
     from ray_fer.models import engines
 
@@ -48,7 +48,7 @@ def simulate() -> None:
         yield Decoded(rows, [EVERY_TEACHER] * len(rows), pixels)
 
     engines.make_engine = lambda *_, **__: Sleeping()  # type: ignore[assignment]
-    graph.decode_items = grey  # type: ignore[assignment]
+    worker.decode_items = grey  # type: ignore[assignment]
 
 
 def main() -> None:

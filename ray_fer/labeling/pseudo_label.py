@@ -12,7 +12,7 @@ import logging
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,11 +28,14 @@ from ray_fer.data.sources import check_sources, list_sources
 from ray_fer.data.sources.uris import FACE_FRAGMENT
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling import gone
+from ray_fer.labeling.dispatch import Dispatcher, ListingError
+from ray_fer.labeling.in_process import label_few, may_label_here
 from ray_fer.labeling.ledger import claim_for_each
 from ray_fer.labeling.maintenance import compact
 from ray_fer.labeling.progress import Metrics, Progress, joint_stats
 from ray_fer.labeling.table import NO_FACE, OK, create_table, open_table
 from ray_fer.labeling.teacher_run import TeacherRun
+from ray_fer.labeling.worker import DoneUnit, Plan
 from ray_fer.models.artifact import resolve_precision
 from ray_fer.models.face_detector import weights
 from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, check_together, open_teacher
@@ -70,14 +73,14 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
 
     from ray_fer import cluster
 
-    cluster.connect()
+    cluster.connect_unless_alone()
     run = _Run(config, teachers)
     run.go()
     if run.progress.done or any(part.marks.total() for part in run.parts):
         run.compact()
     summary = run.summary()
     run.write("summary.json", summary)
-    if run.progress.done:
+    if run.metrics:  # a few images that needed no Ray need no page either: drawing it takes as long
         summary["report"] = run.report(summary)
     if config.select:
         from ray_fer.labeling.select import select_pseudo_labels
@@ -142,7 +145,6 @@ class _Run:
 
     def __init__(self, config: PseudoLabelConfig, teachers: Sequence[Teacher]) -> None:
         from ray_fer import cluster
-        from ray_fer.labeling.graph import Plan
 
         device = config.device
         if device == "auto":
@@ -173,7 +175,7 @@ class _Run:
         self.listed_all = False
         self.already = 0
         self.committed_at = self.reported_at = time.monotonic()
-        self.metrics = Metrics(self.plan.run)
+        self.metrics: Metrics | None = None  # until Ray is needed
         self.write("config.json", config.model_dump())
         for part in self.parts:
             held = part.ledger.rows
@@ -229,8 +231,6 @@ class _Run:
             log.info("stopped watching")
 
     def _watch(self, seconds: float) -> None:
-        from ray_fer.labeling.dispatch import ListingError
-
         log.info("watching the sources, every %g seconds", seconds)
         idle = 0
         while True:
@@ -244,18 +244,17 @@ class _Run:
 
     def _label_new(self) -> None:
         """Labels what is new; what is finished is committed even when something fails."""
-        from ray_fer.labeling.graph import label
-
         self.listed_all = False
         for part in self.parts:
             part.start_listing()
         before, unlisted, started = self.progress.done, self.listing["unlisted"], datetime.now(UTC)
         try:
             # A run that fails closes the stream at once: its threads must not outlive Ray.
-            with contextlib.closing(label(self._new_pages(), self.plan)) as units:
+            with contextlib.closing(self._units()) as units:
                 for unit in units:
                     self.progress.add(joint_stats(unit.statuses, list(unit.stats.values())))
-                    self.metrics.add(unit.statuses, unit.stats, self.progress, self._left())
+                    if self.metrics:
+                        self.metrics.add(unit.statuses, unit.stats, self.progress, self._left())
                     for part in self.parts:
                         if part.model in unit.files:
                             watch = self.config.watch is not None
@@ -268,6 +267,27 @@ class _Run:
         if self.progress.done > before:
             self._report(0)
         self._mark_gone(started, self.listing["unlisted"] - unlisted)
+
+    def _units(self) -> Generator[DoneUnit, None, None]:
+        """Labels what is new, here or over Ray.
+
+        Raises:
+            UserError: when a teacher cannot be loaded, or the listing fails.
+        """
+        dispatcher = Dispatcher(self._new_pages(), self.plan.count_workers, self.plan.unit_rows)
+        try:
+            if may_label_here(self.plan):
+                yield from label_few(dispatcher, self.plan)
+            if dispatcher.wait_for_work():
+                from ray_fer import cluster
+                from ray_fer.labeling.graph import label_on_cluster
+
+                cluster.connect()
+                self.metrics = self.metrics or Metrics(self.plan.run)
+                yield from label_on_cluster(dispatcher, self.plan)
+        finally:
+            dispatcher.stop()
+        dispatcher.close()
 
     def _mark_gone(self, started: datetime, unlisted: int) -> None:
         """Marks what the listing that began at ``started`` has shown to be gone, or to be there again."""

@@ -12,10 +12,9 @@ from ray_fer.labeling.dispatch import (
     UNIT_SECONDS,
     UNITS_PER_WORKER,
     Dispatcher,
-    pack_unit,
     unit_size,
-    unpack_unit,
 )
+from ray_fer.labeling.unit_queue import pack_unit, unpack_unit
 
 
 def page(first: int, rows: int) -> pa.Table:
@@ -160,3 +159,28 @@ def test_a_listing_that_breaks_is_not_waited_for() -> None:
     assert [unit.num_rows for unit in drain(dispatcher)] == [5]
     with pytest.raises(BaseException, match="not even an Exception"):
         dispatcher.close()
+
+
+def test_what_is_little_is_taken_at_once() -> None:
+    dispatcher = Dispatcher(iter([page(0, 30), page(30, 20)]), count_workers=lambda: 2, unit_rows=100)
+    keys = dispatcher.take_few(50, patience=10)
+    assert keys is not None
+    assert keys["uri"].to_pylist() == page(0, 50)["uri"].to_pylist()
+    assert dispatcher.finished(0, 50, 1.0)
+    assert dispatcher.wait_for_work() == 0
+    dispatcher.close()
+
+
+def test_what_is_much_or_unknown_is_left() -> None:
+    assert Dispatcher(iter([page(0, 51)]), count_workers=lambda: 2, unit_rows=100).take_few(50, patience=10) is None
+    assert Dispatcher(iter([]), count_workers=lambda: 2, unit_rows=100).take_few(50, patience=10) is None
+    more = threading.Event()
+
+    def pages() -> Iterator[pa.Table]:
+        yield page(0, 3)
+        more.wait()
+
+    dispatcher = Dispatcher(pages(), count_workers=lambda: 2, unit_rows=100)
+    assert dispatcher.take_few(50, patience=0.01) is None
+    more.set()
+    assert drain(dispatcher)[0].num_rows == 3

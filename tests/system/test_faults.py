@@ -27,7 +27,7 @@ from tests.system.test_pseudo_label import keys_of, rows_of, wait_for_rows
 pytestmark = pytest.mark.slow
 
 # Many small units and a commit for each.
-BUSY = ("engine=torch", "unit_rows=32", "commit_seconds=0")
+BUSY = ("engine=torch", "unit_rows=32", "commit_seconds=0", "actors=2")
 
 
 def on_path(folder: str) -> dict[str, str]:
@@ -110,7 +110,7 @@ def test_an_object_that_kills_its_decoder_is_one_failure_row(tmp_path: Path, mod
     for path in victims:
         path.write_bytes(deadly_picture())
     env = on_path(write_deadly_decoder(tmp_path / "deadly"))
-    arguments = (f"source={source}", f"teacher={model}", f"table={table}", "engine=torch")
+    arguments = (f"source={source}", f"teacher={model}", f"table={table}", "engine=torch", "actors=2")
     summary = run_job("pseudo_label", *arguments, env=env)
     assert summary["statuses"] == {"crashed": 2, "ok": 148}
     assert {row["uri"] for row in rows_of(table) if row["status"] == "crashed"} == {str(path) for path in victims}
