@@ -11,6 +11,7 @@ may run a unit twice (a lost node); only the files that come back first are comm
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from ray_fer import cluster
 from ray_fer.config import as_argument
@@ -30,6 +32,9 @@ from ray_fer.labeling.worker import DoneUnit, Labeller, Plan, decode
 UNITS_PER_ACTOR = 2
 # A unit that has killed so many processes, also when it was decoded in isolation, cannot be labelled by this engine.
 MOST_BEGINNINGS = 5
+# Of Ray Data's threads behind a stream of batches the one that asks for blocks.
+_ITERATING = "iter_threaded"
+_THREAD_SECONDS = 30.0
 
 
 def label_on_cluster(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
@@ -49,13 +54,22 @@ def label_on_cluster(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
         ray.get(unit_queue.put.remote(None if keys is None else pack_unit(number, keys)))
 
     dispatcher.feed(put)
-    for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for row in block.to_pylist():
-            if reason := row.get("reason"):
-                raise UserError(reason)
-            done: DoneUnit = pickle.loads(row["done"])
-            if dispatcher.finished(row["unit"], done.images, done.seconds):
-                yield done
+    blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+    try:
+        for block in blocks:
+            for row in block.to_pylist():
+                if reason := row.get("reason"):
+                    raise UserError(reason)
+                done: DoneUnit = pickle.loads(row["done"])
+                if dispatcher.finished(row["unit"], done.images, done.seconds):
+                    yield done
+    finally:
+        dispatcher.stop()
+        blocks.close()
+        # They end by themselves, but one that asks Ray something when it is gone makes the process exit with 1.
+        for thread in threading.enumerate():
+            if isinstance(thread, StreamingExecutor) or thread.name == _ITERATING:
+                thread.join(_THREAD_SECONDS)
 
 
 def _graph(plan: Plan, unit_queue: Any, waiting: int) -> Any:
