@@ -65,8 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     small, large = sorted(arguments.sizes)
-    teacher = write_teacher(arguments.work, "mobilenetv3_small_100", SIDE)
-    pictures = sorted(write_pictures(arguments.work, [DISTINCT])[DISTINCT].iterdir())
+    teacher, pictures = write_material(arguments.work)
     folders = {size: link_pictures(arguments.work / f"links-{size}", pictures, size) for size in (small, large)}
     parts = measure_parts(folders[small])
     ray.init(
@@ -173,6 +172,12 @@ class _CpuClock:
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
                 self._last[process.pid, process.create_time()] = times.user + times.system
+
+
+def write_material(work: Path) -> tuple[Path, list[Path]]:
+    """A teacher, and the pictures that `link_pictures` gives many names."""
+    teacher = write_teacher(work, "mobilenetv3_small_100", SIDE)
+    return teacher, sorted(write_pictures(work, [DISTINCT])[DISTINCT].iterdir())
 
 
 def link_pictures(folder: Path, pictures: list[Path], size: int) -> Path:

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from benchmarks.labeling.material import write_pictures, write_teacher
-from benchmarks.labeling.overhead import DISTINCT, SIDE, link_pictures
+from benchmarks.labeling.overhead import link_pictures, write_material
 from benchmarks.results import RESULTS, write_results
 from ray_fer.config import load_config
 from ray_fer.labeling.pseudo_label import pseudo_label
@@ -59,8 +58,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ray-fer-bench")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    teacher = write_teacher(arguments.work, "mobilenetv3_small_100", SIDE)
-    pictures = sorted(write_pictures(arguments.work, [DISTINCT])[DISTINCT].iterdir())
+    teacher, pictures = write_material(arguments.work)
     folder = link_pictures(arguments.work / f"links-{arguments.size}", pictures, arguments.size)
     rates = {}
     for gpus in arguments.gpus:
