@@ -26,7 +26,7 @@ from ray_fer.config import SourceConfig
 from ray_fer.data.sources.listing import IMAGE_NAME
 from ray_fer.data.sources.spec import resolve
 from ray_fer.labeling.commit import Committer
-from ray_fer.labeling.ledger import KEY_HASHES, Bools, Halves, batches, hash_uris
+from ray_fer.labeling.ledger import KEY_HASHES, Bools, Halves, batches, halves_of, hash_uris
 from ray_fer.labeling.table import FILE_SCHEMA, GONE, MARKS, RETURNED, place_of, scan_keys, write_file
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def objects(labelled: pl.LazyFrame, sources: Sequence[str], look_up: LookUp) -> 
     for start in range(0, len(candidates), OBJECTS_AT_ONCE):
         chosen = pl.LazyFrame({"hash": candidates[start : start + OBJECTS_AT_ONCE]})
         rows = hash_uris(labelled).join(chosen, on="hash", how="semi").collect(engine="streaming")
-        known, met = look_up(_halves(rows.select(KEY_HASHES)))
+        known, met = look_up(halves_of(rows.select(KEY_HASHES)))
         judged = rows.with_columns(_inside(sources).alias("inside"), pl.Series("known", known), pl.Series("met", met))
         yield _by_object(judged)
 
@@ -104,7 +104,7 @@ def _candidates(labelled: pl.LazyFrame, sources: Sequence[str], look_up: LookUp)
     rows = hash_uris(labelled.filter(marked | _inside(sources))).select("hash", marked.alias("marked"), *KEY_HASHES)
     found = [np.empty(0, np.uint64)]
     for batch in batches(rows):
-        known, met = look_up(_halves(batch))
+        known, met = look_up(halves_of(batch))
         found.append(batch.filter(batch["marked"] | pl.Series(known & ~met))["hash"].to_numpy())
     return np.unique(np.concatenate(found))
 
@@ -115,10 +115,6 @@ def _inside(sources: Sequence[str]) -> pl.Expr:
     uri = pl.col("uri")
     places = [uri.str.starts_with(source.rstrip("/") + end) for source in sources for end in ("/", "!/")]
     return pl.any_horizontal(pl.lit(False), *places, uri.is_in(list(sources))) & uri.str.contains(IMAGE_NAME)
-
-
-def _halves(hashed: pl.DataFrame) -> Halves:
-    return np.stack([hashed["first"].to_numpy(), hashed["second"].to_numpy()])
 
 
 def _by_object(rows: pl.DataFrame) -> pl.DataFrame:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from ray_fer.labeling.table import MARKS, NO_FACE, OK, TRANSIENT
+from ray_fer.labeling.table import MARKS, SUCCESSES, TRANSIENT
 
 Halves = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
@@ -46,8 +46,12 @@ def hash_keys(uri: pa.Array | pa.ChunkedArray, identity: pa.Array | pa.ChunkedAr
     Returns:
         uint64 (2, N).
     """
-    frame = pl.DataFrame({"uri": pl.from_arrow(uri), "identity": pl.from_arrow(identity)}).select(KEY_HASHES)
-    return np.stack([frame["first"].to_numpy(), frame["second"].to_numpy()])
+    return halves_of(pl.DataFrame({"uri": pl.from_arrow(uri), "identity": pl.from_arrow(identity)}).select(KEY_HASHES))
+
+
+def halves_of(hashed: pl.DataFrame) -> Halves:
+    """The columns that `KEY_HASHES` makes, as uint64 (2, N)."""
+    return np.stack([hashed["first"].to_numpy(), hashed["second"].to_numpy()])
 
 
 def hash_uris(uris: pl.LazyFrame) -> pl.LazyFrame:
@@ -221,7 +225,7 @@ def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> tuple[dict[str, KeySe
         The sets, and the number of rows that say nothing of a key because they are `table.MARKS`.
     """
     status = pl.col("status")
-    done, transient = status.is_in((OK, NO_FACE)), status.is_in(TRANSIENT)
+    done, transient = status.is_in(SUCCESSES), status.is_in(TRANSIENT)
     outcome = pl.when(done).then(0).when(transient).then(2).when(status.is_in(MARKS)).then(3)
     hashed = labelled.select(*KEY_HASHES, outcome.otherwise(1).cast(pl.UInt8).alias("outcome"))
     parts: dict[str, tuple[list[npt.NDArray[np.uint64]], ...]] = {name: ([], []) for name in OUTCOMES}
@@ -236,8 +240,7 @@ def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> tuple[dict[str, KeySe
     for name in (DONE, PERMANENT):
         sets[name].add_parts(*parts[name])
     attempts = pl.concat(failures).group_by("first", "second").len()
-    hashes = np.stack([attempts["first"].to_numpy(), attempts["second"].to_numpy()])
-    attempts = attempts.filter(~look_up((sets[DONE], sets[PERMANENT]), hashes)[0])
+    attempts = attempts.filter(~look_up((sets[DONE], sets[PERMANENT]), halves_of(attempts))[0])
     _append(parts[GIVEN_UP], attempts.filter(pl.col("len") >= max_attempts))
     _append(parts[TO_RETRY], attempts.filter(pl.col("len") < max_attempts))
     for name in (GIVEN_UP, TO_RETRY):
@@ -281,11 +284,10 @@ class Ledger:
 
     def claim_hashes(self, hashes: Halves) -> npt.NDArray[np.int64]:
         """Which of (2, N) hashed keys are new work, as ascending indices (M,); remembered as by `claim`."""
-        # Of all, for a key that failed once and was labelled later has a place there too.
-        self._to_retry.meet(hashes)
         new = np.arange(hashes.shape[1])
         for keys in self._settled:
             new = new[~keys.meet(hashes[:, new])]
+        self._to_retry.meet(hashes[:, new])
         new = new[~self._claimed_before.meet(hashes[:, new])]
         new = new[~self._claimed.contains(hashes[:, new])]
         # Once in a million runs two keys of a page share a first half: one of them waits for the next run.

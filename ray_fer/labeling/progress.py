@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import ray.util.metrics
 
-from ray_fer.labeling.table import NO_FACE, OK
+from ray_fer.labeling.table import OK, SUCCESSES
 
 CONFIDENCE_BINS = 100
 SAMPLES_PER_CLASS = 8  # a row of the sheet
@@ -118,7 +118,7 @@ class Progress:
     @property
     def failed(self) -> int:
         """Images without a prediction so far."""
-        return self.done - self.statuses[OK] - self.statuses[NO_FACE]
+        return self.done - sum(self.statuses[status] for status in SUCCESSES)
 
     def add(self, stats: Stats) -> None:
         """Adds what `unit_stats` or `joint_stats` says of a unit."""

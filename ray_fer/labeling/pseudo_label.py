@@ -33,7 +33,7 @@ from ray_fer.labeling.in_process import label_few, may_label_here
 from ray_fer.labeling.ledger import claim_for_each
 from ray_fer.labeling.maintenance import compact
 from ray_fer.labeling.progress import Metrics, Progress, joint_stats
-from ray_fer.labeling.table import NO_FACE, OK, create_table, open_table
+from ray_fer.labeling.table import SUCCESSES, create_table, open_table
 from ray_fer.labeling.teacher_run import TeacherRun
 from ray_fer.labeling.worker import DoneUnit, Plan
 from ray_fer.models.artifact import resolve_precision
@@ -341,8 +341,7 @@ class _Run:
         elif most is not None and failed > most:
             broken = f"max_failures={most}"
         if broken:
-            well = (OK, NO_FACE)
-            bad = ((status, count) for status, count in self.progress.statuses.items() if status not in well)
+            bad = ((status, count) for status, count in self.progress.statuses.items() if status not in SUCCESSES)
             worst, count = max(bad, key=lambda pair: pair[1])
             raise UserError(f"{broken}: {failed} of {done} images failed ({count} {worst})")
 

@@ -29,6 +29,7 @@ from ray_fer.models.artifact import sees_faces
 OK = "ok"
 # Its picture is done, but there is nothing to predict.
 NO_FACE = "no_face"
+SUCCESSES = (OK, NO_FACE)
 # Nothing will change until the object does.
 CRASHED = "crashed"
 PERMANENT = ("undecodable", "too_large", CRASHED)
