@@ -178,6 +178,7 @@ def _predictions(block: pa.Table) -> pa.Table:
         "confidence": pa.array(probs.max(axis=1), mask=failed),
         "status": pa.array(np.where(failed, "undecodable", "ok")),
         "error": pa.array(np.where(failed, "not an image", None)),
+        "attempt": pa.repeat(pa.scalar(1, pa.int32()), rows),
         "run": pa.repeat("bench", rows),
         "labelled_at": pa.repeat(datetime.now(UTC), rows),
     }

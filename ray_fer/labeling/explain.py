@@ -26,6 +26,7 @@ from ray_fer.labeling import gone
 from ray_fer.labeling.gone import EXAMPLES
 from ray_fer.labeling.ledger import (
     OUTCOMES,
+    SETTLED,
     TO_RETRY,
     URI_HASH,
     Bools,
@@ -58,7 +59,7 @@ class Known:
     """
 
     def __init__(self, labelled: pl.LazyFrame, max_attempts: int) -> None:
-        self._outcomes, _ = sort_out(labelled, max_attempts)
+        self._outcomes = sort_out(labelled, max_attempts)
         hashed = labelled.select(URI_HASH)
         self._uris = SortedHashes([batch["hash"].to_numpy() for batch in batches(hashed)])
 
@@ -67,13 +68,15 @@ class Known:
         hashes = hash_keys(page["uri"], page["identity"])
         changed = self._uris.contains(hash_uris(page["uri"]))
         kinds = np.where(changed, KINDS.index(CHANGED), KINDS.index(NEW)).astype(np.uint8)
-        for name in reversed(OUTCOMES):  # the strongest last
-            kinds[self._outcomes[name].meet(hashes)] = KINDS.index(name)
+        for keys in self._outcomes.to_retry.values():
+            kinds[keys.meet(hashes)] = KINDS.index(TO_RETRY)
+        for name in reversed(SETTLED):  # the strongest last
+            kinds[self._outcomes.settled[name].meet(hashes)] = KINDS.index(name)
         return kinds
 
     def look_up(self, hashes: Halves) -> tuple[Bools, Bools]:
         """Which of (2, N) hashes are of known keys, and which of these were in a page that was classified."""
-        return look_up(self._outcomes.values(), hashes)
+        return look_up(self._outcomes.sets(), hashes)
 
 
 @dataclass

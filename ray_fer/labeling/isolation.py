@@ -16,14 +16,14 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from ray_fer.labeling.table import CRASHED
-from ray_fer.labeling.unit import Decoded, decode_items, joined, teachers_of
+from ray_fer.labeling.unit import Decoded, attempts_of, decode_items, joined, teachers_of
 
 
 def decode_isolated(keys: pa.Table, **settings: Any) -> Decoded:
     """Reads and decodes ``keys`` as one batch, like `unit.decode_items`, whatever an object does to the process.
 
     Args:
-        keys: of uri, identity, size, source.
+        keys: as `unit.decode_items` takes them.
         settings: of `unit.decode_items`, without the batch size.
 
     Raises:
@@ -39,7 +39,7 @@ def decode_isolated(keys: pa.Table, **settings: Any) -> Decoded:
             # It may have been killed for want of memory: the suspect gets a process all to itself.
             suspect = keys.slice(done, 1)
             found, returncode = _attempt(suspect, settings)
-            batches += found or [_crashed(suspect, returncode)]
+            batches += found or [_crashed(suspect, returncode, len(settings["image_sizes"]))]
             done += 1
     return joined(batches, settings["image_sizes"])
 
@@ -73,9 +73,10 @@ def _results(child: subprocess.Popen[bytes]) -> Iterator[Decoded]:
             return
 
 
-def _crashed(key: pa.Table, returncode: int) -> Decoded:
+def _crashed(key: pa.Table, returncode: int, teachers: int) -> Decoded:
     (row,) = key.select(["uri", "identity", "source"]).to_pylist()
     row |= {"status": CRASHED, "error": f"kills the process that decodes it (signal {-returncode})"}
+    (row["attempts"],) = attempts_of(key, teachers)
     return Decoded([row], teachers_of(key))
 
 

@@ -11,6 +11,7 @@ The bit says whether a listing has met the key: what it has not met may be gone 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -211,24 +212,40 @@ def look_up(sets: Iterable[KeySet], hashes: Halves) -> tuple[Bools, Bools]:
     return known, met
 
 
-def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> tuple[dict[str, KeySet], int]:
-    """The keys of a table by what its rows say of them, one set for each of `OUTCOMES`.
+@dataclass(frozen=True)
+class Outcomes:
+    """The keys of a table by what its rows say of them.
 
-    A success and a permanent failure of one key are both there, and the first of `OUTCOMES` counts; transient failures
+    A success and a permanent failure of one key are both there, and the first of `SETTLED` counts; transient failures
     of such a key are not.
+
+    Attributes:
+        settled: a set for each of `SETTLED`.
+        to_retry: the keys of `TO_RETRY` by the number of their tries, from 1; all of them failed.
+        marks: rows that say nothing of a key because they are `table.MARKS`.
+    """
+
+    settled: dict[str, KeySet]
+    to_retry: dict[int, KeySet]
+    marks: int
+
+    def sets(self) -> list[KeySet]:
+        """All sets."""
+        return [*self.settled.values(), *self.to_retry.values()]
+
+
+def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> Outcomes:
+    """What the rows of a table say of its keys.
 
     Args:
         labelled: (uri, identity, status), as `table.scan_keys` gives it.
         max_attempts: rows with a transient failure after which a key is given up.
-
-    Returns:
-        The sets, and the number of rows that say nothing of a key because they are `table.MARKS`.
     """
     status = pl.col("status")
     done, transient = status.is_in(SUCCESSES), status.is_in(TRANSIENT)
     outcome = pl.when(done).then(0).when(transient).then(2).when(status.is_in(MARKS)).then(3)
     hashed = labelled.select(*KEY_HASHES, outcome.otherwise(1).cast(pl.UInt8).alias("outcome"))
-    parts: dict[str, tuple[list[npt.NDArray[np.uint64]], ...]] = {name: ([], []) for name in OUTCOMES}
+    parts: dict[str, tuple[list[npt.NDArray[np.uint64]], ...]] = {name: ([], []) for name in (DONE, PERMANENT)}
     failures: list[pl.DataFrame] = [hashed.select("first", "second").clear().collect()]
     marks = 0
     for batch in batches(hashed):
@@ -236,16 +253,17 @@ def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> tuple[dict[str, KeySe
             _append(parts[name], batch.filter(pl.col("outcome") == number))
         failures.append(batch.filter(pl.col("outcome") == 2).drop("outcome"))
         marks += int((batch["outcome"] == 3).sum())
-    sets = {name: KeySet() for name in OUTCOMES}
-    for name in (DONE, PERMANENT):
-        sets[name].add_parts(*parts[name])
-    attempts = pl.concat(failures).group_by("first", "second").len()
-    attempts = attempts.filter(~look_up((sets[DONE], sets[PERMANENT]), halves_of(attempts))[0])
-    _append(parts[GIVEN_UP], attempts.filter(pl.col("len") >= max_attempts))
-    _append(parts[TO_RETRY], attempts.filter(pl.col("len") < max_attempts))
-    for name in (GIVEN_UP, TO_RETRY):
-        sets[name].add_parts(*parts[name])
-    return sets, marks
+    settled = {name: KeySet() for name in SETTLED}
+    for name, halves in parts.items():
+        settled[name].add_parts(*halves)
+    tries = pl.concat(failures).group_by("first", "second").len("tries")
+    tries = tries.filter(~look_up(settled.values(), halves_of(tries))[0])
+    settled[GIVEN_UP].add(halves_of(tries.filter(pl.col("tries") >= max_attempts)))
+    to_retry: dict[int, KeySet] = {}
+    for count, keys in tries.filter(pl.col("tries") < max_attempts).partition_by("tries", as_dict=True).items():
+        to_retry[int(count[0])] = retried = KeySet()
+        retried.add(halves_of(keys))
+    return Outcomes(settled, to_retry, marks)
 
 
 def batches(frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
@@ -271,29 +289,35 @@ class Ledger:
     """
 
     def __init__(self, labelled: pl.LazyFrame, max_attempts: int) -> None:
-        outcomes, self.marks = sort_out(labelled, max_attempts)
-        self.rows = sum(map(len, outcomes.values()))
-        self._settled = [outcomes[name] for name in SETTLED]
-        self._to_retry = outcomes[TO_RETRY]
+        outcomes = sort_out(labelled, max_attempts)
+        self.marks = outcomes.marks
+        self.rows = sum(map(len, outcomes.sets()))
+        self._settled, self._to_retry = list(outcomes.settled.values()), outcomes.to_retry
         self._claimed_before = KeySet()
         self._claimed = KeySet()
 
     def claim(self, page: pa.Table) -> pa.Table:
         """The rows of ``page`` that are new work; they are remembered, so that no later page gets them again."""
-        return page.take(pa.array(self.claim_hashes(hash_keys(page["uri"], page["identity"]))))
+        return page.take(pa.array(self.claim_hashes(hash_keys(page["uri"], page["identity"]))[0]))
 
-    def claim_hashes(self, hashes: Halves) -> npt.NDArray[np.int64]:
-        """Which of (2, N) hashed keys are new work, as ascending indices (M,); remembered as by `claim`."""
+    def claim_hashes(self, hashes: Halves) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """Which of (2, N) hashed keys are new work, remembered as by `claim`, and which try of it that will be.
+
+        Returns:
+            Ascending indices int64 (M,), and of each the number of the try, from 1, int32 (M,).
+        """
         new = np.arange(hashes.shape[1])
         for keys in self._settled:
             new = new[~keys.meet(hashes[:, new])]
-        self._to_retry.meet(hashes[:, new])
+        attempts = np.ones(hashes.shape[1], np.int32)
+        for tries, keys in self._to_retry.items():
+            attempts[new[keys.meet(hashes[:, new])]] += tries
         new = new[~self._claimed_before.meet(hashes[:, new])]
         new = new[~self._claimed.contains(hashes[:, new])]
         # Once in a million runs two keys of a page share a first half: one of them waits for the next run.
         new = new[np.sort(np.unique(hashes[0, new], return_index=True)[1])]
         self._claimed.add(hashes[:, new])
-        return new
+        return new, attempts[new]
 
     def start_listing(self) -> None:
         """To be called before another listing: no key was met by it yet."""
@@ -310,22 +334,26 @@ class Ledger:
         return look_up(self._known(), hashes)
 
     def _known(self) -> list[KeySet]:
-        return [*self._settled, self._to_retry, self._claimed_before]
+        return [*self._settled, *self._to_retry.values(), self._claimed_before]
 
 
 def claim_for_each(ledgers: Sequence[Ledger], page: pa.Table) -> tuple[pa.Table, list[int]]:
     """The rows of ``page`` that are new work by any of the ledgers, one per teacher; claimed in all that lack them.
 
     Returns:
-        The rows, with the column ``teachers``: bit t tells that ledger t lacks the key. And for every ledger how
-        many it lacks.
+        The rows with two more columns. In ``teachers`` bit t tells that ledger t lacks the key; ``attempts`` has a
+        number for each ledger, which try this will be where it does. And for every ledger how many keys it lacks.
     """
     hashes = hash_keys(page["uri"], page["identity"])
     teachers = np.zeros(page.num_rows, np.uint32)
+    attempts = np.ones((page.num_rows, len(ledgers)), np.int32)
     lacking = []
     for number, ledger in enumerate(ledgers):
-        new = ledger.claim_hashes(hashes)
+        new, tries = ledger.claim_hashes(hashes)
         teachers[new] |= np.uint32(1 << number)
+        attempts[new, number] = tries
         lacking.append(len(new))
     rows = np.flatnonzero(teachers)
-    return page.take(pa.array(rows)).append_column("teachers", pa.array(teachers[rows])), lacking
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(attempts[rows].ravel()), len(ledgers))
+    work = page.take(pa.array(rows)).append_column("teachers", pa.array(teachers[rows]))
+    return work.append_column("attempts", lists), lacking

@@ -49,6 +49,7 @@ FILE_SCHEMA = pa.schema(
         ("confidence", pa.float32()),
         ("status", pa.string()),
         ("error", pa.string()),
+        ("attempt", pa.int32()),  # which try of this (uri, identity, model) it is, from 1; null for marks
         ("run", pa.string()),
         ("labelled_at", pa.timestamp("us", tz="UTC")),
     ]

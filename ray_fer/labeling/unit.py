@@ -1,8 +1,8 @@
 """What one worker does with one unit of images: read → decode → infer → write. Pure of Ray, so that it can be tested.
 
 Several teachers share what is read and decoded: an object is decoded once, to a crop of every size that is wanted of
-it, and `share` is what one of them sees of a batch. In the column ``teachers`` of the keys, bit t tells that teacher t
-lacks the key.
+it, and `share` is what one of them sees of a batch. Which of them lack a key, and which try of each this is, say the
+columns ``teachers`` and ``attempts`` of the keys, as `ledger.claim_for_each` gives them.
 
 The same functions run fused in one single-threaded actor per core where there is no accelerator, and split into
 decoding tasks and GPU actors where there is one (see `graph`).
@@ -42,9 +42,9 @@ class Decoded:
     """A batch after reading and decoding.
 
     Attributes:
-        rows: for each object a dict of the columns of `FILE_SCHEMA` that are known so far, and
-            ``overwritten``, the URI that had been listed, where it was not what had been listed any more. Of a picture
-            with several faces all but the first one have ``further_face``.
+        rows: for each object a dict of the columns of `FILE_SCHEMA` that are known so far, with ``attempts``, one for
+            each teacher, and ``overwritten``, the URI that had been listed, where it was not what had been listed any
+            more. Of a picture with several faces all but the first one have ``further_face``.
         teachers: for each row the bits of the teachers that lack it.
         pixels: for each size S uint8 (B, S, S, 3); the crops of the rows that are ``ok`` and wanted in that size, in
             their order.
@@ -67,7 +67,8 @@ def decode_items(
     """Reads and decodes the objects of ``keys``, ``batch_size`` of them at a time.
 
     Args:
-        keys: (uri, identity, size, source), and ``teachers`` where not all lack all of them.
+        keys: (uri, identity, size, source); ``teachers`` where not all lack all of them, and ``attempts`` where it is
+            not the first try of all.
         image_sizes: side in pixels of each teacher's crops.
         batch_size: rows of what is yielded; a few more where faces are, for those of a picture stay together.
         max_pixels: larger pictures are not decoded.
@@ -87,12 +88,14 @@ def decode_items(
     rows: list[Row] = []
     asked: list[int] = []
     crops = _Crops(wanted, min(batch_size, left))
-    objects = zip(read_objects(items, max_bytes), columns["source"], teachers_of(keys), strict=True)
-    for read, source, teachers in objects:
+    first_try = [1] * len(image_sizes)
+    known = (columns["source"], teachers_of(keys), attempts_of(keys, len(image_sizes)))
+    for read, source, teachers, attempts in zip(read_objects(items, max_bytes), *known, strict=True):
         row: Row = {"uri": read.item.uri, "identity": read.identity, "source": source, "status": read.status}
+        row["attempts"] = attempts
         found = [row]
         if read.identity != read.item.identity:
-            row["overwritten"] = read.item.uri
+            row |= {"overwritten": read.item.uri, "attempts": first_try}
         if read.data is None:
             row["error"] = read.error
         else:
@@ -167,6 +170,15 @@ def teachers_of(keys: pa.Table) -> list[int]:
     return bits
 
 
+def attempts_of(keys: pa.Table, teachers: int) -> list[list[int]]:
+    """For every key which try of each of the ``teachers`` this is, from 1."""
+    if "attempts" not in keys.column_names:
+        return [[1] * teachers] * keys.num_rows
+    flat = keys["attempts"].combine_chunks().flatten().to_numpy()
+    numbers: list[list[int]] = flat.reshape(-1, teachers).tolist()
+    return numbers
+
+
 def wanted_sizes(image_sizes: Sequence[int]) -> dict[int, int]:
     """The sizes that occur in ``image_sizes``, each with the bits of the teachers that want it."""
     wanted = dict.fromkeys(image_sizes, 0)
@@ -193,13 +205,15 @@ def share(batch: Decoded, teacher: int, image_sizes: Sequence[int]) -> tuple[lis
     size = image_sizes[teacher]
     pixels = batch.pixels[size]
     if len(image_sizes) == 1:
+        for row in batch.rows:
+            (row["attempt"],) = row["attempts"]
         return batch.rows, pixels
     who = wanted_sizes(image_sizes)[size]
     rows, cropped = [], []
     for row, bits in zip(batch.rows, batch.teachers, strict=True):
         lacks = bool(bits >> teacher & 1)
         if lacks:
-            rows.append(row.copy())
+            rows.append(row | {"attempt": row["attempts"][teacher]})
         if row["status"] == OK and bits & who:
             cropped.append(lacks)
     return rows, pixels if all(cropped) else pixels[cropped]

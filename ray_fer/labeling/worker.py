@@ -123,7 +123,7 @@ class Labeller:
 
         Args:
             number: of the unit, for the names of its files.
-            keys: (uri, identity, size, source, teachers).
+            keys: (uri, identity, size, source, teachers, attempts), as `ledger.claim_for_each` gives them.
             isolated: whether to decode in a process of its own, for an object may kill it.
 
         Raises:

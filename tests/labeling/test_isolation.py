@@ -50,9 +50,11 @@ def test_what_kills_is_a_row_of_the_teachers_that_asked_for_it(tmp_path: Path, m
     keys = pa.concat_tables(list_sources([str(source)], Counter())).append_column(
         "teachers", pa.array([2], pa.uint32())
     )
+    keys = keys.append_column("attempts", pa.array([[1, 3]], pa.list_(pa.int32(), 2)))
     Path(keys["uri"][0].as_py()).write_bytes(deadly_picture())
     sizes = [24, 32]
     batch = decode_isolated(keys, **LIMITS | {"image_sizes": sizes})
     assert [len(share(batch, teacher, sizes)[0]) for teacher in range(2)] == [0, 1]
     assert [share(batch, teacher, sizes)[1].shape for teacher in range(2)] == [(0, 24, 24, 3), (0, 32, 32, 3)]
-    assert batch.rows[0]["status"] == "crashed"
+    (row,), _ = share(batch, 1, sizes)
+    assert (row["status"], row["attempt"]) == ("crashed", 3)

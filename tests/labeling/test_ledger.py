@@ -13,7 +13,6 @@ from ray_fer.labeling.ledger import (
     DONE,
     GIVEN_UP,
     PERMANENT,
-    TO_RETRY,
     KeySet,
     Ledger,
     SortedHashes,
@@ -66,6 +65,16 @@ def test_transient_failures_are_tried_a_bounded_number_of_times(attempts: int) -
     assert ledger.claim(page(["a"])).num_rows == (1 if attempts < 3 else 0)
 
 
+def test_a_retry_says_which_try_it_is() -> None:
+    held = [labelled(["once"], status="missing"), labelled(["twice"] * 2, status="unreadable"), labelled(["done"])]
+    ledger = Ledger(pl.concat(held), max_attempts=5)
+    keys = page(["new", "twice", "done", "once"])
+    new, attempts = ledger.claim_hashes(hash_keys(keys["uri"], keys["identity"]))
+    assert (new.tolist(), attempts.tolist()) == ([0, 1, 3], [1, 3, 2])
+    overwritten = page(["twice"], "v2")
+    assert ledger.claim_hashes(hash_keys(overwritten["uri"], overwritten["identity"]))[1].tolist() == [1]
+
+
 def test_permanent_failures_and_later_successes_are_settled() -> None:
     held = [labelled(["a"], status="undecodable"), labelled(["b"], status="missing"), labelled(["b"])]
     assert Ledger(pl.concat(held), 3).claim(page(["a", "b"])).num_rows == 0
@@ -78,11 +87,21 @@ def test_what_any_of_several_lacks_is_claimed_for_those_that_lack_it() -> None:
         "uri": ["b", "c", "d"],
         "identity": ["v1"] * 3,
         "teachers": [0b110, 0b011, 0b111],
+        "attempts": [[1, 1, 1]] * 3,
     }
     assert lacking == [2, 3, 2]
     again, lacking = claim_for_each(ledgers, page(["a", "b", "c", "d", "e", "e"]))
     assert again.select(["uri", "teachers"]).to_pydict() == {"uri": ["e"], "teachers": [0b111]}
     assert lacking == [1, 1, 1]
+
+
+def test_each_of_several_has_its_own_tries() -> None:
+    failed = labelled(["a"], status="missing")
+    ledgers = [Ledger(pl.concat([failed, failed]), 3), Ledger(labelled(["b"]), 3), Ledger(failed, 3)]
+    new, _ = claim_for_each(ledgers, page(["a", "b"]))
+    assert new["attempts"].to_pylist() == [[3, 1, 2], [1, 1, 1]]
+    nothing, _ = claim_for_each(ledgers, page(["a", "b"]))
+    assert nothing["attempts"].to_pylist() == []
 
 
 def test_agrees_with_a_set_over_many_random_pages() -> None:
@@ -97,12 +116,13 @@ def test_agrees_with_a_set_over_many_random_pages() -> None:
 
 def test_keys_are_sorted_out_by_what_their_rows_say() -> None:
     held = [labelled(["a", "b"]), labelled(["c"], status="too_large"), labelled(["d", "d", "e"], status="unreadable")]
-    outcomes, marks = sort_out(pl.concat(held), max_attempts=2)
-    assert marks == 0
-    assert {name: len(keys) for name, keys in outcomes.items()} == {DONE: 2, PERMANENT: 1, GIVEN_UP: 1, TO_RETRY: 1}
+    outcomes = sort_out(pl.concat(held), max_attempts=2)
+    assert outcomes.marks == 0
+    assert {name: len(keys) for name, keys in outcomes.settled.items()} == {DONE: 2, PERMANENT: 1, GIVEN_UP: 1}
+    assert {tries: len(keys) for tries, keys in outcomes.to_retry.items()} == {1: 1}
     wanted = hash_keys(pa.array(list("abcde")), pa.array(["v1"] * 5))
-    assert outcomes[GIVEN_UP].contains(wanted).tolist() == [False, False, False, True, False]
-    assert outcomes[TO_RETRY].contains(wanted).tolist() == [False, False, False, False, True]
+    assert outcomes.settled[GIVEN_UP].contains(wanted).tolist() == [False, False, False, True, False]
+    assert outcomes.to_retry[1].contains(wanted).tolist() == [False, False, False, False, True]
 
 
 hashes = st.integers(0, 2**64 - 2) | st.integers(0, 8) | st.integers(2**64 - 9, 2**64 - 2)
@@ -128,8 +148,9 @@ def test_a_key_is_known_by_both_of_its_halves() -> None:
 
 def test_a_failure_of_a_key_that_succeeded_is_no_key_of_its_own() -> None:
     held = [labelled(["a"]), labelled(["a", "b", "b"], status="missing"), labelled(["b"], status="too_large")]
-    outcomes, _ = sort_out(pl.concat(held), max_attempts=2)
-    assert {name: len(keys) for name, keys in outcomes.items()} == {DONE: 1, PERMANENT: 1, GIVEN_UP: 0, TO_RETRY: 0}
+    outcomes = sort_out(pl.concat(held), max_attempts=2)
+    assert {name: len(keys) for name, keys in outcomes.settled.items()} == {DONE: 1, PERMANENT: 1, GIVEN_UP: 0}
+    assert outcomes.to_retry == {}
 
 
 @pytest.mark.parametrize("mark", MARKS)

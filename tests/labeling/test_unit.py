@@ -112,6 +112,29 @@ def asked(keys: pa.Table, teachers: list[int]) -> pa.Table:
     return keys.append_column("teachers", pa.array(teachers, pa.uint32()))
 
 
+def tried(keys: pa.Table, attempts: list[list[int]]) -> pa.Table:
+    """``keys`` with the number of each teacher's try."""
+    return keys.append_column("attempts", pa.array(attempts, pa.list_(pa.int32(), len(attempts[0]))))
+
+
+def test_every_row_says_which_try_of_its_teacher_it_is(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", range(1))
+    for name in ("bad", "gone", "overwritten"):
+        (tmp_path / "in" / f"{name}.jpg").write_bytes(b"not a picture")
+    keys = keys_of(tmp_path / "in").sort_by("uri")  # bad, gone, overwritten, the picture
+    (tmp_path / "in" / "gone.jpg").unlink()
+    (tmp_path / "in" / "overwritten.jpg").write_bytes(b"another")
+    for attempts, expected in (([[2], [3], [4], [5]], ([2, 3, 1, 5],)), ([[2, 1]] * 4, ([2, 2, 1, 2], [1] * 4))):
+        sizes = [32] * len(attempts[0])
+        # A slice, as units are.
+        twice = pa.concat_tables([tried(keys, attempts)] * 2).combine_chunks().slice(4)
+        (batch,) = decode_items(twice, image_sizes=sizes, batch_size=9, **LIMITS)
+        _, batch = unpack_decoded(pack_decoded(0, batch), sizes)
+        for teacher, wanted in enumerate(expected):
+            rows, _ = share(batch, teacher, sizes)
+            assert to_table(rows, "run")["attempt"].to_pylist() == wanted
+
+
 def test_every_teacher_gets_what_it_lacks_in_its_own_size(tmp_path: Path) -> None:
     write_pictures(tmp_path / "in", range(5))
     (tmp_path / "in" / "bad.jpg").write_bytes(b"not a picture")

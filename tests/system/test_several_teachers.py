@@ -114,6 +114,20 @@ def id_pair(argument: str) -> list[str]:
     return [id_of(teacher) for teacher in argument.removeprefix("teacher=").strip("[]").split(",")]
 
 
+def test_each_teacher_counts_its_own_tries(tmp_path: Path, model: str, smaller: str) -> None:
+    """Of what cannot be read now, in this process and over Ray."""
+    table, sources = str(tmp_path / "table"), tmp_path / "list.txt"
+    write_pictures(tmp_path / "in", range(1))
+    (good,) = (tmp_path / "in").rglob("*.jpg")
+    sources.write_text(f"{good}\nnot-there.jpg\n")
+    places = (f"source={sources}", f"table={table}", "engine=torch")
+    for each in ((f"teacher={model}",), (f"teacher=[{smaller},{model}]", "actors=1"), (f"teacher={smaller}",)):
+        run_job("pseudo_label", *places, *each)
+    rows = sorted((row["uri"] == str(good), row["model"] == id_of(model), row["attempt"]) for row in rows_of(table))
+    failures = [(False, ours, attempt) for ours in (False, True) for attempt in (1, 2)]
+    assert rows == [*failures, (True, False, 1), (True, True, 1)]
+
+
 @pytest.mark.slow
 def test_killed_in_the_middle_and_run_again(tmp_path: Path, model: str, smaller: str) -> None:
     source, table = tmp_path / "in", str(tmp_path / "table")
