@@ -1,11 +1,13 @@
 # make setup: the environment in .venv; make test: everything that is fast; make demo: the whole loop on drawn faces;
 # make test-slow: more kills, minutes each; make bench: labelling speed, an hour or two of an idle machine;
-# make bench-ledger: the ledger up to 10⁸ images, 10 GB of disk.
+# with CROPS=FILE.parquet also on the JPEGs in its column image, 8,000 or more; make bench-ledger: the ledger up to 10⁸
+# images, 10 GB of disk.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo-out
+CROPS ?= $(wildcard ../shared/data/lfw_unlabeled.parquet)
 
 .PHONY: setup test test-slow lint demo bench bench-ledger clean
 
@@ -39,6 +41,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.labeling.compare
 	$(BIN)/python -m benchmarks.labeling.compare --s3 --sizes 2000 12000
 	$(BIN)/python -m benchmarks.labeling.compare --backbone resnet18 --sizes 2000 12000 --contestants ray-fer "bare loop"
+	$(if $(CROPS),$(BIN)/python -m benchmarks.labeling.compare --crops $(CROPS) --sizes 2000 8000)
 	$(BIN)/python -m benchmarks.labeling.compare_incremental
 	$(BIN)/python -m benchmarks.labeling.overhead
 	$(BIN)/python -m benchmarks.labeling.simulated_gpus
