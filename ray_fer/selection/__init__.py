@@ -1,0 +1,23 @@
+"""From probabilities to pseudo-labels: rules that work over a table as they do inside a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ray_fer.selection.adaptive import FlexMatch, FreeMatch, SoftMatch
+from ray_fer.selection.priors import Alignment, DebiasPL
+from ray_fer.selection.ranks import CReST, TopK
+from ray_fer.selection.rule import Rule
+from ray_fer.selection.thresholds import AdaCM, Threshold
+
+RULES: dict[str, Callable[..., Rule]] = {
+    "threshold": Threshold,
+    "flexmatch": FlexMatch,
+    "freematch": FreeMatch,
+    "softmatch": SoftMatch,
+    "alignment": Alignment,
+    "ada_cm": AdaCM,
+    "debiaspl": DebiasPL,
+    "crest": CReST,
+    "top_k": TopK,
+}
