@@ -38,8 +38,8 @@ class FlexMatch(Rule):
     State: ``assigned`` int8 (rows,), the class of each face or −1; ``counts`` (K + 1,), of it, the last of −1;
     ``thresholds`` (K,), those of `Known`. With ``rows`` given, `measure` returns ``rows`` and ``labels`` (−1: not
     sure), to be appended rather than added up; `update` changes those rows alone, and of several predictions of a face
-    takes the last sure one. Without (offline, where each face is seen once, or for endless streams) it returns sums like any
-    rule, and ``counts`` are their moving average.
+    takes the last sure one. Without (offline, where each face is seen once, or for endless streams) it returns sums
+    like any rule, and ``counts`` are their moving average.
     """
 
     passes: ClassVar[int] = 1

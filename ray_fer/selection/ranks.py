@@ -91,8 +91,8 @@ class CReST(Ranked):
     """Class-rebalancing self-training (Wei et al., CVPR 2021): most of the rarest class, whose precision is high.
 
     Of the predictions of the class with the l-th largest labelled count N_l the share μ_l = (N_{K+1−l} / N_1)^α, the
-    most confident ones, is accepted, whatever the confidence; weights add up to μ_l times their number, which is not rounded. Ranks are
-    of the labelled counts, at least 1 each; classes with equal counts share the mean of their rates.
+    most confident ones, is accepted, whatever the confidence; weights add up to μ_l times their number, which is not
+    rounded. Ranks are of the labelled counts, at least 1 each; classes with equal counts share the mean of their rates.
 
     Attributes:
         alpha: α.
