@@ -29,13 +29,12 @@ from ray_fer import storage
 from ray_fer.config import SelectPseudoLabelsConfig, as_argument
 from ray_fer.data.manifests import read_manifest
 from ray_fer.data.read import Item, read_objects
-from ray_fer.data.sources.uris import FACE_FRAGMENT
 from ray_fer.errors import UserError
 from ray_fer.feedback.actor import load_snapshot
 from ray_fer.feedback.formulas import FeedbackConfig
 from ray_fer.labeling.ensemble import ENSEMBLES
 from ray_fer.labeling.rules import RULES, debias
-from ray_fer.labeling.table import GONE, MARKS, NO_FACE, OK, files_of, open_table
+from ray_fer.labeling.table import GONE, MARKS, NO_FACE, OK, files_of, open_table, picture_uri
 from ray_fer.models.artifact import sees_faces
 from ray_fer.models.teacher import Teacher, check_together, open_teacher
 
@@ -211,9 +210,7 @@ def _newest(table: DeltaTable, model: str, left_out: dict[str, int]) -> pl.DataF
     rows = table.to_pyarrow_dataset(file_pruning_predicate=[("model", "=", model)]).to_table(columns=columns)
     frame = pl.DataFrame(pl.from_arrow(rows))
     faces = sees_faces(model)
-    frame = frame.with_columns(
-        (pl.col("uri").str.replace(FACE_FRAGMENT, "") if faces else pl.col("uri")).alias("picture")
-    )
+    frame = frame.with_columns(picture_uri(model).alias("picture"))
     seen = pl.col("labelled_at").max().over("picture", "identity")
     predicted = frame.with_columns(seen.alias("seen")).filter(~pl.col("status").is_in(MARKS))
     ordered = predicted.sort("picture", "seen", "identity", pl.col("status") == OK, "labelled_at")
