@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ray_fer.selection.adaptive import FlexMatch, FreeMatch, SoftMatch
 from ray_fer.selection.priors import Alignment, DebiasPL
 from ray_fer.selection.ranks import CReST, TopK
-from ray_fer.selection.rule import Rule
+from ray_fer.selection.rule import (
+    CONCATENATED,
+    Accepted,
+    Known,
+    Measured,
+    Rule,
+    State,
+    combine,
+    debias,
+    fit,
+    from_lists,
+    harden,
+    move,
+    smoothed_prior,
+    to_lists,
+)
 from ray_fer.selection.thresholds import AdaCM, Threshold
 
-RULES: dict[str, Callable[..., Rule]] = {
+__all__ = [
+    "CONCATENATED",
+    "RULES",
+    "Accepted",
+    "Known",
+    "Measured",
+    "Rule",
+    "State",
+    "combine",
+    "debias",
+    "fit",
+    "from_lists",
+    "harden",
+    "move",
+    "smoothed_prior",
+    "to_lists",
+]
+
+RULES: dict[str, type[Rule]] = {
     "threshold": Threshold,
     "flexmatch": FlexMatch,
     "freematch": FreeMatch,

@@ -216,13 +216,10 @@ def top(probs: Array) -> tuple[Array, Array]:
     return xp.astype(xp.argmax(probs, axis=1), xp.int64), xp.max(probs, axis=1)
 
 
-def one_hot(labels: Array, classes: int) -> Array:
-    """float32 (N, K); a row of zeros for a label of none of the classes."""
+def harden(labels: Array, classes: int) -> Array:
+    """One-hot targets, float32 (N, K), of labels int (N,); a row of zeros for a label of none of the classes."""
     xp = array_namespace(labels)
     return xp.astype(labels[:, None] == xp.arange(classes, device=device(labels))[None, :], xp.float32)
-
-
-harden = one_hot
 
 
 def count(indices: Array, bins: int) -> Array:
