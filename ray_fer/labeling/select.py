@@ -67,7 +67,7 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
     teachers, table = _opened(config)
     models = [_model_in(table, teacher, config) for teacher in teachers]
     classes, names = teachers[0].classes, np.array(teachers[0].classes)
-    rule, (known, class_weights, version) = make_rule(config.selection), _known(config, teachers[0])
+    rule, (known, class_weights, version) = make_rule(config.selection), known_to(config, teachers[0])
     predictions, left_out = newest_predictions(table, models, excluded_digests(config.selection.exclude, classes))
     if not len(predictions):
         raise UserError(f"table={config.table}: no usable prediction of {as_argument('teacher', config.teacher)}")
@@ -151,8 +151,12 @@ class Debiased:
         return (self.part(slice(start, start + BATCH_ROWS)) for start in range(0, len(self.probs), BATCH_ROWS))
 
 
-def _known(config: SelectPseudoLabelsConfig, teacher: Teacher) -> tuple[Known, Floats, int]:
-    """What the rule may know, the class weights (K,), and the feedback's version."""
+def known_to(config: SelectPseudoLabelsConfig, teacher: Teacher) -> tuple[Known, Floats, int]:
+    """What the rule may know, the class weights (K,), and the feedback's version.
+
+    Raises:
+        UserError: when the rule needs what the teacher does not say.
+    """
     thresholds = np.full(len(teacher.classes), config.selection.threshold)
     class_weights, log_prior, version = np.ones(len(teacher.classes)), None, 0
     if config.feedback:
