@@ -8,7 +8,7 @@ labelled again, so it is not told from its content in between.
 Of several models only what all of them have predicted counts, by the content of the object: where one of them is
 behind with an overwritten object, there is nothing to combine.
 
-Some 50 bytes a row are held while this is found out, and 8 afterwards; two different URIs, identities or digests are
+About 100 bytes a row are held while this is found out, and 8 afterwards; two different URIs, identities or digests are
 taken for one with a chance of 2⁻⁶⁴.
 """
 
