@@ -35,6 +35,7 @@ from ray_fer.data.sampling import ClassUniformSampler, weighted_indices
 from ray_fer.errors import UserError
 from ray_fer.evaluation.metrics import (
     apply_temperature,
+    confidence_of_correct,
     evaluate_probs,
     expected_calibration_error,
     fit_temperature,
@@ -222,6 +223,7 @@ class SupervisedRecipe:
         metrics["temperature"] = round(fit_temperature(probs, labels), 4)
         calibrated = apply_temperature(probs, metrics["temperature"])
         metrics["ece_calibrated"] = expected_calibration_error(reliability_bins(calibrated, labels))
+        metrics["confidence_of_correct"] = confidence_of_correct(calibrated, labels)
         if self.feedback is not None:
             confusion = np.asarray(metrics["confusion_matrix"])
             snapshot = self.world.broadcast(self.feedback(confusion, epoch) if self.world.rank == 0 else {})
