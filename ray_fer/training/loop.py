@@ -144,11 +144,15 @@ class Recipe(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """JSON-able state besides weights."""
+        """JSON-able state besides weights, the same on every rank."""
         ...
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `state` returned."""
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """State that is tensors, likewise; on any device, no two of them sharing memory."""
+        ...
+
+    def load_state(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Takes over what `state` and `tensors` returned, on every rank; the tensors come on the CPU."""
         ...
 
 

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 _ERROR = "error.json"
 _STATE = "state.json"
-_EMA, _BEST, _LIVE = "ema.safetensors", "best.safetensors", "live.safetensors"
+_EMA, _BEST, _LIVE, _RECIPE = "ema.safetensors", "best.safetensors", "live.safetensors", "recipe.safetensors"
 _ENGINE = "engine"
 _MAX_CPUS_PER_GPU = 8
 
@@ -315,15 +315,16 @@ class _Rank:
             ray.train.report(row, ray.train.Checkpoint.from_directory(name) if own else None)
 
     def _save_state(self, folder: Path, live: dict[str, torch.Tensor]) -> None:
-        for name, weights in ((_EMA, self.recipe.ema_model.state_dict()), (_BEST, self.best), (_LIVE, live)):
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, folder / name)
+        ema = self.recipe.ema_model.state_dict()
+        for name, tensors in ((_EMA, ema), (_BEST, self.best), (_LIVE, live), (_RECIPE, self.recipe.tensors())):
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, folder / name)
         layout = {"workers": self.world.size, "zero_stage": self.run.zero_stage}
         document = {**self.state, "recipe": self.recipe.state(), "layout": layout, "host": socket.gethostname()}
         (folder / _STATE).write_text(json.dumps(document))
 
     def _resume(self, folder: Path) -> None:
         document = json.loads((folder / _STATE).read_text())
-        self.recipe.load_state(document.pop("recipe"))
+        self.recipe.load_state(document.pop("recipe"), load_file(folder / _RECIPE))
         self.recipe.ema_model.load_state_dict(load_file(folder / _EMA))
         self.best = load_file(folder / _BEST)
         workers, stage = document["layout"]["workers"], self.run.zero_stage

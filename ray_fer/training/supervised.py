@@ -233,7 +233,11 @@ class SupervisedRecipe:
         """What the next epoch needs besides weights."""
         return {"ema_updates": self.ema.updates, "class_weights": self.class_weights.tolist()}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """None."""
+        return {}
+
+    def load_state(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         """Takes over what `state` returned."""
         self.ema.updates = state["ema_updates"]
         self.class_weights = self._tensor(state["class_weights"])

@@ -222,7 +222,11 @@ class TemporalRecipe:
         """What the next epoch needs besides weights."""
         return {"ema_updates": self.ema.updates}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """None."""
+        return {}
+
+    def load_state(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         """Takes over what `state` returned."""
         self.ema.updates = state["ema_updates"]
 
