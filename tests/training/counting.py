@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,40 +12,65 @@ from torch import nn
 from ray_fer.training.loop import Step, World
 from ray_fer.training.optimisation import Ema, parameter_groups
 
-ROWS, STEPS = 24, 4
+ROWS = 24
+TRUTH = torch.tensor([1.0, 2.0, 3.0])
 
 
 class CountingRecipe:
-    """Fits y = x . (1, 2, 3); every step sees six of 24 rows, shared by the ranks."""
+    """Fits y = x . (1, 2, 3); an epoch sees 24 rows, a step its share of them, a rank its share of that.
 
-    def __init__(self, epochs: int, world: World) -> None:
+    Args:
+        epochs: how many.
+        world: the ranks.
+        accumulate: steps to an optimiser step.
+        bad: a row whose input is NaN.
+        kink: a row whose loss has an infinite slope.
+        norm: puts a BatchNorm into the model.
+        steps: of an epoch.
+    """
+
+    def __init__(
+        self,
+        epochs: int,
+        world: World,
+        accumulate: int = 1,
+        bad: int | None = None,
+        kink: int | None = None,
+        norm: bool = False,
+        steps: int = 4,
+    ) -> None:
         torch.manual_seed(0)
-        self.world = world
-        self.model: nn.Module = nn.Linear(3, 1).to(world.device)
+        self.world, self.kink = world, kink
+        layers = [nn.Linear(3, 8), *([nn.BatchNorm1d(8)] if norm else []), nn.Tanh(), nn.Linear(8, 1)]
+        self.model: nn.Module = nn.Sequential(*layers).to(world.device)
         self.ema = Ema(self.model, 0.5)
         self.ema_model = self.ema.model
-        self.epochs, self.steps_per_epoch, self.images_per_epoch = epochs, STEPS, ROWS
+        self.epochs, self.steps_per_epoch, self.accumulate, self.images_per_epoch = epochs, steps, accumulate, ROWS
         self.inputs = torch.randn(ROWS, 3)
+        if bad is not None:
+            self.inputs[bad] = math.nan
         self.seen = torch.zeros(ROWS, dtype=torch.int8)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return parameter_groups(self.model, 0.0)
+        return parameter_groups(self.model, 0.01)
 
     def learning_rate(self, step: int) -> float:
-        return 0.01
+        return 0.01 / (1 + step)
 
     def steps(self, epoch: int) -> Iterator[Step]:
-        order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch)).reshape(STEPS, -1)
+        order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch)).reshape(self.steps_per_epoch, -1)
         for together in order:
             rows = together[self.world.rank :: self.world.size]
             yield Step(self.inputs[rows].to(self.world.device), [f"row-{row}" for row in rows.tolist()], together)
 
     def loss(self, outputs: torch.Tensor, step: Step) -> torch.Tensor:
-        self.seen[step.data] += 1
-        return ((outputs[:, 0] - step.inputs @ torch.tensor([1.0, 2.0, 3.0])) ** 2).mean()
+        loss = ((outputs[:, 0] - step.inputs @ TRUTH) ** 2).mean()
+        return loss + (0 * outputs.sum()).sqrt() if f"row-{self.kink}" in step.uris else loss
 
-    def after_step(self, model: nn.Module) -> None:
+    def after_step(self, model: nn.Module, steps: list[Step]) -> None:
         self.ema.update(model)
+        for step in steps:
+            self.seen[step.data] += 1
 
     def validate(self, epoch: int) -> tuple[float, dict[str, Any]]:
         """The share of rows seen in every epoch so far, and how often all were seen together."""
@@ -62,5 +88,5 @@ class CountingRecipe:
         self.seen = tensors["seen"]
 
 
-def make_counting(epochs: int, world: World) -> CountingRecipe:
-    return CountingRecipe(epochs, world)
+def make_counting(epochs: int, options: dict[str, Any], world: World) -> CountingRecipe:
+    return CountingRecipe(epochs, world, **options)
