@@ -65,7 +65,7 @@ def test_a_bad_picture_stops_or_is_left_out(tmp_path: Path, caplog: pytest.LogCa
 @pytest.mark.parametrize("stage", [0, 2])
 def test_a_worker_dies_in_an_epoch(tmp_path: Path, stage: int) -> None:
     """With accumulation, so in the middle of an optimiser step; the end is that of the undisturbed run to the bit."""
-    grave = tmp_path / "grave"
+    grave = tmp_path / "disturbed" / "grave"
     options = {"accumulate": 2, "norm": True}
     undisturbed = fit(counting(tmp_path / "undisturbed", 4, options, workers=2, zero_stage=stage))
     disturbed = fit(counting(tmp_path / "disturbed", 4, options | {"grave": grave}, workers=2, zero_stage=stage))
@@ -84,7 +84,7 @@ def test_fewer_workers_after_the_death_of_one(tmp_path: Path) -> None:
     A BatchNorm would add that its statistics are those of one rank's part of a batch.
     """
     undisturbed = fit(counting(tmp_path / "undisturbed", 4, workers=2))
-    dying = {"grave": tmp_path / "grave"}
+    dying = {"grave": tmp_path / "disturbed" / "grave"}
     with pytest.raises(RuntimeError, match="max_failures=0"):
         fit(counting(tmp_path / "disturbed", 4, dying, workers=2, max_failures=0))
     disturbed = fit(counting(tmp_path / "disturbed", 4, dying, workers=1, max_failures=0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class CountingRecipe:
         kink: a row whose loss has an infinite slope.
         norm: puts a BatchNorm into the model.
         steps: of an epoch.
-        grave: a file; unless it is there, the last rank makes it and dies in the middle of the second epoch.
+        grave: a file in the run's folder; unless it is there, the last rank makes it and dies in the middle of the
+            second epoch, once Ray Train has noted the checkpoint of the first: before, that does not count.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class CountingRecipe:
 
     def _die_once(self) -> None:
         if self.grave is not None and not self.grave.exists():
+            while not (self.grave.parent / "ray" / "checkpoint_manager_snapshot.json").exists():
+                time.sleep(0.1)
             self.grave.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
