@@ -24,7 +24,7 @@ TRAIN = "{backbone: test_resnet, image_size: 32, batch_size: 16, warmup_epochs: 
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("loop")
     write_faces(folder / "train", (24, 12, 12), seed=1)
-    write_faces(folder / "val", (40, 40, 40), seed=2)
+    write_faces(folder / "val", (80, 80, 80), seed=2)
     write_faces(folder / "bucket-a", (40, 30, 20), seed=3)
     write_faces(folder / "bucket-b", (10, 20, 30), seed=4)
     # A leak that nobody would see: a picture of the validation set lies in the bucket.
@@ -52,14 +52,24 @@ def test_a_loop(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
     assert first["predictions"] == 90  # the leak is left out
     assert 20 <= first["accepted"] <= 60
     assert sum(first["accepted_per_class"].values()) == first["accepted"]
-    assert summary["val_macro_f1"] == max(first["student_val_macro_f1"], first["teacher_val_macro_f1"])
-    assert summary["val_macro_f1"] > 0.8
+    ours, theirs = (first[f"{who}_macro_f1"]["choice"] for who in ("student", "teacher"))
+    assert summary["macro_f1"]["choice"] == max(ours, theirs) > 0.8
+    assert (summary["model"] == first["student"]) == (ours > theirs)
+    assert first["reason"].endswith("the student replaces it" if ours > theirs else "the teacher stays")
+    assert summary["stopped"] is None
     page = (out / "report.html").read_text()
     assert page.count("<img") >= 5
+    assert "feedback half" in page
+    assert first["reason"].partition("'")[0] in page
     assert "http" not in page
     sources = [json.loads(path.read_text())["source"] for path in sorted((out / "feedback").iterdir())]
     assert sources[0].startswith("round-1/teacher-")
     assert [source.partition("/")[2] for source in sources[1:]] == [f"epoch-{n}" for n in range(1, 5)]
+    fed_back = json.loads((out / "feedback" / "v000001.json").read_text())["confusion_matrix"]
+    teacher = json.loads((out / "teacher" / "metrics.json").read_text())["val"]
+    assert fed_back == teacher["feedback"]["confusion_matrix"] != teacher["choice"]["confusion_matrix"]
+    student = json.loads((out / "round-1" / "student" / "metrics.json").read_text())["val"]
+    assert student["score"] == student["choice"]["macro_f1"] == ours
 
     made = (out / "teacher" / "config.json").stat().st_mtime_ns
     again = run_job("self_train", *arguments(faces, out, "rounds=1"))
