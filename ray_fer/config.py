@@ -280,6 +280,12 @@ class SelfTrainConfig(JobConfig):
     selection: dict[str, Any]
 
 
+class LineageConfig(JobConfig):
+    """``jobs/lineage.py``"""
+
+    model: str
+
+
 SCHEMAS: dict[str, type[JobConfig]] = {
     "draw_faces": DrawFacesConfig,
     "train_backbone": TrainBackboneConfig,
@@ -291,6 +297,7 @@ SCHEMAS: dict[str, type[JobConfig]] = {
     "train_temporal": TrainTemporalConfig,
     "predict_video": PredictVideoConfig,
     "self_train": SelfTrainConfig,
+    "lineage": LineageConfig,
     "export_onnx": ExportOnnxConfig,
     "inspect_teacher": InspectTeacherConfig,
 }
