@@ -90,6 +90,14 @@ def self_train(config: SelfTrainConfig) -> Summary:
     }
 
 
+def replaces(student: float, teacher: float) -> tuple[bool, str]:
+    """Whether the student becomes the teacher, and why; by macro-F1 on the choice half, where a tie changes nothing."""
+    better = student > teacher
+    verdict = "the student replaces it" if better else "the teacher stays"
+    scores = f"the student's macro-F1 is {100 * student:.2f}, the teacher's {100 * teacher:.2f}"
+    return better, f"on the choice half of val {scores}: {verdict}"
+
+
 def why_stop(rounds: Sequence[Summary], asked: int, patience: int) -> str | None:
     """Why no further round is worth its time, or None.
 
@@ -147,11 +155,7 @@ class _Loop:
         selection = self._selected(number, teacher)
         student = open_artifact(train_backbone(self._student_config(number, teacher.uri))["model"])
         ours, theirs = _scores(student), _scores(teacher)
-        better = ours["choice"] > theirs["choice"]
-        reason = (
-            f"on the choice half of val the student's macro-F1 is {100 * ours['choice']:.2f}, the teacher's "
-            f"{100 * theirs['choice']:.2f}: {'the student replaces it' if better else 'the teacher stays'}"
-        )
+        better, reason = replaces(ours["choice"], theirs["choice"])
         summary = {
             "round": number,
             "labelled_by": teacher.uri,

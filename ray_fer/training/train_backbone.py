@@ -27,6 +27,7 @@ from ray_fer.data.read import Item, read_objects
 from ray_fer.data.sources.uris import split_face
 from ray_fer.data.splits import feedback_half, join_validation, missing_in_a_half
 from ray_fer.errors import UserError
+from ray_fer.feedback.formulas import FeedbackConfig
 from ray_fer.models.artifact import PROVENANCE, Artifact, open_artifact, save_artifact
 from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished
 
@@ -241,6 +242,15 @@ def _readable(name: str, manifest: Manifest, quiet: bool) -> Manifest:
     return manifest.take(there)
 
 
+def warn_of_thin_halves(inputs: Inputs) -> None:
+    """Says what the feedback or the choice cannot see, for want of validation faces."""
+    if lonely := missing_in_a_half(inputs.val, inputs.feedback_rows):
+        log.warning("val: only one half of it has any of %s: feedback or choice is blind there", ", ".join(lonely))
+    there, wanted = int(inputs.feedback_rows.sum()), FeedbackConfig().min_examples
+    if inputs.feedback is not None and there < wanted:
+        log.warning("val: %d faces in its feedback half; the feedback acts on no less than %d", there, wanted)
+
+
 def _pretrained_name(config: TrainBackboneConfig) -> str | None:
     if not config.pretrained or not storage.is_dir(config.pretrained):
         return None
@@ -285,7 +295,6 @@ def _run(inputs: Inputs, folder: str, start: Start) -> Outcome:
     _build(inputs)  # weights that do not fit are found here
     from ray_fer import cluster
     from ray_fer.feedback.actor import get_feedback_actor
-    from ray_fer.feedback.formulas import FeedbackConfig
     from ray_fer.training.runner import Run, fit
 
     cluster.connect()
@@ -296,13 +305,7 @@ def _run(inputs: Inputs, folder: str, start: Start) -> Outcome:
         "training %s at %d px on %d labelled and %d pseudo-labelled faces, %d classes",
         *(config.backbone, config.image_size, len(inputs.labeled), _pseudo_count(inputs), len(classes)),
     )
-    if lonely := missing_in_a_half(inputs.val, inputs.feedback_rows):
-        log.warning("val: only one half of it has any of %s: feedback or choice is blind there", ", ".join(lonely))
-    if actor and inputs.feedback_rows.sum() < FeedbackConfig().min_examples:
-        log.warning(
-            "val: its feedback half has %d faces; feedback acts on no less than %d",
-            *(inputs.feedback_rows.sum(), FeedbackConfig().min_examples),
-        )
+    warn_of_thin_halves(inputs)
     run = Run(
         folder=folder,
         make=functools.partial(make_recipe, config, start),

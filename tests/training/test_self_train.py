@@ -1,10 +1,10 @@
-"""When the loop ends before its time."""
+"""When a student becomes the teacher, and when the loop ends before its time."""
 
 from typing import Any
 
 import pytest
 
-from ray_fer.training.self_train import why_stop
+from ray_fer.training.self_train import replaces, why_stop
 
 
 def rounds(*outcomes: tuple[int, bool]) -> list[dict[str, Any]]:
@@ -35,3 +35,11 @@ def test_patience(outcomes: list[tuple[int, bool]], asked: int, patience: int, s
     assert (said is not None) == stops
     if said:
         assert said.startswith(f"stopped after round {len(outcomes)} of {asked}: no better student in ")
+
+
+@pytest.mark.parametrize(("student", "teacher", "better"), [(0.501, 0.5, True), (0.5, 0.5, False), (0.4, 0.5, False)])
+def test_only_a_better_student_replaces_its_teacher(student: float, teacher: float, better: bool) -> None:
+    answer, reason = replaces(student, teacher)
+    assert answer == better
+    assert reason.endswith("the student replaces it" if better else "the teacher stays")
+    assert f"{100 * student:.2f}, the teacher's {100 * teacher:.2f}" in reason
