@@ -197,6 +197,7 @@ class SupervisedRecipe:
         self.ema = Ema(self.model, config.ema_decay)
         self.ema_model = self.ema.model
         self.sampler = ClassUniformSampler(labeled.labels, len(labeled.classes), config.batch_size, seed=config.seed)
+        self.neutral_probs = self.sampler.class_probs(0)
         self.epochs, self.steps_per_epoch = config.epochs, self.sampler.steps
         faces = config.batch_size * (1 + config.pseudo_ratio) if selection else config.batch_size
         self.images_per_epoch = faces * self.steps_per_epoch
@@ -272,9 +273,8 @@ class SupervisedRecipe:
         """Trains by ``factors`` from ``epoch`` on."""
         self.factors = factors
         sampling = np.asarray(factors["sampling_weights"])
-        counts = self.labeled.counts()
         n_draws = self.steps_per_epoch * self.config.batch_size
-        probs = sampling_probabilities(sampling, counts > 0, counts, n_draws)
+        probs = sampling_probabilities(sampling, self.neutral_probs, self.labeled.counts(), n_draws)
         self.sampler.reweight(epoch, probs)
         weights = np.asarray(factors["loss_weights"])
         self.class_weights = self._tensor(weights / (probs @ weights))
