@@ -111,7 +111,11 @@ class TrainBackboneConfig(JobConfig):
     classes: list[str] | None
     epochs: Count
     batch_size: Count
+    accumulate: Count
+    class_sampling: Literal["uniform", "natural"]
+    logit_adjustment: NonNegative
     learning_rate: Annotated[float, Field(gt=0)]
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None
     weight_decay: NonNegative
     warmup_epochs: NonNegative
     label_smoothing: Fraction
@@ -125,8 +129,10 @@ class TrainBackboneConfig(JobConfig):
     feedback_parts: list[FeedbackPart]
     workers: Count | None
     zero_stage: Annotated[int, Field(ge=0, le=3)]
+    checkpoint_activations: bool
     precision: Literal["auto", "float32", "bfloat16"]
     max_failures: Annotated[int, Field(ge=0)]
+    on_bad_loss: Literal["stop", "skip"]
 
 
 class SelectionConfig(JobConfig):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import pickle
 from pathlib import Path
@@ -71,6 +72,31 @@ def build_backbone(
         except RuntimeError as error:
             raise UserError(f"{init.uri}: its weights do not fit backbone={name}: {_line(error)}") from None
     return model
+
+
+def checkpoint_activations(model: torch.nn.Module, name: str) -> None:
+    """Makes a timm model keep few activations in training and compute the others again in the backward pass.
+
+    Args:
+        model: changed in place.
+        name: its name, for messages.
+
+    Raises:
+        UserError: when it cannot.
+    """
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, TypeError, AssertionError):
+        raise UserError(f"checkpoint_activations=true: backbone={name} has no such mode in timm") from None
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.register_forward_pre_hook(functools.partial(_average_once, module.momentum))
+
+
+def _average_once(momentum: float | None, module: torch.nn.Module, _: Any) -> None:
+    # Statistics would be averaged in a second time when the pass is repeated, which is within the backward pass.
+    repeated = torch._C._current_graph_task_id() != -1
+    module.momentum = 0.0 if repeated else momentum  # type: ignore[assignment]
 
 
 def normalisation(model: torch.nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:

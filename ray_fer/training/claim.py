@@ -28,7 +28,7 @@ RUN = ".run"
 _CLAIM = "claim.json"
 _PROVENANCE = "provenance.json"
 _MODELS = ("config.json", "temporal.json")  # written last: the folder holds a whole model
-_FREE = ("out", "workers", "max_failures")  # change neither the model nor its checkpoints
+_FREE = ("out", "workers", "max_failures", "on_bad_loss")  # change neither the model nor its checkpoints
 _PACKAGES = ("ray", "torch", "timm", "deepspeed", "numpy", "pyarrow")
 
 

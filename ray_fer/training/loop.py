@@ -8,16 +8,17 @@ it had not been.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from ray_fer.errors import UserError
+if TYPE_CHECKING:
+    from ray_fer.training.finite import FiniteGuard
 
 T = TypeVar("T")
 
@@ -60,6 +61,14 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def all(self, flag: torch.Tensor) -> bool:
+        """Whether the boolean scalar ``flag`` holds on every rank."""
+        if self.size == 1:
+            return bool(flag)
+        value = flag.to(torch.int32)
+        dist.all_reduce(value, dist.ReduceOp.MIN)
+        return bool(value)
+
     @torch.no_grad()
     def average_buffers(self, model: nn.Module) -> None:
         """Replaces the floating buffers (BatchNorm statistics) by their mean over the ranks."""
@@ -87,18 +96,37 @@ class Step:
 
 
 class Engine(Protocol):
-    """A model in training, as DeepSpeed wraps it."""
+    """A recipe's model in training.
+
+    Attributes:
+        model: the recipe's.
+    """
+
+    model: nn.Module
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The optimiser's parameter groups, whose ``lr`` is set before every optimiser step."""
+        ...
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """Outputs of the model in training mode."""
         ...
 
-    def backward(self, loss: torch.Tensor) -> Any:
-        """Gradients of ``loss``, averaged over the ranks."""
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of ``loss``, divided by the recipe's ``accumulate``."""
         ...
 
-    def step(self) -> Any:
-        """One optimiser step, and gradients to zero."""
+    def step(self) -> bool:
+        """One optimiser step with the gradients' mean over the ranks, and gradients to zero.
+
+        Returns:
+            False where they are not finite on some rank: then nothing has changed but that they are zero.
+        """
+        ...
+
+    def whole(self) -> AbstractContextManager[Any]:
+        """A context in which the model has whole weights, for engines that cut them up."""
         ...
 
 
@@ -109,7 +137,8 @@ class Recipe(Protocol):
         model: what is trained.
         ema_model: what is validated and published.
         epochs: number of epochs.
-        steps_per_epoch: steps of every epoch.
+        steps_per_epoch: steps of every epoch, a multiple of ``accumulate``.
+        accumulate: steps whose gradients are averaged into one optimiser step.
         images_per_epoch: over all ranks, for the log.
     """
 
@@ -117,14 +146,15 @@ class Recipe(Protocol):
     ema_model: nn.Module
     epochs: int
     steps_per_epoch: int
+    accumulate: int
     images_per_epoch: int
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """For AdamW."""
+        """For AdamW; a group's ``lr_scale``, if it has one, multiplies its learning rate."""
         ...
 
     def learning_rate(self, step: int) -> float:
-        """At step ``step`` of the whole run."""
+        """At optimiser step ``step`` of the whole run."""
         ...
 
     def steps(self, epoch: int) -> Iterator[Step]:
@@ -132,11 +162,15 @@ class Recipe(Protocol):
         ...
 
     def loss(self, outputs: torch.Tensor, step: Step) -> torch.Tensor:
-        """This rank's loss; its mean over the ranks is the loss of the step."""
+        """This rank's loss; its mean over the ranks is the loss of the step.
+
+        It changes no state, for where it is not finite, the step has never been. What it finds out for the recipe's
+        state waits in ``step.data`` for `after_step`.
+        """
         ...
 
-    def after_step(self, model: nn.Module) -> None:
-        """Called with the model after every optimiser step."""
+    def after_step(self, model: nn.Module, steps: list[Step]) -> None:
+        """Called after every optimiser step with the model and the up to ``accumulate`` steps that it was made of."""
         ...
 
     def validate(self, epoch: int) -> tuple[float, dict[str, Any]]:
@@ -144,64 +178,67 @@ class Recipe(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """JSON-able state besides weights."""
+        """JSON-able state besides weights, the same on every rank."""
         ...
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `state` returned."""
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """State that is tensors, likewise; on any device, no two of them sharing memory."""
+        ...
+
+    def load_state(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Takes over what `state` and `tensors` returned, on every rank; the tensors come on the CPU."""
         ...
 
 
-def train_epoch(
-    recipe: Recipe,
-    engine: Engine,
-    model: nn.Module,
-    groups: list[dict[str, Any]],
-    epoch: int,
-    whole: Callable[[], AbstractContextManager[Any]] = nullcontext,
-) -> float:
+def train_epoch(recipe: Recipe, engine: Engine, epoch: int, guard: FiniteGuard) -> float:
     """Every step of one epoch.
 
     Args:
         recipe: what to train.
-        engine: wraps ``model``.
-        model: the model that ``engine`` updates.
-        groups: the optimiser's parameter groups, whose ``lr`` is set before every step.
+        engine: wraps the recipe's model.
         epoch: counts from 0.
-        whole: makes a context in which ``model`` has whole weights, for engines that cut them up.
+        guard: decides over steps whose loss or gradients are not finite.
 
     Returns:
-        Mean loss of this rank's part.
+        Mean loss of this rank's part of the steps that were not left out.
 
     Raises:
-        UserError: when a loss is not finite, naming the pictures of that step.
+        UserError: when the guard stops the run, naming the pictures of that step.
     """
-    total = torch.zeros((), dtype=torch.float64)
-    last: tuple[int, Step, torch.Tensor] | None = None
+    model, losses = engine.model, list[torch.Tensor]()
     model.train()
-    for number, step in enumerate(recipe.steps(epoch), start=epoch * recipe.steps_per_epoch):
-        for group in groups:
-            group["lr"] = recipe.learning_rate(number)
+    for at, step in enumerate(recipe.steps(epoch)):
+        before = _buffers(model)
+        if at % recipe.accumulate == 0:
+            start, together = before, list[Step]()
         loss = recipe.loss(engine(step.inputs), step)
-        engine.backward(loss)
-        engine.step()
-        with whole():
-            recipe.after_step(model)
-        # One step late, so that an accelerator is never waited for.
-        if last is not None:
-            total += _checked(epoch, *last)
-        last = number, step, loss.detach()
-    if last is not None:
-        total += _checked(epoch, *last)
-    return float(total) / recipe.steps_per_epoch
+        if guard.finite(loss):
+            engine.backward(loss)
+            losses.append(loss.detach())
+            together.append(step)
+        else:
+            _restore(model, before)
+            guard.bad_loss(loss, epoch, at, step.uris)
+        if (at + 1) % recipe.accumulate or not together:
+            continue
+        learning_rate = recipe.learning_rate((epoch * recipe.steps_per_epoch + at) // recipe.accumulate)
+        for group in engine.groups:
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        if engine.step():
+            with engine.whole():
+                recipe.after_step(model, together)
+        else:
+            _restore(model, start)
+            guard.bad_gradient(epoch, at, [uri for step in together for uri in step.uris])
+    return float(torch.stack(losses).double().mean()) if losses else math.nan
 
 
-def _checked(epoch: int, number: int, step: Step, loss: torch.Tensor) -> float:
-    value = float(loss)
-    if not math.isfinite(value):
-        named = ", ".join(step.uris[:8]) + (f" and {len(step.uris) - 8} more" if len(step.uris) > 8 else "")
-        raise UserError(
-            f"the loss became {value} in epoch {epoch + 1}, step {number + 1}: "
-            f"lower learning_rate, or look at the pictures of that step: {named}"
-        )
-    return value
+def _buffers(model: nn.Module) -> list[torch.Tensor]:
+    return [buffer.clone() for buffer in model.buffers()]
+
+
+@torch.no_grad()
+def _restore(model: nn.Module, buffers: list[torch.Tensor]) -> None:
+    # BatchNorm's statistics are what a forward pass leaves behind.
+    for buffer, earlier in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(earlier)

@@ -7,13 +7,26 @@ import math
 from typing import Any
 
 import torch
+from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: kernels and matrices decay; biases, norms and what the model excepts do not."""
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: kernels and matrices decay; biases, norms and what the model excepts do not.
+
+    Args:
+        model: of timm where ``layer_decay`` is given.
+        weight_decay: of the first kind.
+        layer_decay: makes groups per layer; the ``lr_scale`` of the head is 1, and this much of it for each layer
+            below (BEiT, arXiv:2106.08254, as in timm).
+    """
     exceptions: Any = getattr(model, "no_weight_decay", set)  # timm's transformers have such a method
     excepted = set(exceptions())
+    if layer_decay is not None:
+        by_layer: list[dict[str, Any]] = param_groups_layer_decay(
+            model, weight_decay, no_weight_decay_list=excepted, layer_decay=layer_decay
+        )
+        return by_layer
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

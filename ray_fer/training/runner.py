@@ -1,15 +1,14 @@
-"""Running a recipe on Ray Train with DeepSpeed: the one place that knows either.
+"""Running a recipe on Ray Train, which this file alone knows.
 
 Ray Train places the ranks, restarts them when one is lost, and keeps their checkpoints in one folder (local or S3).
-DeepSpeed owns the optimiser step: gradient averaging, ZeRO, clipping, bfloat16 autocast. Every rank saves at the end of
-every epoch, so a lost worker, a lost driver, or the same command run again costs at most one epoch.
+Every rank saves at the end of every epoch, so a lost worker, a lost driver, or the same command run again costs at most
+one epoch.
 
 A changed number of workers keeps everything at ZeRO stage 0; at higher stages the optimiser's moments are cut into one
 part per rank, so only the weights are taken over and the log says so.
 
-No compiler is needed: AdamW is torch's, and on a CPU gloo reduces the gradients, for which DeepSpeed would otherwise
-compile a shared-memory operator on first use. Threads wait without spinning: measured on two cores beside one other
-process, a step took 0.26 s instead of 1.8 s, and no longer without company.
+Threads wait without spinning: measured on two cores beside one other process, a step took 0.26 s instead of 1.8 s, and
+no longer without company.
 """
 
 from __future__ import annotations
@@ -34,18 +33,19 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.util.queue import Empty, Queue
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from ray_fer import cluster, storage
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import resolve_precision
+from ray_fer.training.engine import DeepSpeedEngine
+from ray_fer.training.finite import FiniteGuard, OnBadLoss
 from ray_fer.training.loop import Recipe, World, train_epoch
 
 log = logging.getLogger(__name__)
 
 _ERROR = "error.json"
 _STATE = "state.json"
-_EMA, _BEST, _LIVE = "ema.safetensors", "best.safetensors", "live.safetensors"
+_EMA, _BEST, _LIVE, _RECIPE = "ema.safetensors", "best.safetensors", "live.safetensors", "recipe.safetensors"
 _ENGINE = "engine"
 _MAX_CPUS_PER_GPU = 8
 
@@ -61,6 +61,7 @@ class Run:
         zero_stage: DeepSpeed's ZeRO stage.
         precision: ``auto``, ``float32`` or ``bfloat16``.
         max_failures: losses of workers to survive.
+        on_bad_loss: ``stop`` or ``skip``: what happens to a step whose loss is not finite, see `FiniteGuard`.
         clip_norm: largest gradient norm.
     """
 
@@ -70,6 +71,7 @@ class Run:
     zero_stage: int = 0
     precision: str = "auto"
     max_failures: int = 3
+    on_bad_loss: OnBadLoss = "stop"
     clip_norm: float = 1.0
 
 
@@ -230,7 +232,7 @@ class _Rank:
         if self.world.device.type == "cpu":
             torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
         self.recipe = run.make(self.world)
-        self.state: dict[str, Any] = {"epoch": 0, "best": None, "history": [], "resumed": []}
+        self.state: dict[str, Any] = {"epoch": 0, "best": None, "history": [], "resumed": [], "skipped": 0}
         self.best: dict[str, torch.Tensor] = {}
 
     def train(self) -> None:
@@ -246,15 +248,15 @@ class _Rank:
 
     def _epoch(self, epoch: int) -> None:
         started = time.monotonic()
-        # Asked for anew: a loaded checkpoint has put others in their place.
-        groups = self.optimizer.param_groups
-        loss = train_epoch(self.recipe, self.engine, self.model, groups, epoch, whole=self._whole)
+        guard = FiniteGuard(self.world, self.recipe.steps_per_epoch, self.run.on_bad_loss, self.state["skipped"])
+        loss = train_epoch(self.recipe, self.engine, epoch, guard)
         seconds = time.monotonic() - started
         loss = sum(self.world.gather(loss)) / self.world.size
-        self.world.average_buffers(self.model)
+        self.world.average_buffers(self.engine.model)
         self.world.average_buffers(self.recipe.ema_model)
         score, metrics = self.recipe.validate(epoch)
         row = {"epoch": epoch + 1, "loss": loss, "score": score, "seconds": round(seconds, 2)}
+        row["skipped"], self.state["skipped"] = guard.skipped - self.state["skipped"], guard.skipped
         row |= {key: value for key, value in metrics.items() if isinstance(value, int | float)}
         self.state["history"].append(row)
         self.state["epoch"] = epoch + 1
@@ -270,60 +272,31 @@ class _Rank:
         self._save(row)
 
     def _initialise(self) -> None:
-        if self.world.device.type == "cpu":
-            os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
-        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-        import deepspeed
-
-        # Also keeps DeepSpeed from asking the compiler which of its operators could be built.
-        deepspeed.ops.__compatible_ops__ = {}
-        settings = {
-            "train_micro_batch_size_per_gpu": 1,  # only read for throughput figures
-            "zero_optimization": {"stage": self.run.zero_stage},
-            "zero_allow_untested_optimizer": True,
-            "gradient_clipping": self.run.clip_norm,
-            "steps_per_print": 1 << 40,
-            "torch_autocast": {"enabled": self.world.precision == "bfloat16", "dtype": "bfloat16"},
-        }
-        # Fused: a third of the time of the plain loop on a CPU.
-        optimizer = torch.optim.AdamW(self.recipe.parameter_groups(), lr=self.recipe.learning_rate(0), fused=True)
-        self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=self.recipe.model, optimizer=optimizer, config=settings, dist_init_required=False
-        )
-        self.model: nn.Module = self.engine.module
-
-    def _whole(self) -> contextlib.AbstractContextManager[Any]:
-        """Inside it, every rank sees whole weights, also where ZeRO stage 3 has cut them up."""
-        if self.run.zero_stage < 3:
-            return contextlib.nullcontext()
-        import deepspeed
-
-        parameters = list(self.model.parameters())
-        gathered: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameters)
-        return gathered
+        self.engine = DeepSpeedEngine(self.recipe, self.world, self.run.zero_stage, self.run.clip_norm)
 
     def _save(self, row: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             (folder / _ENGINE).mkdir()
-            self.engine.save_checkpoint(name, tag=_ENGINE)
-            with self._whole():
-                live = self.model.state_dict() if self.run.zero_stage else {}
+            self.engine.save(folder, _ENGINE)
+            with self.engine.whole():
+                live = self.engine.model.state_dict() if self.run.zero_stage else {}
                 if self.world.rank == 0:
                     self._save_state(folder, live)
             own = any(path.is_file() for path in folder.rglob("*"))
             ray.train.report(row, ray.train.Checkpoint.from_directory(name) if own else None)
 
     def _save_state(self, folder: Path, live: dict[str, torch.Tensor]) -> None:
-        for name, weights in ((_EMA, self.recipe.ema_model.state_dict()), (_BEST, self.best), (_LIVE, live)):
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()}, folder / name)
+        ema = self.recipe.ema_model.state_dict()
+        for name, tensors in ((_EMA, ema), (_BEST, self.best), (_LIVE, live), (_RECIPE, self.recipe.tensors())):
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, folder / name)
         layout = {"workers": self.world.size, "zero_stage": self.run.zero_stage}
         document = {**self.state, "recipe": self.recipe.state(), "layout": layout, "host": socket.gethostname()}
         (folder / _STATE).write_text(json.dumps(document))
 
     def _resume(self, folder: Path) -> None:
         document = json.loads((folder / _STATE).read_text())
-        self.recipe.load_state(document.pop("recipe"))
+        self.recipe.load_state(document.pop("recipe"), load_file(folder / _RECIPE))
         self.recipe.ema_model.load_state_dict(load_file(folder / _EMA))
         self.best = load_file(folder / _BEST)
         workers, stage = document["layout"]["workers"], self.run.zero_stage
@@ -333,7 +306,7 @@ class _Rank:
             self.recipe.model.load_state_dict(load_file(folder / _LIVE))
         self._initialise()
         if stage == 0 or workers == self.world.size:
-            self.engine.load_checkpoint(str(folder), tag=_ENGINE)
+            self.engine.load(folder, _ENGINE)
         else:
             log.warning(
                 "%d workers instead of %d at zero_stage=%d: weights are taken over, the optimiser starts afresh",

@@ -1,12 +1,13 @@
 """The recipe of teacher and student: labelled faces drawn uniformly over the classes, pseudo-labelled ones beside them.
 
-    loss = mean_i w[y_i] CE(y_i smoothed, p_i) + pseudo_weight * mean_j (t_j . w) CE(t_j, p_j)
+    loss = mean_i w[y_i] CE(y_i smoothed, z_i + m) + pseudo_weight * mean_j (t_j . w) CE(t_j, z_j)
 
 i runs over the labelled faces of a step, weakly augmented, j over the pseudo-labelled ones, strongly augmented, w are
-the feedback's class weights (1 without feedback), t the soft targets. Class-uniform sampling is the paper's
-(arXiv:2403.11942); putting both terms into one forward and one backward pass is FixMatch's (arXiv:2001.07685) with
-labels that were made beforehand. A pseudo-labelled face is drawn in proportion to its weight in the selection, so the
-weight is not in the loss again. Means have fixed denominators: the mean of the ranks' losses is the loss.
+the feedback's class weights (1 without feedback), t the soft targets, z logits, and m (`sampled_margin`) the adjustment
+to the classes as they are sampled. Class-uniform sampling is the paper's (arXiv:2403.11942); putting both terms into
+one forward and one backward pass is FixMatch's (arXiv:2001.07685) with labels that were made beforehand. A pseudo-
+labelled face is drawn in proportion to its weight in the selection, so the weight is not in the loss again. Means have
+fixed denominators: the mean of the ranks' losses is the loss.
 
 The feedback's sampling weights tilt both draws, within the limits of `sampling_probabilities`; w is scaled to mean 1
 over the labelled faces that are really drawn, so that no factor changes the size of a step.
@@ -38,6 +39,7 @@ from ray_fer.data.sampling import ClassUniformSampler, weighted_indices
 from ray_fer.errors import UserError
 from ray_fer.evaluation.halves import evaluate_halves
 from ray_fer.feedback.formulas import initial_state, sampling_probabilities, snapshot
+from ray_fer.models.backbone import checkpoint_activations
 from ray_fer.training.loop import Step, World
 from ray_fer.training.optimisation import Ema, learning_rate_factor, parameter_groups
 
@@ -133,8 +135,31 @@ class Targets:
     soft_count: int
 
 
+def sampled_margin(class_probs: NDArray[np.float64], count: int, tau: float) -> NDArray[np.float64]:
+    """What logit adjustment adds to the logits of labelled faces in the loss (arXiv:2007.07314, eq. 10).
+
+    It has to be the prior that is sampled, m_c = tau log((n p_c + 1) / (n + K)): the same for all classes, and so
+    nothing, where they are sampled uniformly; the prior of the set would correct a second time. A class that is never
+    sampled counts as one face of n (ours, as Laplace).
+
+    Args:
+        class_probs: p, how often each class is sampled, (K,), sums to 1.
+        count: n, labelled faces.
+        tau: 0 adds nothing, 1 is the balanced softmax.
+
+    Returns:
+        m, (K,).
+    """
+    return tau * np.log((count * class_probs + 1) / (count + len(class_probs)))
+
+
 def joint_loss(
-    logits: torch.Tensor, targets: Targets, class_weights: torch.Tensor, label_smoothing: float, pseudo_weight: float
+    logits: torch.Tensor,
+    targets: Targets,
+    class_weights: torch.Tensor,
+    label_smoothing: float,
+    pseudo_weight: float,
+    margin: torch.Tensor | float = 0.0,
 ) -> torch.Tensor:
     """The loss of the module's docstring, this rank's share of the sums over the whole step's counts.
 
@@ -144,10 +169,11 @@ def joint_loss(
         class_weights: w, float (K,).
         label_smoothing: share of the target spread evenly over the classes.
         pseudo_weight: weight of the second term.
+        margin: m, float (K,).
     """
     logits = logits.float()
     n = len(targets.labels)
-    errors = F.cross_entropy(logits[:n], targets.labels, label_smoothing=label_smoothing, reduction="none")
+    errors = F.cross_entropy(logits[:n] + margin, targets.labels, label_smoothing=label_smoothing, reduction="none")
     loss = (errors * targets.label_weights * class_weights[targets.labels]).sum() / targets.label_count
     if targets.soft_count:
         errors = F.cross_entropy(logits[n:], targets.soft, reduction="none")
@@ -196,7 +222,15 @@ class SupervisedRecipe:
         self.layout = torch.channels_last if world.device.type == "cuda" else torch.contiguous_format
         self.ema = Ema(self.model, config.ema_decay)
         self.ema_model = self.ema.model
-        self.sampler = ClassUniformSampler(labeled.labels, len(labeled.classes), config.batch_size, seed=config.seed)
+        if config.checkpoint_activations:
+            checkpoint_activations(self.model, str(config.backbone))
+        self.accumulate = config.accumulate
+        self.sampler = ClassUniformSampler(
+            *(labeled.labels, len(labeled.classes), config.batch_size),
+            steps=-(-len(labeled) // (config.batch_size * self.accumulate)) * self.accumulate,
+            seed=config.seed,
+            class_probs=labeled.counts() if config.class_sampling == "natural" else None,
+        )
         self.neutral_probs = self.sampler.class_probs(0)
         self.epochs, self.steps_per_epoch = config.epochs, self.sampler.steps
         faces = config.batch_size * (1 + config.pseudo_ratio) if selection else config.batch_size
@@ -211,17 +245,21 @@ class SupervisedRecipe:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For AdamW; norms and biases do not decay."""
-        return parameter_groups(self.model, self.config.weight_decay)
+        return parameter_groups(self.model, self.config.weight_decay, self.config.layer_decay)
 
     def learning_rate(self, step: int) -> float:
-        """Warm-up and cosine over the whole run."""
-        steps = self.epochs * self.steps_per_epoch
-        warmup = round(self.config.warmup_epochs * self.steps_per_epoch)
+        """Warm-up and cosine over the whole run's optimiser steps."""
+        in_epoch = self.steps_per_epoch // self.accumulate
+        steps = self.epochs * in_epoch
+        warmup = round(self.config.warmup_epochs * in_epoch)
         return self.config.learning_rate * learning_rate_factor(step, steps, min(warmup, steps))
 
     def steps(self, epoch: int) -> Iterator[Step]:
         """This rank's part of every step of ``epoch``."""
         torch.manual_seed(self._seed(epoch))  # dropout
+        tau = self.config.logit_adjustment
+        # Without the feedback's part, which is meant to be felt.
+        self.margin = self._tensor(sampled_margin(self.neutral_probs, len(self.labeled), tau))
         plans = zip(range(self.steps_per_epoch), self.sampler.epoch(epoch), self._pseudo_rows(epoch), strict=True)
         own = slice(self.world.rank, None, self.world.size)
         rows = ((number, labeled[own], pseudo[own]) for number, labeled, pseudo in plans)
@@ -232,10 +270,10 @@ class SupervisedRecipe:
     def loss(self, outputs: torch.Tensor, step: Step) -> torch.Tensor:
         """`joint_loss`, scaled so that its mean over the ranks is the loss of the step."""
         config = self.config
-        loss = joint_loss(outputs, step.data, self.class_weights, config.label_smoothing, config.pseudo_weight)
-        return loss * self.world.size
+        settings = (config.label_smoothing, config.pseudo_weight, self.margin)
+        return joint_loss(outputs, step.data, self.class_weights, *settings) * self.world.size
 
-    def after_step(self, model: nn.Module) -> None:
+    def after_step(self, model: nn.Module, steps: list[Step]) -> None:
         """Moves the averaged weights."""
         self.ema.update(model)
 
@@ -263,7 +301,11 @@ class SupervisedRecipe:
         """What the next epoch needs besides weights."""
         return {"ema_updates": self.ema.updates, "factors": self.factors, "class_probs": self.sampler.schedule}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """None."""
+        return {}
+
+    def load_state(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         """Takes over what `state` returned."""
         self.ema.updates = state["ema_updates"]
         self.sampler.schedule = state["class_probs"]

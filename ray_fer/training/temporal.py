@@ -168,7 +168,7 @@ class TemporalRecipe:
         self.windows = cut_windows(train, config.window, config.stride)
         self.probabilities, weights = balance(self.windows.counts)
         self.class_weights = torch.as_tensor(weights, dtype=torch.float32).to(world.device)
-        self.epochs = config.epochs
+        self.epochs, self.accumulate = config.epochs, 1
         self.steps_per_epoch = -(-len(self.windows.clips) // config.batch_size)
         self.images_per_epoch = self.steps_per_epoch * config.batch_size * config.window
 
@@ -199,7 +199,7 @@ class TemporalRecipe:
         errors = F.cross_entropy(outputs[labelled].float(), labels, label_smoothing=smoothing, reduction="none")
         return (errors * self.class_weights[labels]).sum() * (self.world.size / self.config.batch_size)
 
-    def after_step(self, model: nn.Module) -> None:
+    def after_step(self, model: nn.Module, steps: list[Step]) -> None:
         """Moves the averaged weights."""
         self.ema.update(model)
 
@@ -222,7 +222,11 @@ class TemporalRecipe:
         """What the next epoch needs besides weights."""
         return {"ema_updates": self.ema.updates}
 
-    def load_state(self, state: dict[str, Any]) -> None:
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """None."""
+        return {}
+
+    def load_state(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         """Takes over what `state` returned."""
         self.ema.updates = state["ema_updates"]
 

@@ -292,14 +292,18 @@ def _start(out: str, identity: dict[str, Any], inputs: Inputs) -> dict[str, Any]
 
 
 def _run(inputs: Inputs, folder: str, start: Start) -> Outcome:
-    _build(inputs)  # weights that do not fit are found here
     from ray_fer import cluster
     from ray_fer.feedback.actor import get_feedback_actor
+    from ray_fer.models.backbone import checkpoint_activations
     from ray_fer.training.runner import Run, fit
 
+    config = inputs.config
+    model, *_ = _build(inputs)  # weights that do not fit are found here
+    if config.checkpoint_activations:
+        checkpoint_activations(model, str(config.backbone))
     cluster.connect()
     # Held here, or the actor would end with the rank that asked first.
-    config, classes = inputs.config, inputs.labeled.classes
+    classes = inputs.labeled.classes
     actor = get_feedback_actor(inputs.feedback, classes, config.feedback_parts) if inputs.feedback else None
     log.info(
         "training %s at %d px on %d labelled and %d pseudo-labelled faces, %d classes",
@@ -313,6 +317,7 @@ def _run(inputs: Inputs, folder: str, start: Start) -> Outcome:
         zero_stage=config.zero_stage,
         precision=config.precision,
         max_failures=config.max_failures,
+        on_bad_loss=config.on_bad_loss,
     )
     outcome = fit(run)
     del actor

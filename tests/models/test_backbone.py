@@ -13,7 +13,13 @@ from safetensors.torch import save_file
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact, save_artifact
 from ray_fer.models.backbone import _head_names as head_names
-from ray_fer.models.backbone import build_backbone, check_backbone, local_pretrained, normalisation
+from ray_fer.models.backbone import (
+    build_backbone,
+    check_backbone,
+    checkpoint_activations,
+    local_pretrained,
+    normalisation,
+)
 
 CLASSES = ("neutral", "anger", "fear")
 
@@ -225,3 +231,8 @@ def test_where_pretrained_weights_are(resnet: Artifact) -> None:
     assert local_pretrained(f"{resnet.uri}/model.safetensors") == f"{resnet.uri}/model.safetensors"
     with pytest.raises(UserError, match=r"pretrained=/none: no such file or folder"):
         local_pretrained("/none")
+
+
+def test_not_every_backbone_can_checkpoint() -> None:
+    with pytest.raises(UserError, match=r"^checkpoint_activations=true: backbone=dla34 has no such mode"):
+        checkpoint_activations(timm.create_model("dla34"), "dla34")

@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 
-from ray_fer.training.loop import Recipe, train_epoch
+from ray_fer.training.finite import FiniteGuard
+from ray_fer.training.loop import Recipe, World, train_epoch
 
 
 class PlainEngine:
     def __init__(self, recipe: Recipe) -> None:
-        self.model = recipe.model
+        self.model, self.accumulate = recipe.model, recipe.accumulate
         self.optimizer = torch.optim.AdamW(recipe.parameter_groups(), fused=True)
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         outputs: torch.Tensor = self.model(inputs)
         return outputs
 
     def backward(self, loss: torch.Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        (loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
 
-    def step(self) -> None:
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+    def step(self) -> bool:
+        finite = bool(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).isfinite())
+        if finite:
+            self.optimizer.step()
         self.optimizer.zero_grad()
+        return finite
+
+    def whole(self) -> AbstractContextManager[Any]:
+        return nullcontext()
 
 
-def run_epochs(recipe: Recipe, epochs: range, engine: PlainEngine | None = None) -> list[float]:
+def run_epochs(
+    recipe: Recipe, epochs: range, engine: PlainEngine | None = None, guard: FiniteGuard | None = None
+) -> list[float]:
     """The losses of the epochs."""
     engine = engine or PlainEngine(recipe)
-    return [train_epoch(recipe, engine, engine.model, engine.optimizer.param_groups, epoch) for epoch in epochs]
+    guard = guard or FiniteGuard(World(), recipe.steps_per_epoch)
+    return [train_epoch(recipe, engine, epoch, guard) for epoch in epochs]

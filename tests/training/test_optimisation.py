@@ -31,6 +31,20 @@ def test_a_transformer_excepts_its_position_embedding() -> None:
     assert any(parameter is model.pos_embed for parameter in kept["params"])
 
 
+def test_layers_below_learn_more_slowly() -> None:
+    model = timm.create_model("test_vit", num_classes=2)
+    groups = parameter_groups(model, 0.1, layer_decay=0.5)
+    scale_of = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    assert len(scale_of) == len(list(model.parameters()))
+    assert scale_of[id(model.head.weight)] == 1
+    assert scale_of[id(model.blocks[5].mlp.fc1.weight)] == 0.5
+    assert scale_of[id(model.blocks[4].mlp.fc1.weight)] == 0.25
+    assert scale_of[id(model.patch_embed.proj.weight)] == scale_of[id(model.pos_embed)] == 0.5**7
+    without = {id(parameter) for group in groups if group["weight_decay"] == 0 for parameter in group["params"]}
+    assert id(model.pos_embed) in without
+    assert id(model.head.weight) not in without
+
+
 def test_ema_by_hand() -> None:
     model = nn.BatchNorm1d(1)
     ema = Ema(model, decay=0.15)

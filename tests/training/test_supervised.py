@@ -13,7 +13,14 @@ from ray_fer.data.splits import feedback_half
 from ray_fer.errors import UserError
 from ray_fer.models.backbone import build_backbone
 from ray_fer.training.loop import World
-from ray_fer.training.supervised import Selection, SupervisedRecipe, Targets, joint_loss, read_selection
+from ray_fer.training.supervised import (
+    Selection,
+    SupervisedRecipe,
+    Targets,
+    joint_loss,
+    read_selection,
+    sampled_margin,
+)
 from tests.training.engine import PlainEngine, run_epochs
 from tests.training.toy import CLASSES, config, write_faces, write_selection
 
@@ -55,6 +62,55 @@ def test_the_loss_by_hand() -> None:
     soft = -(0.25 * log_p[0][0] + 0.75 * log_p[0][1]) * (0.25 * 0.5 + 0.75 * 1.5)
     loss = joint_loss(logits, targets, torch.tensor([0.5, 1.5]), label_smoothing=0.2, pseudo_weight=3.0)
     assert loss.item() == pytest.approx(labelled + 3.0 * soft, rel=1e-6)
+
+
+def test_the_margin_by_hand() -> None:
+    """Of three classes, the last is never sampled, of ten faces."""
+    margin = sampled_margin(np.array([0.7, 0.3, 0.0]), 10, tau=0.5)
+    assert margin.tolist() == pytest.approx([0.5 * math.log(share / 13) for share in (8, 4, 1)])
+    targets = Targets(torch.tensor([1]), torch.ones(1), torch.empty(0, 3), torch.empty(0), 1, 0)
+    logits = torch.tensor([[1.0, 2.0, 0.5]])
+    loss = joint_loss(logits, targets, torch.ones(3), 0.0, 1.0, torch.as_tensor(margin))
+    odds = [math.exp(z) * math.sqrt(share) for z, share in zip((1.0, 2.0, 0.5), (8, 4, 1), strict=True)]
+    assert loss.item() == pytest.approx(-math.log(odds[1] / sum(odds)))
+
+
+def test_uniform_sampling_leaves_nothing_to_adjust(faces: Path) -> None:
+    """The labelled set is 24, 12, 12; adjusting to that would correct a second time."""
+    plain, adjusted = recipe_of(faces), recipe_of(faces, "logit_adjustment=1")
+    step, twin = next(plain.steps(0)), next(adjusted.steps(0))
+    logits = torch.randn(len(step.uris), 3)
+    assert step.uris == twin.uris
+    assert adjusted.loss(logits, twin).item() == pytest.approx(plain.loss(logits, step).item(), rel=1e-5)
+    natural = recipe_of(faces, "class_sampling=natural", "logit_adjustment=1", "epochs=1")
+    steps = list(natural.steps(0))
+    assert natural.margin.tolist() == pytest.approx([math.log(n / 51) for n in (25, 13, 13)], rel=1e-5)
+    drawn = np.bincount(np.concatenate([step.data.labels.numpy() for step in steps]), minlength=3)
+    assert drawn[0] > drawn[1:].max()
+
+
+def test_accumulation_and_layer_decay(faces: Path) -> None:
+    recipe = recipe_of(faces, "batch_size=8", "accumulate=4", "epochs=2", "warmup_epochs=1", "layer_decay=0.5")
+    assert recipe.steps_per_epoch == 8, "48 faces are six steps, but eight make whole optimiser steps"
+    rates = [recipe.learning_rate(step) / recipe.config.learning_rate for step in range(4)]
+    assert rates == pytest.approx([0.5, 1, 1, 0.5])
+    engine = PlainEngine(recipe)
+    run_epochs(recipe, range(1), engine)
+    assert recipe.ema.updates == 2
+    scales = {group["lr_scale"] for group in engine.groups}
+    assert scales == {0.5**layer for layer in range(6)}
+    head = next(group for group in engine.groups if group["params"][0] is recipe.model.get_classifier().weight)
+    assert head["lr"] == recipe.config.learning_rate
+    assert head["weight_decay"] == recipe.config.weight_decay
+
+
+def test_checkpointed_activations_change_nothing(faces: Path) -> None:
+    recipes = [recipe_of(faces, "epochs=1", f"checkpoint_activations={on}") for on in ("false", "true")]
+    assert recipes[1].model.grad_checkpointing
+    losses = [run_epochs(recipe, range(1)) for recipe in recipes]
+    assert losses[0] == losses[1]
+    for name, value in recipes[0].model.state_dict().items():
+        assert torch.equal(value, recipes[1].model.state_dict()[name]) or "tracked" in name, name
 
 
 def test_a_step_has_labelled_and_pseudo_labelled_faces(faces: Path) -> None:
@@ -106,7 +162,7 @@ def test_an_epoch_depends_on_nothing_but_weights_and_state(faces: Path) -> None:
     twin = recipe_of(faces, "epochs=4", "seed=0")
     twin.model.load_state_dict(recipe.model.state_dict())
     twin.ema_model.load_state_dict(recipe.ema_model.state_dict())
-    twin.load_state(recipe.state())
+    twin.load_state(recipe.state(), recipe.tensors())
     other = PlainEngine(twin)
     other.optimizer.load_state_dict(deepcopy(engine.optimizer.state_dict()))
     assert run_epochs(recipe, range(2, 4), engine) == run_epochs(twin, range(2, 4), other)
@@ -136,7 +192,7 @@ def test_feedback_sets_the_weights_of_the_next_epoch(faces: Path) -> None:
     np.testing.assert_allclose(recipe.sampler.class_probs(5), [0.25, 0.25, 0.5])
     np.testing.assert_allclose(recipe.class_weights.numpy(), np.array([0.5, 1.0, 1.5]) / 1.125, rtol=1e-6)
     twin = recipe_of(faces)
-    twin.load_state(json.loads(json.dumps(recipe.state())))
+    twin.load_state(json.loads(json.dumps(recipe.state())), recipe.tensors())
     assert twin.state() == recipe.state()
     assert [step.uris for step in twin.steps(5)] == [step.uris for step in recipe.steps(5)]
 
@@ -151,7 +207,7 @@ def test_only_the_choice_half_chooses_and_only_the_other_is_fed_back(faces: Path
     recipe = recipe_of(faces, "epochs=8", "learning_rate=0.01", feedback=feedback)
     run_epochs(recipe, range(8))
     for log_prior in ([math.log(1 / 3)] * 3, [-9.0, -9.0, 0.0]):
-        recipe.load_state({**recipe.state(), "factors": factors(1, [1.0] * 3, [1.0] * 3, log_prior)})
+        recipe.load_state({**recipe.state(), "factors": factors(1, [1.0] * 3, [1.0] * 3, log_prior)}, {})
         score, metrics = recipe.validate(7)
         halves = metrics["feedback"], metrics["choice"]
         assert score == halves[1]["macro_f1"] > 0.8

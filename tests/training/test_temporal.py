@@ -155,7 +155,7 @@ def test_an_epoch_depends_on_nothing_but_weights_and_state() -> None:
     twin = recipe_of("epochs=4")
     twin.model.load_state_dict(recipe.model.state_dict())
     twin.ema_model.load_state_dict(recipe.ema_model.state_dict())
-    twin.load_state(recipe.state())
+    twin.load_state(recipe.state(), recipe.tensors())
     other = PlainEngine(twin)
     other.optimizer.load_state_dict(deepcopy(engine.optimizer.state_dict()))
     assert run_epochs(recipe, range(2, 4), engine) == run_epochs(twin, range(2, 4), other)

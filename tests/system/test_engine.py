@@ -1,0 +1,74 @@
+"""DeepSpeed over two ranks does what torch's AdamW does alone, in every ZeRO stage."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from ray_fer.training.engine import DeepSpeedEngine
+from ray_fer.training.finite import FiniteGuard
+from ray_fer.training.loop import World, train_epoch
+from tests.training.counting import CountingRecipe
+from tests.training.engine import PlainEngine
+
+EPOCHS = 3
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "accumulated": {"accumulate": 2},
+    "one bad picture": {"bad": 5},
+    "one infinite gradient": {"kink": 7},
+    "one bad picture accumulated": {"bad": 5, "accumulate": 2},
+}
+
+
+def train_stages(rank: int, folder: str) -> None:
+    """Every case in every stage on one of two ranks; what rank 0 ends with goes into files."""
+    torch.set_num_threads(1)
+    os.environ["LOCAL_RANK"] = str(rank)  # as Ray Train sets it
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    for case, options in CASES.items():
+        for stage in range(4):
+            for precision in ("float32", "bfloat16"):
+                world = World(rank, 2, 2, precision=precision)
+                recipe = CountingRecipe(EPOCHS, world, **options)
+                guard = FiniteGuard(world, recipe.steps_per_epoch, "skip")
+                engine = DeepSpeedEngine(recipe, world, stage, clip_norm=1.0)
+                for epoch in range(EPOCHS):
+                    train_epoch(recipe, engine, epoch, guard)
+                with engine.whole():
+                    weights = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
+                result = {"weights": weights, "ema": recipe.ema_model.state_dict(), "skipped": guard.skipped}
+                if rank == 0:
+                    torch.save(result, Path(folder) / f"{case}-{stage}-{precision}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stages")
+    torch.multiprocessing.spawn(train_stages, (str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_stage_is_the_plain_loop(trained: Path, case: str) -> None:
+    recipe = CountingRecipe(EPOCHS, World(), **CASES[case])
+    guard = FiniteGuard(World(), recipe.steps_per_epoch, "skip")
+    engine = PlainEngine(recipe)
+    for epoch in range(EPOCHS):
+        train_epoch(recipe, engine, epoch, guard)
+    assert guard.skipped == (EPOCHS if "one" in case else 0)
+    for stage in range(4):
+        for precision, tolerance in (("float32", 1e-5), ("bfloat16", 3e-3)):
+            result = torch.load(trained / f"{case}-{stage}-{precision}.pt")
+            assert result["skipped"] == guard.skipped
+            for name, weights in recipe.model.state_dict().items():
+                torch.testing.assert_close(result["weights"][name], weights, atol=tolerance, rtol=0)
+            for name, weights in recipe.ema_model.state_dict().items():
+                torch.testing.assert_close(result["ema"][name], weights, atol=tolerance, rtol=0)
