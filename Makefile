@@ -1,13 +1,13 @@
 # make setup: the environment in .venv; make test: everything that is fast; make demo: the whole loop on drawn faces;
 # make test-slow: more kills, minutes each; make bench: labelling speed, an hour or two of an idle machine;
-# make bench-ledger: the ledger up to 10⁸ images, 10 GB of disk.
+# make bench-ledger: the ledger up to 10⁸ images, 10 GB of disk; make bench-selection: every rule up to 10⁷ images, 1 GB.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo-out
 
-.PHONY: setup test test-slow lint demo bench bench-ledger clean
+.PHONY: setup test test-slow lint demo bench bench-ledger bench-selection clean
 
 setup: $(STAMP)
 
@@ -46,6 +46,9 @@ bench: $(STAMP)
 
 bench-ledger: $(STAMP)
 	$(BIN)/python -m benchmarks.ledger
+
+bench-selection: $(STAMP)
+	$(BIN)/python -m benchmarks.selection
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache

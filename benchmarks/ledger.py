@@ -102,11 +102,12 @@ def measure(uri: str, size: int) -> dict[str, float]:
         "listing": time.perf_counter() - built - claiming,
         "cpu": cpu,
         "files": len(files_of(table, MODEL)),
-        "peak_mib": _peak_mib(),
+        "peak_mib": peak_mib(),
     }
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
+    """The most resident memory that this process has had."""
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 1024
 
@@ -142,30 +143,30 @@ def _fixed(data: bytes, width: int, kind: pa.DataType) -> pa.Array:
     return pa.Array.from_buffers(kind, len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
-def write_predictions(uri: str, rows: int, file_rows: int) -> None:
+def write_predictions(uri: str, rows: int, file_rows: int, model: str = MODEL) -> None:
     """A table of ``rows`` predictions in files of ``file_rows``; one image in a hundred is none."""
     shutil.rmtree(uri, ignore_errors=True)
     table = create_table(uri, CLASSES)
     written: list[WrittenFile] = []
     waiting = FILE_SCHEMA.empty_table()
-    for block in blocks(rows):
-        waiting = pa.concat_tables([waiting, _predictions(block)])
+    for number, block in enumerate(blocks(rows)):
+        waiting = pa.concat_tables([waiting, _predictions(block, number)])
         whole = waiting.num_rows // file_rows * file_rows
         parts = [waiting.slice(start, file_rows) for start in range(0, whole, file_rows)]
-        written += [write_file(uri, MODEL, part, "bench") for part in parts]
+        written += [write_file(uri, model, part, "bench") for part in parts]
         waiting = waiting.slice(whole)
         if len(written) >= FILES_PER_COMMIT:
-            Committer(table, MODEL, "bench").commit(written)
+            Committer(table, model, "bench").commit(written)
             written = []
     if waiting.num_rows:
-        written.append(write_file(uri, MODEL, waiting, "bench"))
-    Committer(table, MODEL, "bench").commit(written)
+        written.append(write_file(uri, model, waiting, "bench"))
+    Committer(table, model, "bench").commit(written)
 
 
-def _predictions(block: pa.Table) -> pa.Table:
+def _predictions(block: pa.Table, number: int) -> pa.Table:
     rows = block.num_rows
-    random = np.random.default_rng(0)
-    probs = random.dirichlet(np.ones(len(CLASSES)), rows).astype(np.float32)
+    random = np.random.default_rng(number)
+    probs = random.dirichlet(np.full(len(CLASSES), 0.15), rows).astype(np.float32)
     failed = np.arange(rows) % 100 == 0
     ends = pa.array(np.arange(0, probs.size + 1, len(CLASSES), np.int32))
     columns = {

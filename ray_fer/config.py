@@ -32,7 +32,7 @@ Uris = Annotated[
 # Of 32 bits, one for each tells whether it lacks an image.
 Teachers = Annotated[Uris, Field(max_length=32)]
 Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
-Rule = Literal["threshold", "top_k"]
+Rule = Literal["threshold", "top_k", "flexmatch", "freematch", "softmatch", "alignment", "ada_cm", "debiaspl", "crest"]
 Faces = Literal["none", "detect"]
 FeedbackPart = Literal["loss_weights", "sampling_weights", "thresholds", "debiasing"]
 SourceFormat = Literal["auto", "images", "webdataset", "parquet", "lance", "list", "inventory", "s3_metadata", "events"]

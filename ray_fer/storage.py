@@ -7,6 +7,7 @@ profiles, instance roles), so that nothing secret is ever part of a config or of
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,9 +15,9 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import botocore.session
 import fsspec
@@ -119,15 +120,36 @@ def write_bytes(uri: str, data: bytes) -> None:
     if is_remote(uri):
         fs.pipe_file(path, data)  # an S3 PUT is atomic
         return
-    target = Path(path)
+    with _replacing(Path(path)) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextlib.contextmanager
+def open_output(uri: str) -> Iterator[IO[bytes]]:
+    """A file to write piece by piece, for what is too large for `write_bytes`; there when the block ends, and whole.
+
+    Nothing is there, or what was there before, when the block raises.
+    """
+    fs, path = filesystem(uri)
+    if is_remote(uri):
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            fs.put_file(file.name, path)
+        return
+    with _replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        temporary.write_bytes(data)
+        yield temporary
         temporary.replace(target)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_json(uri: str) -> Any:

@@ -129,6 +129,19 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert target.read_bytes() == b"old"
 
 
+def test_a_file_written_piece_by_piece_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    uri = str(tmp_path / "sub" / "x")
+    with storage.open_output(uri) as file:
+        file.write(b"first, ")
+        assert not storage.exists(uri)
+        file.write(b"second")
+    assert storage.read_bytes(uri) == b"first, second"
+    with pytest.raises(ZeroDivisionError), storage.open_output(uri) as file:
+        file.write(bytes(1 // len(b"")))
+    assert storage.read_bytes(uri) == b"first, second"
+    assert storage.list_dir(str(tmp_path / "sub")) == ["x"]
+
+
 def test_a_folder_is_not_overwritten_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(IsADirectoryError):

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from ray_fer.errors import UserError
 from ray_fer.evaluation.metrics import (
     apply_temperature,
+    confidence_of_correct,
     confusion_matrix,
     evaluate_probs,
     expected_calibration_error,
@@ -37,10 +38,10 @@ def evaluate_halves(
         log_prior: the feedback's debiasing prior log p_d, (K,); None is uniform.
 
     Returns:
-        `evaluate_probs` of the whole; ``temperature``, fitted on the feedback half; ``feedback`` and ``choice``,
-        `evaluate_probs` of each. ``feedback`` also has ``macro_f1_debiased``, of the calibrated predictions under the
-        prior: the prior helps if it is no less than ``macro_f1``. ``choice`` also has ``ece_calibrated``, an honest
-        number for a temperature that was fitted elsewhere.
+        `evaluate_probs` of the whole; ``temperature``, fitted on the feedback half, and the `confidence_of_correct`
+        that it has under it; ``feedback`` and ``choice``, `evaluate_probs` of each. ``feedback`` also has
+        ``macro_f1_debiased``, of the calibrated predictions under the prior: the prior helps if it is no less than
+        ``macro_f1``. ``choice`` also has ``ece_calibrated``, an honest number for a temperature fitted elsewhere.
 
     Raises:
         UserError: when no row of the choice half has a label.
@@ -55,7 +56,9 @@ def evaluate_halves(
     calibrated = apply_temperature(p, metrics["temperature"])
     bins = reliability_bins(calibrated[~feedback_rows], y[~feedback_rows])
     metrics["choice"]["ece_calibrated"] = expected_calibration_error(bins)
-    metrics["feedback"]["macro_f1_debiased"] = _debiased(calibrated[feedback_rows], y[feedback_rows], log_prior)
+    seen, truth = calibrated[feedback_rows], y[feedback_rows]
+    metrics["feedback"]["macro_f1_debiased"] = _debiased(seen, truth, log_prior)
+    metrics["confidence_of_correct"] = confidence_of_correct(seen, truth)
     return metrics
 
 

@@ -193,6 +193,20 @@ def brier_score(probs: ArrayLike, labels: ArrayLike) -> float:
     return float(squared.mean())
 
 
+def confidence_of_correct(probs: ArrayLike, labels: ArrayLike) -> list[float | None]:
+    """Mean top probability of the examples of each class that are predicted correctly, K long; None without any.
+
+    Args:
+        probs: Probabilities, (N, K), calibrated ones where thresholds are to be compared with it.
+        labels: True class indices, (N,); rows with -1 are ignored.
+    """
+    p, y = _labelled(probs, labels)
+    right = p.argmax(axis=1) == y
+    hits = np.bincount(y[right], minlength=p.shape[1])
+    total = np.bincount(y[right], weights=p[right].max(axis=1, initial=0.0), minlength=p.shape[1])
+    return [_number(value) for value in _ratio(total, hits)]
+
+
 def fit_temperature(probs: ArrayLike, labels: ArrayLike) -> float:
     """Temperature T for `apply_temperature` that minimises the NLL of held-out predictions (arXiv:1706.04599).
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import botocore.exceptions
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable
@@ -23,13 +24,13 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from ray_fer import storage
 from ray_fer.errors import one_line
-from ray_fer.labeling.ledger import KeySet, hash_keys
+from ray_fer.labeling.ledger import KEY_HASHES, Halves, KeySet, halves_of
 from ray_fer.labeling.table import (
     MARKS,
     TRANSIENT,
     WrittenFile,
     files_of,
-    key_uris,
+    picture_uri,
     place_of,
     read_keys,
     write_file,
@@ -92,7 +93,7 @@ class Committer:
         landed = set(files_of(self.table, self.model)) - self._seen
         for batch in read_keys(self.table, self.model, landed):
             settled = batch.filter(pa.array(~_has_status(batch, (*TRANSIENT, *MARKS))))
-            self._by_others.add(hash_keys(key_uris(settled["uri"], self.model), settled["identity"]))
+            self._by_others.add(self._hashes(settled))
         self._seen |= landed
 
     def _without_rows_of_others(self, ours: Sequence[WrittenFile]) -> tuple[list[WrittenFile], int]:
@@ -104,7 +105,7 @@ class Committer:
         for file in ours:
             path = storage.filesystem(storage.join(place_of(self.table), file.path))[1]
             rows = pq.read_table(path, filesystem=fs, partitioning=None)
-            hashes = hash_keys(key_uris(rows["uri"], self.model), rows["identity"])
+            hashes = self._hashes(rows)
             known = self._by_others.contains(hashes) & ~_has_status(rows, MARKS)
             fresh = rows.filter(pa.array(~known))
             removed += len(np.unique(hashes[0, known]))
@@ -114,6 +115,10 @@ class Committer:
                 name = file.path.split("/")[-1].rsplit("-", 1)[0]
                 kept.append(write_file(place_of(self.table), self.model, fresh, name))
         return kept, removed
+
+    def _hashes(self, rows: pa.Table | pa.RecordBatch) -> Halves:
+        keys = pl.DataFrame(pl.from_arrow(rows.select(["uri", "identity"])))
+        return halves_of(keys.with_columns(picture_uri(self.model)).select(KEY_HASHES))
 
     def _try(self, files: Sequence[WrittenFile]) -> None:
         actions: list[AddAction | RemoveAction] = [

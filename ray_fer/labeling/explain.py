@@ -27,6 +27,7 @@ from ray_fer.labeling.gone import EXAMPLES
 from ray_fer.labeling.ledger import (
     OUTCOMES,
     TO_RETRY,
+    URI_HASH,
     Bools,
     Halves,
     SortedHashes,
@@ -58,13 +59,13 @@ class Known:
 
     def __init__(self, labelled: pl.LazyFrame, max_attempts: int) -> None:
         self._outcomes, _ = sort_out(labelled, max_attempts)
-        hashed = hash_uris(labelled.select("uri")).select("hash")
+        hashed = labelled.select(URI_HASH)
         self._uris = SortedHashes([batch["hash"].to_numpy() for batch in batches(hashed)])
 
     def classify(self, page: pa.Table) -> npt.NDArray[np.uint8]:
         """For every row of ``page`` the index of what it is in `KINDS`, uint8 (N,); they count as met."""
         hashes = hash_keys(page["uri"], page["identity"])
-        changed = self._uris.contains(uri_hashes(page["uri"]))
+        changed = self._uris.contains(hash_uris(page["uri"]))
         kinds = np.where(changed, KINDS.index(CHANGED), KINDS.index(NEW)).astype(np.uint8)
         for name in reversed(OUTCOMES):  # the strongest last
             kinds[self._outcomes[name].meet(hashes)] = KINDS.index(name)
@@ -118,7 +119,7 @@ def explain(
                 uris = page["uri"].filter(pa.array(kinds == number))
                 tally.add(KINDS[number], uris)
                 if KINDS[number] == CHANGED:
-                    overwritten.append(uri_hashes(uris))
+                    overwritten.append(hash_uris(uris))
             wanted |= np.isin(kinds, [KINDS.index(kind) for kind in TO_LABEL])
         to_label += int(wanted.sum())
     if not sources:
@@ -128,14 +129,8 @@ def explain(
         there = SortedHashes(overwritten)
         for found in gone.objects(each, sources, model.look_up):
             uris = found.filter("gone")["uri"].to_arrow()
-            tally.add(GONE, uris.filter(pa.array(~there.contains(uri_hashes(uris)))))
+            tally.add(GONE, uris.filter(pa.array(~there.contains(hash_uris(uris)))))
     return tallies, to_label
-
-
-def uri_hashes(uris: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
-    """The 64-bit hashes of N URIs, uint64 (N,)."""
-    frame = pl.LazyFrame({"uri": pl.from_arrow(uris)})
-    return hash_uris(frame).collect()["hash"].to_numpy()
 
 
 def dry_run(config: PseudoLabelConfig, teachers: Sequence[Teacher]) -> dict[str, Any]:

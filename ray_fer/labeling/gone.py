@@ -26,7 +26,7 @@ from ray_fer.config import SourceConfig
 from ray_fer.data.sources.listing import IMAGE_NAME
 from ray_fer.data.sources.spec import resolve
 from ray_fer.labeling.commit import Committer
-from ray_fer.labeling.ledger import KEY_HASHES, Bools, Halves, batches, halves_of, hash_uris
+from ray_fer.labeling.ledger import KEY_HASHES, URI_HASH, Bools, Halves, batches, halves_of
 from ray_fer.labeling.table import FILE_SCHEMA, GONE, MARKS, RETURNED, place_of, scan_keys, write_file
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ def objects(labelled: pl.LazyFrame, sources: Sequence[str], look_up: LookUp) -> 
     candidates = _candidates(labelled, sources, look_up)
     for start in range(0, len(candidates), OBJECTS_AT_ONCE):
         chosen = pl.LazyFrame({"hash": candidates[start : start + OBJECTS_AT_ONCE]})
-        rows = hash_uris(labelled).join(chosen, on="hash", how="semi").collect(engine="streaming")
+        rows = labelled.with_columns(URI_HASH).join(chosen, on="hash", how="semi").collect(engine="streaming")
         known, met = look_up(halves_of(rows.select(KEY_HASHES)))
         judged = rows.with_columns(_inside(sources).alias("inside"), pl.Series("known", known), pl.Series("met", met))
         yield _by_object(judged)
@@ -101,7 +101,7 @@ def objects(labelled: pl.LazyFrame, sources: Sequence[str], look_up: LookUp) -> 
 def _candidates(labelled: pl.LazyFrame, sources: Sequence[str], look_up: LookUp) -> npt.NDArray[np.uint64]:
     """Hashes of the URIs of the objects in question, each once."""
     marked = pl.col("status") == GONE
-    rows = hash_uris(labelled.filter(marked | _inside(sources))).select("hash", marked.alias("marked"), *KEY_HASHES)
+    rows = labelled.filter(marked | _inside(sources)).select(URI_HASH, marked.alias("marked"), *KEY_HASHES)
     found = [np.empty(0, np.uint64)]
     for batch in batches(rows):
         known, met = look_up(halves_of(batch))

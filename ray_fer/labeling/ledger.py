@@ -33,7 +33,7 @@ KEY_HASHES = [
     (pl.col("uri").hash(seed=a) ^ pl.col("identity").hash(seed=b)).alias(name)
     for name, a, b in (("first", 1, 2), ("second", 3, 4))
 ]
-_URI_HASH = pl.col("uri").hash(seed=5).alias("hash")
+URI_HASH = pl.col("uri").hash(seed=5).alias("hash")
 
 
 def hash_keys(uri: pa.Array | pa.ChunkedArray, identity: pa.Array | pa.ChunkedArray) -> Halves:
@@ -54,9 +54,9 @@ def halves_of(hashed: pl.DataFrame) -> Halves:
     return np.stack([hashed["first"].to_numpy(), hashed["second"].to_numpy()])
 
 
-def hash_uris(uris: pl.LazyFrame) -> pl.LazyFrame:
-    """``uris`` with the 64-bit hashes of its column ``uri`` as the column ``hash``."""
-    return uris.with_columns(_URI_HASH)
+def hash_uris(uris: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """The 64-bit hashes of N URIs, uint64 (N,)."""
+    return pl.DataFrame({"uri": pl.from_arrow(uris)}).select(URI_HASH)["hash"].to_numpy()
 
 
 class SortedHashes:

@@ -16,7 +16,6 @@ from urllib.parse import unquote
 import botocore.exceptions
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
@@ -159,30 +158,36 @@ def files_of(table: DeltaTable, model: str) -> list[str]:
     return [unquote(uri) for uri in table.file_uris(file_pruning_predicate=[("model", "=", model)])]
 
 
-def key_uris(uris: pa.Array | pa.ChunkedArray, model: str) -> pa.Array | pa.ChunkedArray:
-    """The URIs under which the ledger knows rows of ``model``: of faces those of their pictures."""
-    return pc.replace_substring_regex(uris, FACE_FRAGMENT, "") if sees_faces(model) else uris
+def picture_uri(model: str) -> pl.Expr:
+    """Of the column ``uri`` of rows of ``model`` what the ledger knows them by: of faces the URIs of their pictures."""
+    uri = pl.col("uri")
+    return uri.str.replace(FACE_FRAGMENT, "") if sees_faces(model) else uri
+
+
+def scan_rows(table: DeltaTable, model: str) -> pl.LazyFrame:
+    """What ``model`` has labelled, many files at once, in their names' order; only what is asked for is read."""
+    files = sorted(files_of(table, model))
+    if not files:
+        return _no_rows()
+    # A table's folder may have any name: it is neither a pattern nor does it hold values.
+    return pl.scan_parquet(files, glob=False, hive_partitioning=False, **storage.polars_arguments(place_of(table)))
 
 
 def scan_keys(table: DeltaTable, model: str) -> pl.LazyFrame:
-    """`KEY_COLUMNS` of what ``model`` has labelled, many files at once; of these only what is asked for is read.
+    """`KEY_COLUMNS` of what ``model`` has labelled.
 
     The URI is that of the picture; one with several faces is there several times.
     """
-    files = files_of(table, model)
-    if not files:
-        return no_keys()
-    # A table's folder may have any name: it is neither a pattern nor does it hold values.
-    scan = pl.scan_parquet(files, glob=False, hive_partitioning=False, **storage.polars_arguments(place_of(table)))
-    if sees_faces(model):
-        scan = scan.with_columns(pl.col("uri").str.replace(FACE_FRAGMENT, ""))
-    return scan.select(KEY_COLUMNS)
+    return scan_rows(table, model).with_columns(picture_uri(model)).select(KEY_COLUMNS)
 
 
 def no_keys() -> pl.LazyFrame:
     """What `scan_keys` gives of an empty table."""
-    empty = pl.DataFrame(pl.from_arrow(FILE_SCHEMA.empty_table()))
-    return empty.lazy().select(KEY_COLUMNS)
+    return _no_rows().select(KEY_COLUMNS)
+
+
+def _no_rows() -> pl.LazyFrame:
+    return pl.DataFrame(pl.from_arrow(FILE_SCHEMA.empty_table())).lazy()
 
 
 def read_keys(table: DeltaTable, model: str, files: Iterable[str] | None = None) -> Iterator[pa.RecordBatch]:

@@ -352,7 +352,12 @@ def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: dict[str, Any
         image_size=inputs.config.image_size,
         mean=mean,
         std=std,
-        metrics={"val": outcome.best, "history": outcome.history, "resumed": outcome.resumed},
+        metrics={
+            "val": outcome.best,
+            "history": outcome.history,
+            "resumed": outcome.resumed,
+            "labelled_counts": np.bincount(inputs.labeled.labels, minlength=len(inputs.labeled.classes)).tolist(),
+        },
         provenance=provenance,
         temperature=outcome.best.get("temperature", 1.0),  # a run that an older version began has none
     )

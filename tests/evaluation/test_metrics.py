@@ -15,6 +15,7 @@ from ray_fer.evaluation.metrics import (
     bootstrap_macro_f1_se,
     brier_score,
     class_scores,
+    confidence_of_correct,
     confusion_matrix,
     evaluate_probs,
     expected_calibration_error,
@@ -168,6 +169,13 @@ def test_hand_computed_losses() -> None:
 def test_a_certain_mistake_has_the_highest_finite_loss() -> None:
     assert negative_log_likelihood([[1.0, 0.0]], [1]) == pytest.approx(-math.log(1e-12))
     assert brier_score([[1.0, 0.0]], [1]) == 2
+
+
+def test_confidence_of_what_is_right() -> None:
+    probs = [[0.9, 0.1, 0.0], [0.7, 0.2, 0.1], [0.4, 0.6, 0.0], [0.1, 0.8, 0.1], [0.0, 0.9, 0.1], [0.5, 0.3, 0.2]]
+    # Of class 0 two are right, of class 1 one, of class 2 none; the last has no label.
+    assert confidence_of_correct(probs, [0, 0, 0, 1, 2, -1]) == [pytest.approx(0.8), pytest.approx(0.8), None]
+    assert confidence_of_correct(np.empty((0, 2)), []) == [None, None]
 
 
 def test_no_examples_are_undefined() -> None:

@@ -16,10 +16,14 @@ from ray_fer.config import SelectPseudoLabelsConfig, load_config
 from ray_fer.data.sources.uris import Face
 from ray_fer.errors import UserError
 from ray_fer.feedback.actor import FeedbackStore
+from ray_fer.labeling import predictions
+from ray_fer.labeling import select as selecting
 from ray_fer.labeling.commit import Committer
-from ray_fer.labeling.select import SELECTION_SCHEMA, excluded_digests, newest_predictions, select_pseudo_labels
+from ray_fer.labeling.predictions import Predictions, newest_predictions
+from ray_fer.labeling.select import SELECTION_SCHEMA, excluded_digests, select_pseudo_labels
 from ray_fer.labeling.table import FILE_SCHEMA, create_table, open_table, write_file
 from ray_fer.models.artifact import Artifact, model_id
+from ray_fer.selection import RULES
 from tests.images import CLASSES, picture, tiny_model
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -71,8 +75,12 @@ def newest(
     write(uri, model, *files)
     table = open_table(uri)
     assert table is not None
-    frame, left_out = newest_predictions(table, [model], excluded)
-    return dict(zip(frame["uri"].to_list(), frame["probs_0"].to_list(), strict=True)), left_out
+    found, left_out = newest_predictions(table, [model], excluded)
+    return dict(zip(uris_of(found), found.probs(0, 3).tolist(), strict=True)), left_out
+
+
+def uris_of(found: Predictions) -> list[str]:
+    return [uri for _, part in found.uris() for uri in part]
 
 
 A, B = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
@@ -292,6 +300,75 @@ def test_a_table_of_other_classes_is_refused(tmp_path: Path, teacher: Artifact) 
         select_pseudo_labels(config(tmp_path, teacher))
 
 
+# --- the rules ---
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A teacher that says what it was trained on."""
+    metrics = {"labelled_counts": [4, 100, 25], "val": {"confidence_of_correct": [0.7, None, 0.95]}}
+    return tiny_model(str(tmp_path_factory.mktemp("told") / "m"), 2, metrics=metrics)
+
+
+@pytest.mark.parametrize(
+    ("rule", "weights"),
+    [
+        ("threshold", {"u0": 1, "u2": 1}),
+        ("top_k", {"u0": 1, "u2": 1, "u3": 1}),  # 2 of 5 pass, so one of each class, of happiness the only one
+        ("ada_cm", {"u0": 1, "u2": 1}),  # .8, .8 and .9215
+        ("crest", {"u0": 1, "u4": 1, "u2": 0.684, "u3": 0.63}),  # (4/100)^⅓ · 2, and (25/100)^⅓ · 1
+        ("flexmatch", {"u0": 1, "u1": 1, "u2": 1, "u3": 1}),  # two of five are sure: thresholds are at their floor
+        ("freematch", {"u0": 1, "u1": 1, "u2": 1, "u3": 1}),  # .678 · [.79, 1, .55], and no less than .5
+        # Mean [.338, .426, .236], labelled [5, 101, 26] / 132: · [.335, 1.34, .914], normalised.
+        ("alignment", {"u1": 1, "u2": 1}),
+        ("debiaspl", {"u0": 1, "u2": 1}),
+    ],
+)
+def test_every_rule_selects(rule: str, weights: dict[str, float], tmp_path: Path, told: Artifact) -> None:
+    summary, rows = select(tmp_path, told, f"selection.rule={rule}")
+    assert {row["uri"]: row["weight"] for row in rows} == pytest.approx(weights, abs=1e-3)
+    assert summary["accepted"] == len(rows)
+    for row in rows:
+        assert row["confidence"] == pytest.approx(max(row["target"]))
+        assert row["label"] == CLASSES[int(np.argmax(row["target"]))]
+
+
+def test_softmatch_weighs_every_prediction(tmp_path: Path, told: Artifact) -> None:
+    _, rows = select(tmp_path, told, "selection.rule=softmatch")
+    weights = {row["uri"]: row["weight"] for row in rows}
+    assert set(weights) == {f"u{n}" for n in range(5)}
+    # Aligned by the mean [.338, .426, .236] their confidences are .89, .60, .80, .71, .44, and .69 in the mean.
+    assert weights["u0"] == weights["u2"] == weights["u3"] == 1
+    assert weights["u4"] < weights["u1"] < 1
+
+
+@pytest.mark.parametrize("rule", ["alignment", "ada_cm", "crest"])
+def test_a_rule_that_needs_what_the_teacher_does_not_say_is_one_line(
+    rule: str, tmp_path: Path, teacher: Artifact
+) -> None:
+    with pytest.raises(UserError, match=f"selection.rule={rule}: teacher={teacher.uri} does not say the labelled_"):
+        select(tmp_path, teacher, f"selection.rule={rule}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_selection_goes_batch_by_batch(tmp_path: Path, told: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics, cuts and order do not depend on where the batches end, whichever files the rows lie in."""
+    rng = np.random.default_rng(0)
+    rows = [ok(f"u{n:03d}", p) for n, p in enumerate(rng.dirichlet(np.full(3, 0.4), 200).astype(np.float32).tolist())]
+    write(str(tmp_path / "t"), told.model_id("float32"), rows[:70], rows[70:75], rows[75:])
+    for rule in RULES:
+        whole = select(tmp_path, told, f"selection.rule={rule}")[1]
+        for module in (predictions, selecting):
+            monkeypatch.setattr(module, "BATCH_ROWS", 16)
+        parts = select(tmp_path, told, f"selection.rule={rule}")[1]
+        monkeypatch.undo()
+        assert [row["uri"] for row in parts] == [row["uri"] for row in whole]
+        np.testing.assert_allclose([row["weight"] for row in parts], [row["weight"] for row in whole], rtol=1e-4)
+        assert whole
+    groups = pq.ParquetFile(tmp_path / "out" / "selection.parquet").num_row_groups
+    assert groups > 1
+
+
 # --- several teachers ---
 
 
@@ -308,8 +385,8 @@ def test_only_what_all_have_predicted_counts(tmp_path: Path) -> None:
     write(uri, "n", [ok("both", B), ok("theirs", B), ok("behind", B, "v1"), failed("fails")])
     table = open_table(uri)
     assert table is not None
-    frame, left_out = newest_predictions(table, ["m", "n"], frozenset())  # type: ignore[arg-type]
-    assert frame.to_dicts() == [{"uri": "both", "probs_0": A, "probs_1": B}]
+    found, left_out = newest_predictions(table, ["m", "n"], set())
+    assert (uris_of(found), found.probs(0, 3).tolist(), found.probs(1, 3).tolist()) == (["both"], [A], [B])
     # Of mine, theirs, behind and fails there is nothing to combine.
     assert left_out == NONE | {"superseded": 1, "failed": 1, "incomplete": 4}
 
@@ -322,8 +399,8 @@ def test_a_picture_that_lies_there_twice_counts_where_all_have_it(tmp_path: Path
     write(uri, "n", [ok("b", B, digest=b"1"), ok("c", B, digest=b"2"), ok("d", B, digest=b"2")])
     table = open_table(uri)
     assert table is not None
-    frame, left_out = newest_predictions(table, ["m", "n"], {b"2"})
-    assert frame["uri"].to_list() == ["b"]
+    found, left_out = newest_predictions(table, ["m", "n"], {b"2"})
+    assert uris_of(found) == ["b"]
     assert left_out == NONE | {"incomplete": 1, "duplicate": 1, "excluded": 1}
 
 
@@ -398,7 +475,7 @@ def test_all_faces_of_the_newest_content_count(tmp_path: Path) -> None:
     ]
     found, left_out = newest(tmp_path, old, new, model=FACES)
     wanted = [face("x", 3)["uri"], face("x", 4)["uri"], face("z", 1)["uri"]]
-    assert list(found) == wanted
+    assert set(found) == set(wanted)
     assert left_out == NONE | {"superseded": 4, "no_face": 2}
 
 

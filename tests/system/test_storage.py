@@ -40,6 +40,19 @@ def test_objects(s3: str) -> None:
         storage.read_bytes(uri)
 
 
+def test_an_object_written_piece_by_piece_is_there_whole_or_not_at_all(s3: str, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    with storage.open_output(f"{s3}/x") as file:
+        file.write(b"first, ")
+        assert not storage.exists(f"{s3}/x")
+        file.write(b"second")
+    assert storage.read_bytes(f"{s3}/x") == b"first, second"
+    with pytest.raises(ZeroDivisionError), storage.open_output(f"{s3}/x") as file:
+        file.write(bytes(1 // len(b"")))
+    assert storage.read_bytes(f"{s3}/x") == b"first, second"
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_a_folder_goes_up_and_comes_down_once(s3: str, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     for name in ("config.json", "model.bin", "sub/deep.txt"):

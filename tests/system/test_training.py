@@ -91,6 +91,7 @@ def test_what_is_published(faces: Path, undisturbed: tuple[Path, dict[str, Any]]
     assert metrics["val"]["macro_f1"] == best["macro_f1"] == summary["val_macro_f1"]
     assert metrics["val"]["choice"]["macro_f1"] == best["score"] == summary["choice_macro_f1"]
     assert metrics["val"]["feedback"]["macro_f1"] == summary["feedback_macro_f1"]
+    assert (sum(metrics["labelled_counts"]), len(metrics["val"]["confidence_of_correct"])) == (48, 3)
     provenance = json.loads((out / "provenance.json").read_text())
     assert provenance["config"]["backbone"] == "test_resnet"
     assert provenance["parents"]["selection"]["teacher"] == "0123"

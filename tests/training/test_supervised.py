@@ -153,6 +153,8 @@ def test_it_learns_and_repeats_itself(faces: Path) -> None:
     assert runs[0][1] > 0.8
     assert metrics["temperature"] == 1.0, "30 pictures are too few to calibrate on"
     assert metrics["choice"]["ece_calibrated"] == pytest.approx(metrics["choice"]["ece"])
+    right = np.diagonal(metrics["feedback"]["confusion_matrix"])
+    assert [value is not None for value in metrics["confidence_of_correct"]] == (right > 0).tolist()
 
 
 def test_an_epoch_depends_on_nothing_but_weights_and_state(faces: Path) -> None:

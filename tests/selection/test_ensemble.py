@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ray_fer.labeling.ensemble import ENSEMBLES, agreement, mean
+from ray_fer.selection.ensemble import ENSEMBLES, agreement, mean
 
 # Three teachers, three pictures, two classes.
 PROBS = np.array(

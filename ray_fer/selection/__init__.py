@@ -1,0 +1,54 @@
+"""From probabilities to pseudo-labels: rules that work over a table as they do inside a training step."""
+
+from __future__ import annotations
+
+from ray_fer.selection.adaptive import FlexMatch, FreeMatch, SoftMatch
+from ray_fer.selection.priors import Alignment, DebiasPL
+from ray_fer.selection.ranks import CReST, TopK
+from ray_fer.selection.rule import (
+    CONCATENATED,
+    Accepted,
+    Known,
+    Measured,
+    Rule,
+    State,
+    combine,
+    debias,
+    fit,
+    from_lists,
+    harden,
+    move,
+    smoothed_prior,
+    to_lists,
+)
+from ray_fer.selection.thresholds import AdaCM, Threshold
+
+__all__ = [
+    "CONCATENATED",
+    "RULES",
+    "Accepted",
+    "Known",
+    "Measured",
+    "Rule",
+    "State",
+    "combine",
+    "debias",
+    "fit",
+    "from_lists",
+    "harden",
+    "move",
+    "smoothed_prior",
+    "to_lists",
+]
+
+RULES: dict[str, type[Rule]] = {
+    "threshold": Threshold,
+    "flexmatch": FlexMatch,
+    "freematch": FreeMatch,
+    "softmatch": SoftMatch,
+    "alignment": Alignment,
+    "ada_cm": AdaCM,
+    "debiaspl": DebiasPL,
+    "crest": CReST,
+    "top_k": TopK,
+}

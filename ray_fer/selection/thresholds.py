@@ -1,0 +1,51 @@
+"""Rules with thresholds that the unlabeled predictions do not move."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from array_api_compat import array_namespace
+
+from ray_fer.selection.rule import Accepted, Array, Known, Rule, State, accept_above, like
+
+
+@dataclass(frozen=True)
+class Threshold(Rule):
+    """FixMatch's rule (Sohn et al., NeurIPS 2020, eq. 4): weight 1 where max p ≥ τ_ĉ; here with a τ for each class."""
+
+    def accept(self, probs: Array, state: State, known: Known) -> Accepted:
+        """See `Rule.accept`."""
+        return accept_above(probs, known.thresholds)
+
+
+@dataclass(frozen=True)
+class AdaCM(Rule):
+    """Ada-CM's confidence margins (Li et al., CVPR 2022), as in the released code but for where they are measured.
+
+    T_c = max(τ_c, ceiling · conf_c / (1 + e^−epoch)); τ_c, also where no face of the class was predicted correctly or
+    nothing was measured yet. The released code has a fixed τ of .8. conf_c is the mean confidence of the correctly
+    predicted faces; there of those that the model was trained on, which drives every margin to the ceiling; here
+    of held-out ones. What is below the margin counts nothing here; the paper gives it a contrastive loss.
+
+    Attributes:
+        ceiling: no margin above it comes from the data.
+    """
+
+    ceiling: float = 0.97
+    needs: ClassVar[tuple[str, ...]] = ("labelled_confidence",)
+
+    def accept(self, probs: Array, state: State, known: Known) -> Accepted:
+        """See `Rule.accept`."""
+        return accept_above(probs, self.margins(probs, known))
+
+    def margins(self, probs: Array, known: Known) -> Array:
+        """T, (K,), of the kind of ``probs``."""
+        xp = array_namespace(probs)
+        floor = like(known.thresholds, probs)
+        if known.labelled_confidence is None:
+            return floor
+        confidence = like(known.labelled_confidence, probs)
+        margins = self.ceiling / (1 + math.exp(-known.epoch)) * confidence
+        return xp.where(xp.isnan(margins), floor, xp.maximum(floor, margins))
