@@ -1,7 +1,7 @@
 """From predictions to pseudo-labels: no image, no GPU, redone for every feedback version.
 
 Which predictions count is found first (`predictions`). The probabilities of those, 4 K bytes a row and teacher, are
-held while the rule's statistics are made of them; what is accepted is written batch by batch.
+held while the rule's statistics are made of them, and the URIs of what is accepted while they are sorted.
 """
 
 from __future__ import annotations
@@ -82,18 +82,21 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
 
     batches = Debiased(combined.probs, known.log_prior)
     state = fit(rule, batches, known)
-    counts, predicted = np.zeros(len(classes), np.int64), np.zeros(len(classes), np.int64)
+    chosen = np.flatnonzero(np.concatenate([rule.accept(probs, state, known).weights > 0 for probs in batches]))
+    uris = pl.concat([part for _, part in predictions.take(chosen).uris()] or [pl.Series(dtype=pl.String)])
+    # However the table's files lie, a student draws from the same rows in the same order.
+    order = uris.arg_sort().to_numpy()
+    counts = np.zeros(len(classes), np.int64)
     with (
         storage.open_output(storage.join(config.out, "selection.parquet")) as file,
         pq.ParquetWriter(file, SELECTION_SCHEMA, compression="zstd") as writer,
     ):
-        for places, uris in predictions.uris():
-            predicted += np.bincount(combined.probs[places].argmax(axis=1), minlength=len(classes))
-            accepted = rule.accept(batches.part(places), state, known)
-            rows = np.flatnonzero(accepted.weights)
-            counts += np.bincount(accepted.labels[rows], minlength=len(classes))
-            if len(rows):
-                writer.write_table(_table(uris, accepted, rows, class_weights, names, config.selection.targets))
+        for start in range(0, len(order), BATCH_ROWS):
+            part = order[start : start + BATCH_ROWS]
+            accepted = rule.accept(batches.part(chosen[part]), state, known)
+            counts += np.bincount(accepted.labels, minlength=len(classes))
+            writer.write_table(_table(uris.gather(part), accepted, class_weights, names, config.selection.targets))
+    predicted = np.bincount(combined.probs.argmax(axis=1), minlength=len(classes))
     summary = {
         "classes": list(classes),
         **mine,
@@ -146,7 +149,7 @@ class Debiased:
     probs: npt.NDArray[np.float32]
     log_prior: Floats | None
 
-    def part(self, rows: slice) -> npt.NDArray[np.float32]:
+    def part(self, rows: slice | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Of these rows."""
         return np.asarray(debias(self.probs[rows], self.log_prior))
 
@@ -191,19 +194,18 @@ def _labelled(teacher: Teacher) -> dict[str, Any]:
 def _table(
     uris: pl.Series,
     accepted: Accepted,
-    rows: npt.NDArray[np.int64],
     class_weights: Floats,
     names: npt.NDArray[np.str_],
     targets: str,
 ) -> pa.Table:
-    labels, soft = accepted.labels[rows], accepted.targets[rows]
+    labels, soft = accepted.labels, accepted.targets
     kept = harden(labels, len(names)) if targets == "hard" else soft
     ends = np.arange(0, kept.size + 1, len(names), dtype=np.int32)
     columns = [
-        uris.gather(rows).to_arrow().cast(pa.string()),
+        uris.to_arrow().cast(pa.string()),
         pa.DictionaryArray.from_arrays(labels, names.tolist()).cast(pa.string()),
         pa.ListArray.from_arrays(ends, pa.array(kept.ravel())),
-        pa.array(accepted.weights[rows] * class_weights[labels], pa.float32()),
+        pa.array(accepted.weights * class_weights[labels], pa.float32()),
         pa.array(soft.max(axis=1)),
     ]
     return pa.Table.from_arrays(columns, schema=SELECTION_SCHEMA)
