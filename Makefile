@@ -1,13 +1,14 @@
 # make setup: the environment in .venv; make test: everything that is fast; make demo: the whole loop on drawn faces;
 # make test-slow: more kills, minutes each; make bench: labelling speed, an hour or two of an idle machine;
-# make bench-ledger: the ledger up to 10⁸ images, 10 GB of disk; make bench-selection: every rule up to 10⁷ images, 1 GB.
+# make bench-ledger: the ledger up to 10⁸ images, 10 GB of disk; make bench-selection: every rule up to 10⁷ images, 1 GB;
+# make bench-training: training speed and memory.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo-out
 
-.PHONY: setup test test-slow lint demo bench bench-ledger bench-selection clean
+.PHONY: setup test test-slow lint demo bench bench-ledger bench-selection bench-training clean
 
 setup: $(STAMP)
 
@@ -49,6 +50,10 @@ bench-ledger: $(STAMP)
 
 bench-selection: $(STAMP)
 	$(BIN)/python -m benchmarks.selection
+
+bench-training: $(STAMP)
+	$(BIN)/python -m benchmarks.training.throughput
+	$(BIN)/python -m benchmarks.training.zero_memory
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache

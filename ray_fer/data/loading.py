@@ -98,7 +98,7 @@ class ImageLoader:
     def _read(self, indices: Indices, out: Pixels, rows: Indices) -> None:
         """Puts the picture at ``indices[i]`` into ``out[rows[i]]``."""
         reads = read_objects((Item(self.uris[index], "", 0) for index in indices), MAX_PICTURE_BYTES)
-        decoding = [self._pool.submit(_decode, read, out[row]) for read, row in zip(reads, rows, strict=True)]
+        decoding = [self._pool.submit(decode_read, read, out[row]) for read, row in zip(reads, rows, strict=True)]
         for index, future in zip(indices, decoding, strict=True):
             problem = future.result()
             self._known[index], self._ok[index] = True, problem is None
@@ -134,7 +134,7 @@ def read_ahead(make: Callable[[T], R], items: Iterable[T], depth: int = 2) -> It
                 future.cancel()
 
 
-def _decode(read: Read, out: Pixels) -> str | None:
+def decode_read(read: Read, out: Pixels) -> str | None:
     """What is wrong with the picture, or None once it is in ``out`` uint8 (S, S, 3)."""
     problem: str | None = f"{read.status}: {read.error}"
     if read.data is not None:

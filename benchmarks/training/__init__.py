@@ -1,0 +1,1 @@
+"""Training measured: against a loop without any framework, and how much memory ZeRO's stages take."""

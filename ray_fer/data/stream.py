@@ -1,0 +1,128 @@
+"""Unlabeled pictures for training as a Ray Data stream, for sets that do not fit a rank's memory.
+
+What fits is better kept there, decoded once (`ray_fer.data.loading`). What does not has to be read and decoded anew in
+every pass, and the whole cluster can do that while the ranks compute: Ray Data's tasks read and decode, and
+``streaming_split`` deals their blocks out to the ranks, no faster than these take them.
+
+Rows come in an endless sequence of shuffles of the set, one after another, a function of the seed alone; an epoch of
+training takes the next part of it. A block is what one rank sees in one step, and blocks are dealt out in turn, so the
+step and the rank of every row follow from (seed, epoch), and a run that goes on after an epoch sees what an undisturbed
+one sees.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from numpy.typing import NDArray
+
+from ray_fer import cluster
+from ray_fer.data.loading import MAX_PICTURE_BYTES, Indices, Pixels, decode_read
+from ray_fer.data.read import Item, read_objects
+
+_THREADS = 4  # of a decoding task
+_AHEAD = 2  # batches that wait at a rank
+_STREAM = 3  # an independent random stream of the seed, beside those in ray_fer.data.sampling
+
+
+def stream_order(rows: int, start: int, count: int, seed: int) -> Indices:
+    """Places ``start`` to ``start + count`` of the endless sequence of shuffles of ``rows`` rows, int64 (count,)."""
+    first, last = start // rows, (start + count - 1) // rows
+    shuffles = [np.random.default_rng((seed, _STREAM, number)).permutation(rows) for number in range(first, last + 1)]
+    offset = start - first * rows
+    order: Indices = np.concatenate(shuffles)[offset : offset + count]
+    return order
+
+
+class PictureStream:
+    """Batches of pictures for every rank; all ranks have to make one, and to iterate over the same epochs.
+
+    Args:
+        uris: N pictures, the same on every rank; only rank 0 reads them.
+        image_size: side S.
+        batch: B, rows of a rank in a step.
+        steps: of an epoch.
+        rank: of this process.
+        ranks: how many take part.
+        share: gives rank 0's bytes to every rank, as `ray_fer.training.loop.World.broadcast` does.
+        seed: same seed, same rows.
+        tasks: decoding tasks at a time; None: as many as the cluster has CPUs.
+    """
+
+    def __init__(
+        self,
+        uris: Sequence[str],
+        image_size: int,
+        *,
+        batch: int,
+        steps: int,
+        rank: int,
+        ranks: int,
+        share: Callable[[bytes], bytes],
+        seed: int = 0,
+        tasks: int | None = None,
+    ) -> None:
+        self.uris, self.image_size, self.batch, self.steps = uris, image_size, batch, steps
+        self.rank, self.ranks, self.share, self.seed, self.tasks = rank, ranks, share, seed, tasks
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Indices, Pixels, NDArray[np.bool_]]]:
+        """This rank's batch of every step.
+
+        Yields:
+            rows int64 (B,), pixels uint8 (B, S, S, 3), zero where unreadable, and ok bool (B,).
+        """
+        # Ray's own pickle, which knows the handle of the actor that deals blocks out.
+        shared = self.share(ray.cloudpickle.dumps(self._split(epoch)) if self.rank == 0 else b"")
+        mine = ray.cloudpickle.loads(shared)[self.rank]
+        for found in mine.iter_batches(batch_size=self.batch, batch_format="numpy", prefetch_batches=_AHEAD):
+            shape = (len(found["row"]), self.image_size, self.image_size, 3)
+            pixels = np.stack([np.frombuffer(one, np.uint8) for one in found["pixels"]]).reshape(shape)
+            yield found["row"], pixels, found["ok"]
+
+    def _split(self, epoch: int) -> list[Any]:
+        cluster.prepare_data()
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        count = self.steps * self.ranks * self.batch
+        order = stream_order(len(self.uris), epoch * count, count, self.seed)
+        blocks = [
+            pa.table({"row": rows, "uri": [self.uris[row] for row in rows]}) for rows in order.reshape(-1, self.batch)
+        ]
+        tasks = self.tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        # No CPU is asked for: the ranks may have taken them all, and would wait for pictures for ever.
+        decoded = ray.data.from_arrow(blocks).map_batches(
+            functools.partial(decode_block, self.image_size),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=0,
+            compute=ray.data.TaskPoolStrategy(tasks),
+        )
+        split: list[Any] = decoded.streaming_split(self.ranks, equal=True)
+        return split
+
+
+def decode_block(image_size: int, block: pa.Table) -> pa.Table:
+    """Reads and decodes the pictures of a block.
+
+    Args:
+        image_size: side S.
+        block: ``row`` and ``uri``.
+
+    Returns:
+        ``row``, ``pixels`` (S * S * 3 bytes) and ``ok``.
+    """
+    pixels = np.zeros((len(block), image_size, image_size, 3), np.uint8)
+    reads = read_objects((Item(uri, "", 0) for uri in block["uri"].to_pylist()), MAX_PICTURE_BYTES)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        ok = [problem is None for problem in pool.map(decode_read, reads, pixels)]
+    flat = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(image_size * image_size * 3), len(pixels), [None, pa.py_buffer(pixels)]
+    )
+    return pa.table({"row": block["row"], "pixels": flat, "ok": pa.array(ok)})

@@ -1,0 +1,90 @@
+"""Unlabeled pictures as a stream to two ranks, on a real Ray."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from ray_fer import cluster
+from ray_fer.data.stream import PictureStream, stream_order
+from tests.training.toy import write_faces
+
+BATCH, STEPS, RANKS = 5, 4, 2
+BAD = 7
+
+
+@pytest.fixture(scope="module", autouse=True)
+def connected() -> Iterator[None]:
+    cluster.connect()
+    yield
+    ray.shutdown()
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where rank 0 leaves what all read."""
+
+    def __init__(self) -> None:
+        self.notes: dict[int, bytes] = {}
+
+    def put(self, number: int, note: bytes) -> None:
+        self.notes[number] = note
+
+    def get(self, number: int) -> bytes | None:
+        return self.notes.get(number)
+
+
+@ray.remote(num_cpus=0)
+def rank_of(rank: int, uris: list[str], board: Any, epochs: list[int]) -> list[Any]:
+    """What one rank sees in each of ``epochs``, in a process of its own."""
+    shares = iter(range(len(epochs)))
+
+    def share(note: bytes) -> bytes:
+        number = next(shares)
+        if rank == 0:
+            ray.get(board.put.remote(number, note))
+        while (found := ray.get(board.get.remote(number))) is None:
+            time.sleep(0.05)
+        return bytes(found)
+
+    stream = PictureStream(uris, 32, batch=BATCH, steps=STEPS, rank=rank, ranks=RANKS, share=share, seed=3, tasks=2)
+    return [list(stream.epoch(epoch)) for epoch in epochs]
+
+
+def run(uris: list[str], epochs: list[int]) -> list[list[Any]]:
+    """Of every epoch, the batches of both ranks."""
+    board = Board.remote()  # type: ignore[attr-defined]
+    seen = ray.get([rank_of.remote(rank, uris, board, epochs) for rank in range(RANKS)])
+    return [[ranks[number] for ranks in seen] for number in range(len(epochs))]
+
+
+@pytest.mark.slow
+def test_every_row_once_and_the_same_again(tmp_path: Path) -> None:
+    write_faces(tmp_path, (20, 10, 10))
+    uris = sorted(str(path) for path in tmp_path.glob("*.png"))
+    Path(uris[BAD]).write_bytes(b"damaged")
+    first, second = run(uris, [0, 1])
+    for epoch in (first, second):
+        assert [len(rank) for rank in epoch] == [STEPS] * RANKS
+        rows = np.concatenate([rows for rank in epoch for rows, _, _ in rank])
+        assert Counter(rows.tolist()) == dict.fromkeys(range(40), 1)
+    for number, epoch in enumerate((first, second)):
+        order = stream_order(40, number * 40, 40, seed=3).reshape(STEPS, RANKS, BATCH)
+        for rank in range(RANKS):
+            assert [rows.tolist() for rows, _, _ in epoch[rank]] == order[:, rank].tolist()
+    [again] = run(uris, [1])
+    for rank in range(RANKS):
+        for (rows, pixels, ok), (other_rows, other_pixels, other_ok) in zip(second[rank], again[rank], strict=True):
+            assert np.array_equal(rows, other_rows)
+            assert np.array_equal(pixels, other_pixels)
+            assert np.array_equal(ok, other_ok)
+            assert ok.tolist() == [row != BAD for row in rows]
+            assert pixels[ok].any(axis=(1, 2, 3)).all()
+            assert not pixels[~ok].any()
