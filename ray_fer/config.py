@@ -34,6 +34,7 @@ Teachers = Annotated[Uris, Field(max_length=32)]
 Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Rule = Literal["threshold", "top_k", "flexmatch", "freematch", "softmatch", "alignment", "ada_cm", "debiaspl", "crest"]
 Faces = Literal["none", "detect"]
+FeedbackPart = Literal["loss_weights", "sampling_weights", "thresholds", "debiasing"]
 SourceFormat = Literal["auto", "images", "webdataset", "parquet", "lance", "list", "inventory", "s3_metadata", "events"]
 
 
@@ -102,6 +103,7 @@ class TrainBackboneConfig(JobConfig):
 
     labeled: str
     val: str
+    feedback_val: str | None
     out: str
     backbone: str | None
     pretrained: str | None
@@ -124,6 +126,7 @@ class TrainBackboneConfig(JobConfig):
     pseudo_ratio: Count
     pseudo_weight: NonNegative
     feedback: str | None
+    feedback_parts: list[FeedbackPart]
     workers: Count | None
     zero_stage: Annotated[int, Field(ge=0, le=3)]
     checkpoint_activations: bool
@@ -270,14 +273,23 @@ class SelfTrainConfig(JobConfig):
 
     labeled: str
     val: str
+    feedback_val: str | None
     source: Sources
     out: str
     rounds: Annotated[int, Field(ge=0)]
+    patience: Count
     seed: int
+    feedback_parts: list[FeedbackPart]
     train: dict[str, Any]
     student: dict[str, Any]
     label: dict[str, Any]
     selection: dict[str, Any]
+
+
+class LineageConfig(JobConfig):
+    """``jobs/lineage.py``"""
+
+    model: str
 
 
 SCHEMAS: dict[str, type[JobConfig]] = {
@@ -291,6 +303,7 @@ SCHEMAS: dict[str, type[JobConfig]] = {
     "train_temporal": TrainTemporalConfig,
     "predict_video": PredictVideoConfig,
     "self_train": SelfTrainConfig,
+    "lineage": LineageConfig,
     "export_onnx": ExportOnnxConfig,
     "inspect_teacher": InspectTeacherConfig,
 }

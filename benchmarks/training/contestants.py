@@ -38,7 +38,9 @@ def measured_recipe(config: TrainBackboneConfig, world: World) -> supervised.Sup
     labeled = read_manifest(config.labeled)
     model = build_backbone(str(config.backbone), len(labeled.classes), int(config.image_size or 0))
     val = labeled.take(np.arange(64))
-    recipe = supervised.SupervisedRecipe(config, model, *normalisation(model), labeled, val, None, world)
+    recipe = supervised.SupervisedRecipe(
+        config, model, *normalisation(model), labeled, val, np.arange(64) < 32, None, world
+    )
     clocks = {"wait_seconds": 0.0, "cpu_seconds": 0.0}
 
     def steps(epoch: int) -> Iterator[Any]:

@@ -148,8 +148,13 @@ def write_manifest(uri: str, manifest: Manifest, splits: Sequence[str] | None = 
     storage.write_bytes(uri, text.getvalue().encode())
 
 
-def check_disjoint(train: Manifest, val: Manifest) -> None:
+def check_disjoint(train: Manifest, val: Manifest, names: str = "training and validation") -> None:
     """Make sure that no picture, subject, group or video is on both sides of a split.
+
+    Args:
+        train: one side.
+        val: the other.
+        names: of both sides, for the message.
 
     Raises:
         UserError: naming the first that is.
@@ -162,7 +167,7 @@ def check_disjoint(train: Manifest, val: Manifest) -> None:
         if shared:
             name = "picture" if what == "uris" else what.removesuffix("s")
             more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
-            raise UserError(f"{name} {shared[0]}{more} in both training and validation: the score would be a leak")
+            raise UserError(f"{name} {shared[0]}{more} in both {names}: the score would be a leak")
 
 
 class _Table:

@@ -57,9 +57,26 @@ class ClassUniformSampler:
         weights = np.where(present, np.ones(num_classes) if class_probs is None else np.asarray(class_probs, float), 0)
         if not (weights >= 0).all() or not weights.sum() > 0:
             raise ValueError("no class can be drawn: no labelled row, or no class with both rows and a probability")
-        self.class_probs: NDArray[np.float64] = weights / weights.sum()
+        self._probs: dict[int, NDArray[np.float64]] = {0: weights / weights.sum()}  # by the epoch from which they hold
         self.steps = steps or -(-int((labels >= 0).sum()) // (batch_size * world_size))
         self._batch_size, self._rank, self._world_size, self._seed = batch_size, rank, world_size, seed
+
+    @property
+    def schedule(self) -> list[tuple[int, list[float]]]:
+        """The probabilities of the classes, (C,), each with the epoch from which they hold."""
+        return [(epoch, self._probs[epoch].tolist()) for epoch in sorted(self._probs)]
+
+    @schedule.setter
+    def schedule(self, schedule: Sequence[tuple[int, Sequence[float]]]) -> None:
+        self._probs = {epoch: np.asarray(probs, np.float64) for epoch, probs in schedule}
+
+    def class_probs(self, epoch: int) -> NDArray[np.float64]:
+        """The probabilities of the classes in one epoch, (C,)."""
+        return self._probs[max(first for first in self._probs if first <= epoch)]
+
+    def reweight(self, epoch: int, class_probs: NDArray[np.float64]) -> None:
+        """Draws the classes by other probabilities (C,), sum 1, from ``epoch`` on; earlier epochs stay as they were."""
+        self._probs[epoch] = class_probs
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
         """The rows of one epoch for this rank: int64 (steps, batch_size)."""
@@ -83,7 +100,7 @@ class ClassUniformSampler:
     def _class_counts(self, epoch: int) -> NDArray[np.int64]:
         total = self.steps * self._world_size * self._batch_size
         generator = np.random.default_rng((self._seed, _CLASSES, epoch, 0))
-        return generator.multinomial(total, self.class_probs).astype(np.int64)
+        return generator.multinomial(total, self.class_probs(epoch)).astype(np.int64)
 
     def _stream(self, index: int, start: int, count: int) -> NDArray[np.int64]:
         """Instances number `start` to `start + count` of a class's endless sequence of shuffles."""

@@ -166,6 +166,11 @@ class Snapshot:
     log_debiasing_prior: Floats
     version: int
 
+    def to_json(self) -> dict[str, Any]:
+        """The version and, as lists of K numbers, the factors, each under its name."""
+        factors = ("loss_weights", "sampling_weights", "thresholds", "log_debiasing_prior")
+        return {"version": self.version, **{name: getattr(self, name).tolist() for name in factors}}
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ClassRates:
@@ -287,31 +292,33 @@ def sampling_weights(log_weights: ArrayLike, share: float) -> Floats:
 
 
 def sampling_probabilities(
-    weights: ArrayLike, class_counts: ArrayLike, n_draws: int, *, gamma: float = 0.5, max_repeats: float = 4.0
+    weights: ArrayLike, base: ArrayLike, class_counts: ArrayLike, n_draws: int, *, max_repeats: float = 4.0
 ) -> Floats:
-    """Class probabilities P(c) ~ n_c^gamma s_c with a guard against repeating a few images (ray-fer's proposal).
+    """Class probabilities P(c) ~ base_c s_c with a guard against repeating a few images (ray-fer's proposal).
 
-    No image is expected more than `max_repeats` times in an epoch; what a capped class loses goes to the others in
-    proportion. If every class is capped, the guard cannot hold and the result is P(c) ~ n_c.
+    The guard is on what the feedback adds: a class may exceed its share without feedback only as long as no image of
+    it is expected more than `max_repeats` times in an epoch. So neutral weights leave the base as it is, even where
+    drawing classes uniformly already repeats a rare class more often. What a capped class loses goes to the others in
+    proportion.
 
     Args:
-        weights: Sampling weights, (K,).
-        class_counts: Images per class, (K,); a class without images gets probability 0.
+        weights: Sampling weights s, (K,).
+        base: Share of each class without feedback, (K,), up to a factor; 0 for a class without images.
+        class_counts: Images per class, (K,).
         n_draws: Examples drawn per epoch.
-        gamma: 0 draws classes evenly, 1 in proportion to their images.
-        max_repeats: Largest expected number of draws per image and epoch.
+        max_repeats: Largest expected number of draws per image and epoch that the feedback may cause.
 
     Returns:
         Probabilities, (K,), summing to 1.
     """
-    counts = np.asarray(class_counts, dtype=np.float64)
-    cap = max_repeats * counts / n_draws
-    if cap.sum() <= 1.0:
-        return counts / float(counts.sum())
-    wanted: Floats = np.where(counts > 0, counts**gamma, 0.0) * np.asarray(weights, dtype=np.float64)
-    capped = np.zeros(counts.shape, dtype=bool)
+    shares = np.asarray(base, dtype=np.float64)
+    shares = shares / shares.sum()
+    cap = np.maximum(max_repeats * np.asarray(class_counts, dtype=np.float64) / n_draws, shares)
+    wanted: Floats = shares * np.asarray(weights, dtype=np.float64)
+    capped = np.zeros(cap.shape, dtype=bool)
     probabilities: Floats = wanted / wanted.sum()
-    while (over := ~capped & (probabilities > cap)).any():
+    # The caps add up to at least 1, so that the others can always take what is left over.
+    while (over := ~capped & (probabilities > cap * (1 + 1e-12))).any():
         capped |= over
         rest = 1.0 - cap[capped].sum()
         probabilities = np.where(capped, cap, wanted * (rest / wanted[~capped].sum()))

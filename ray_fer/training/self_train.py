@@ -9,14 +9,18 @@ when it begins; its selection is then kept, so that a student which is trained i
     out/predictions/               of every teacher, a Delta table
     out/feedback/                  versions of the feedback state
     out/round-N/selection/         pseudo-labels
-    out/round-N/student/           becomes the teacher if its validation macro-F1 is no worse
+    out/round-N/student/           becomes the teacher if it is better on the choice half of the validation set
     out/report.html
+
+A round without a better student would be followed by one of the same teacher over much the same pictures, so
+``patience`` of them end the loop. They are counted among the rounds that one and the same ``rounds`` asked for: the
+same command again says the same, and asking for more rounds, when new buckets have come, goes on.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_fer import cluster, storage
@@ -41,9 +45,10 @@ log = logging.getLogger(__name__)
 Summary = dict[str, Any]
 
 _FROM_TEACHER = "teacher"
+_SHARED = ("labeled", "val", "feedback_val", "seed", "feedback_parts")
 _SET_BY_LOOP = {
-    "train": ("labeled", "val", "out", "seed", "init", "pseudo", "feedback"),
-    "student": ("labeled", "val", "out", "seed", "pseudo", "feedback"),
+    "train": (*_SHARED, "out", "init", "pseudo", "feedback"),
+    "student": (*_SHARED, "out", "pseudo", "feedback"),
     "label": ("source", "teacher", "table", "select", "feedback", "selection"),
 }
 
@@ -55,8 +60,9 @@ def self_train(config: SelfTrainConfig) -> Summary:
         config: see ``conf/self_train.yaml``.
 
     Returns:
-        ``model`` (URI of the best model), ``val_macro_f1``, ``teacher_val_macro_f1``, ``rounds`` (what each did) and
-        ``report``.
+        ``model`` (URI of the best model), its ``macro_f1`` and the ``teacher_macro_f1`` of labelled faces alone (each
+        of ``val``, ``choice`` and ``feedback`` half), ``rounds`` (what each did), ``stopped`` (why before all rounds
+        were done, or None) and ``report``.
 
     Raises:
         UserError: for bad input, before any cluster work where it can be known by then.
@@ -64,20 +70,51 @@ def self_train(config: SelfTrainConfig) -> Summary:
     loop = _Loop(config)
     loop.check()
     first = loop.train_teacher()
-    teacher, rounds = first, []
+    teacher, rounds, stopped = first, [], None
     for number in range(1, config.rounds + 1):
         rounds.append(loop.round(number, teacher))
         teacher = open_artifact(rounds[-1]["teacher"])
+        if number < config.rounds and (stopped := why_stop(rounds, config.rounds, config.patience)):
+            log.info("%s", stopped)
+            break
     report = storage.join(loop.out, "report.html")
-    history = FeedbackStore(loop.place("feedback"), first.classes).history()
-    storage.write_bytes(report, loop_report(first, teacher, rounds, history).encode())
+    history = FeedbackStore(loop.place("feedback"), first.classes, config.feedback_parts).history()
+    storage.write_bytes(report, loop_report(first, teacher, rounds, history, stopped).encode())
     return {
         "model": teacher.uri,
-        "val_macro_f1": _score(teacher),
-        "teacher_val_macro_f1": _score(first),
+        "macro_f1": _scores(teacher),
+        "teacher_macro_f1": _scores(first),
         "rounds": rounds,
+        "stopped": stopped,
         "report": report,
     }
+
+
+def replaces(student: float, teacher: float) -> tuple[bool, str]:
+    """Whether the student becomes the teacher, and why; by macro-F1 on the choice half, where a tie changes nothing."""
+    better = student > teacher
+    verdict = "the student replaces it" if better else "the teacher stays"
+    scores = f"the student's macro-F1 is {100 * student:.2f}, the teacher's {100 * teacher:.2f}"
+    return better, f"on the choice half of val {scores}: {verdict}"
+
+
+def why_stop(rounds: Sequence[Summary], asked: int, patience: int) -> str | None:
+    """Why no further round is worth its time, or None.
+
+    Args:
+        rounds: what ``round.json`` holds, of all rounds so far.
+        asked: ``rounds`` of this command.
+        patience: rounds in a row without a better student that end the loop.
+    """
+    fruitless = 0
+    for done in reversed(rounds):
+        if done["teacher"] == done["student"] or done["asked"] != asked:
+            break
+        fruitless += 1
+    if fruitless < patience:
+        return None
+    last = rounds[-1]["round"]
+    return f"stopped after round {last} of {asked}: no better student in {fruitless} of patience={patience} rounds"
 
 
 class _Loop:
@@ -117,7 +154,8 @@ class _Loop:
         log.info("round %d: the teacher is %s", number, teacher.uri)
         selection = self._selected(number, teacher)
         student = open_artifact(train_backbone(self._student_config(number, teacher.uri))["model"])
-        better = _score(student) >= _score(teacher)
+        ours, theirs = _scores(student), _scores(teacher)
+        better, reason = replaces(ours["choice"], theirs["choice"])
         summary = {
             "round": number,
             "labelled_by": teacher.uri,
@@ -128,16 +166,13 @@ class _Loop:
             "thresholds": selection["thresholds"],
             "feedback_version": selection["feedback_version"],
             "student": student.uri,
-            "teacher_val_macro_f1": _score(teacher),
-            "student_val_macro_f1": _score(student),
+            "teacher_macro_f1": theirs,
+            "student_macro_f1": ours,
             "teacher": student.uri if better else teacher.uri,
+            "reason": reason,
+            "asked": self.config.rounds,
         }
-        log.info(
-            "round %d: %d of %d pseudo-labels, student %.2f against %.2f: %s",
-            *(number, selection["accepted"], selection["considered"]),
-            *(100 * _score(student), 100 * _score(teacher)),
-            "it becomes the teacher" if better else "the teacher stays",
-        )
+        log.info("round %d: %d of %d pseudo-labels; %s", number, selection["accepted"], selection["considered"], reason)
         storage.write_json(done, summary)
         return summary
 
@@ -155,8 +190,12 @@ class _Loop:
         return selection
 
     def _feed_back(self, number: int, teacher: Artifact, config: SelectPseudoLabelsConfig) -> None:
-        """The teacher's validation, the class mix that it sees in the sources, and how much was accepted last."""
-        confusion = teacher.metrics["val"]["confusion_matrix"]
+        """The teacher's validation, the class mix that it sees in the sources, and how much was accepted last.
+
+        Whatever its student learnt under since, it is this teacher that labels now; so the version that it was trained
+        under does not matter here, and a teacher that stays is told of again beside the mix of the new pictures.
+        """
+        confusion = teacher.metrics["val"]["feedback"]["confusion_matrix"]
         counts = predicted_counts(config)
         share = None
         if number > 1:
@@ -165,7 +204,7 @@ class _Loop:
         cluster.connect()
         import ray
 
-        actor = get_feedback_actor(self.place("feedback"), teacher.classes)
+        actor = get_feedback_actor(self.place("feedback"), teacher.classes, self.config.feedback_parts)
         source = f"round-{number}/teacher-{teacher.id}"
         ray.get(actor.update.remote(confusion, source, q_hat=counts.tolist(), accepted_share=share))
 
@@ -183,7 +222,7 @@ class _Loop:
     def _train_config(
         self, section: str, place: str, values: Mapping[str, Any], fixed: Mapping[str, Any]
     ) -> TrainBackboneConfig:
-        shared = {"labeled": self.config.labeled, "val": self.config.val, "seed": self.config.seed}
+        shared = {key: getattr(self.config, key) for key in _SHARED}
         config: TrainBackboneConfig = section_config(
             f"self_train: {section}", "train_backbone", {**values, **shared, **fixed, "out": self.place(place)}
         )
@@ -199,7 +238,8 @@ class _Loop:
     def _select_config(self, number: int, teacher: str) -> SelectPseudoLabelsConfig:
         mine = dict(self.config.selection)
         # A picture with a true label needs no pseudo-label, and one of the validation set must not have any.
-        mine["exclude"] = [self.config.labeled, self.config.val, *mine.get("exclude", ())]
+        held_out = [uri for uri in (self.config.val, self.config.feedback_val) if uri]
+        mine["exclude"] = [self.config.labeled, *held_out, *mine.get("exclude", ())]
         config: SelectPseudoLabelsConfig = section_config(
             "self_train: selection",
             "select_pseudo_labels",
@@ -216,5 +256,7 @@ class _Loop:
         return config
 
 
-def _score(artifact: Artifact) -> float:
-    return float(artifact.metrics["val"]["macro_f1"])
+def _scores(artifact: Artifact) -> Summary:
+    """Macro-F1 of the whole validation set and of its halves."""
+    metrics = artifact.metrics["val"]
+    return {"val": metrics["macro_f1"], **{half: metrics[half]["macro_f1"] for half in ("choice", "feedback")}}

@@ -9,15 +9,18 @@ one forward and one backward pass is FixMatch's (arXiv:2001.07685) with labels t
 labelled face is drawn in proportion to its weight in the selection, so the weight is not in the loss again. Means have
 fixed denominators: the mean of the ranks' losses is the loss.
 
+The feedback's sampling weights tilt both draws, within the limits of `sampling_probabilities`; w is scaled to mean 1
+over the labelled faces that are really drawn, so that no factor changes the size of a step.
+
 One joint forward pass is a third cheaper than two, and the price is that BatchNorm sees one mixture of both sets.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.compute as pc
@@ -34,22 +37,24 @@ from ray_fer.data.loading import CACHE_BYTES, ImageLoader, Indices, Pixels, read
 from ray_fer.data.manifests import Manifest
 from ray_fer.data.sampling import ClassUniformSampler, weighted_indices
 from ray_fer.errors import UserError
-from ray_fer.evaluation.metrics import (
-    apply_temperature,
-    confidence_of_correct,
-    evaluate_probs,
-    expected_calibration_error,
-    fit_temperature,
-    reliability_bins,
-)
+from ray_fer.evaluation.halves import evaluate_halves
+from ray_fer.feedback.formulas import initial_state, sampling_probabilities, snapshot
 from ray_fer.models.backbone import checkpoint_activations
 from ray_fer.training.loop import Step, World
 from ray_fer.training.optimisation import Ema, learning_rate_factor, parameter_groups
 
 VALIDATION_BATCH = 256
 
-Feedback = Callable[[NDArray[np.int64], int], dict[str, Any]]
-"""Validation counts (K, K) and the epoch, to the snapshot whose loss weights the next epoch uses."""
+Factors = dict[str, Any]
+"""A feedback snapshot as `Snapshot.to_json` writes it."""
+
+
+class Feedback(Protocol):
+    """What a validation is told to."""
+
+    def __call__(self, confusion: NDArray[np.int64], epoch: int, *, trained_under: int, prior_helps: bool) -> Factors:
+        """The factors of the next epoch, from counts (K, K) of the feedback half; see `FeedbackStore.update`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +72,24 @@ class Selection:
     targets: NDArray[np.float32]
     weights: NDArray[np.float32]
     info: dict[str, Any]
+
+    def weights_under(self, sampling_weights: NDArray[np.float64], n_draws: int) -> NDArray[np.float64]:
+        """How often each row is drawn, (M,), relative to the others, under the feedback's sampling weights.
+
+        The selection was made under earlier ones, which are in its weights; these take their place.
+
+        Args:
+            sampling_weights: (K,).
+            n_draws: rows drawn per epoch.
+        """
+        earlier = self.info.get("sampling_weights", {})
+        classes, labels = self.info["classes"], self.targets.argmax(axis=1)
+        plain = self.weights / np.array([earlier.get(name, 1.0) for name in classes])[labels]
+        counts = np.bincount(labels, minlength=len(classes))
+        mass = np.bincount(labels, plain, minlength=len(classes))
+        wanted = sampling_probabilities(sampling_weights, mass, counts, n_draws)
+        tilted: NDArray[np.float64] = plain * (wanted / np.where(mass > 0, mass, 1.0))[labels]
+        return tilted
 
 
 def read_selection(uri: str, classes: tuple[str, ...]) -> Selection:
@@ -169,10 +192,11 @@ class SupervisedRecipe:
         std: likewise.
         labeled: every row labelled.
         val: likewise, the same classes.
+        feedback_rows: which rows of ``val`` are the feedback half, bool.
         selection: pseudo-labels, if any.
         world: the ranks.
         feedback: called on rank 0 after every validation, if feedback is on.
-        class_weights: loss weights of the first epoch, (K,); None is 1.
+        factors: of the first epoch; None is neutral.
     """
 
     def __init__(
@@ -183,14 +207,15 @@ class SupervisedRecipe:
         std: tuple[float, ...],
         labeled: Manifest,
         val: Manifest,
+        feedback_rows: NDArray[np.bool_],
         selection: Selection | None,
         world: World,
         feedback: Feedback | None = None,
-        class_weights: Sequence[float] | None = None,
+        factors: Factors | None = None,
     ) -> None:
         assert config.image_size is not None
         self.config, self.world, self.mean, self.std = config, world, mean, std
-        self.labeled, self.val, self.selection = labeled, val, selection
+        self.labeled, self.val, self.feedback_rows, self.selection = labeled, val, feedback_rows, selection
         self.feedback = feedback
         self.model = model.to(world.device)
         # On a CPU the plain layout is faster. Weights stay as they are: DeepSpeed broadcasts them as flat bytes.
@@ -200,17 +225,17 @@ class SupervisedRecipe:
         if config.checkpoint_activations:
             checkpoint_activations(self.model, str(config.backbone))
         self.accumulate = config.accumulate
-        counts = np.bincount(labeled.labels, minlength=len(labeled.classes))
         self.sampler = ClassUniformSampler(
             *(labeled.labels, len(labeled.classes), config.batch_size),
             steps=-(-len(labeled) // (config.batch_size * self.accumulate)) * self.accumulate,
             seed=config.seed,
-            class_probs=counts if config.class_sampling == "natural" else None,
+            class_probs=labeled.counts() if config.class_sampling == "natural" else None,
         )
+        self.neutral_probs = self.sampler.class_probs(0)
         self.epochs, self.steps_per_epoch = config.epochs, self.sampler.steps
         faces = config.batch_size * (1 + config.pseudo_ratio) if selection else config.batch_size
         self.images_per_epoch = faces * self.steps_per_epoch
-        self.class_weights = self._tensor(class_weights or [1.0] * len(labeled.classes))
+        self._use(factors or snapshot(initial_state(len(labeled.classes))).to_json(), 0)
         budget = CACHE_BYTES // world.local_size
         size = config.image_size
         self.labeled_images = ImageLoader(labeled.uris, size, cache_bytes=budget, name="labeled")
@@ -233,7 +258,8 @@ class SupervisedRecipe:
         """This rank's part of every step of ``epoch``."""
         torch.manual_seed(self._seed(epoch))  # dropout
         tau = self.config.logit_adjustment
-        self.margin = self._tensor(sampled_margin(self.sampler.class_probs, len(self.labeled), tau))
+        # Without the feedback's part, which is meant to be felt.
+        self.margin = self._tensor(sampled_margin(self.neutral_probs, len(self.labeled), tau))
         plans = zip(range(self.steps_per_epoch), self.sampler.epoch(epoch), self._pseudo_rows(epoch), strict=True)
         own = slice(self.world.rank, None, self.world.size)
         rows = ((number, labeled[own], pseudo[own]) for number, labeled, pseudo in plans)
@@ -252,26 +278,28 @@ class SupervisedRecipe:
         self.ema.update(model)
 
     def validate(self, epoch: int) -> tuple[float, dict[str, Any]]:
-        """Macro-F1 and all metrics of the averaged model over ``val``; feeds the confusion matrix back."""
+        """Macro-F1 on the choice half, and all metrics of the averaged model; feeds back what the other half shows."""
         rows = np.arange(self.world.rank, len(self.val), self.world.size)
         parts = self.world.gather((rows, *self._predict(rows)))
         order, probs, ok = (np.concatenate(part) for part in zip(*parts, strict=True))
         labels = np.where(ok, self.val.labels[order], -1)
-        metrics = evaluate_probs(probs, labels, self.val.classes)
-        metrics["temperature"] = round(fit_temperature(probs, labels), 4)
-        calibrated = apply_temperature(probs, metrics["temperature"])
-        metrics["ece_calibrated"] = expected_calibration_error(reliability_bins(calibrated, labels))
-        metrics["confidence_of_correct"] = confidence_of_correct(calibrated, labels)
+        prior = self.factors["log_debiasing_prior"]
+        metrics = evaluate_halves(probs, labels, self.feedback_rows[order], self.val.classes, prior)
+        half = metrics["feedback"]
         if self.feedback is not None:
-            confusion = np.asarray(metrics["confusion_matrix"])
-            snapshot = self.world.broadcast(self.feedback(confusion, epoch) if self.world.rank == 0 else {})
-            self.class_weights = self._tensor(snapshot["loss_weights"])
-            metrics["feedback_version"] = snapshot["version"]
-        return float(metrics["macro_f1"]), metrics
+            metrics["trained_under_feedback"] = trained_under = self.factors["version"]
+            factors: Factors = {}
+            if self.world.rank == 0:
+                helps = half["macro_f1"] is None or half["macro_f1_debiased"] >= half["macro_f1"]
+                confusion = np.asarray(half["confusion_matrix"])
+                factors = self.feedback(confusion, epoch, trained_under=trained_under, prior_helps=helps)
+            self._use(self.world.broadcast(factors), epoch + 1)
+            metrics["feedback_version"] = self.factors["version"]
+        return float(metrics["choice"]["macro_f1"]), metrics
 
     def state(self) -> dict[str, Any]:
         """What the next epoch needs besides weights."""
-        return {"ema_updates": self.ema.updates, "class_weights": self.class_weights.tolist()}
+        return {"ema_updates": self.ema.updates, "factors": self.factors, "class_probs": self.sampler.schedule}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """None."""
@@ -280,14 +308,27 @@ class SupervisedRecipe:
     def load_state(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         """Takes over what `state` returned."""
         self.ema.updates = state["ema_updates"]
-        self.class_weights = self._tensor(state["class_weights"])
+        self.sampler.schedule = state["class_probs"]
+        self._use(state["factors"], state["class_probs"][-1][0])
+
+    def _use(self, factors: Factors, epoch: int) -> None:
+        """Trains by ``factors`` from ``epoch`` on."""
+        self.factors = factors
+        sampling = np.asarray(factors["sampling_weights"])
+        n_draws = self.steps_per_epoch * self.config.batch_size
+        probs = sampling_probabilities(sampling, self.neutral_probs, self.labeled.counts(), n_draws)
+        self.sampler.reweight(epoch, probs)
+        weights = np.asarray(factors["loss_weights"])
+        self.class_weights = self._tensor(weights / (probs @ weights))
+        if self.selection is not None:
+            self.pseudo_weights = self.selection.weights_under(sampling, n_draws * self.config.pseudo_ratio)
 
     def _pseudo_rows(self, epoch: int) -> NDArray[np.int64]:
         # (steps, faces per step over all ranks)
         if self.selection is None:
             return np.empty((self.steps_per_epoch, 0), np.int64)
         count = self.steps_per_epoch * self.config.batch_size * self.config.pseudo_ratio
-        rows = weighted_indices(self.selection.weights, count, seed=self.config.seed, epoch=epoch)
+        rows = weighted_indices(self.pseudo_weights, count, seed=self.config.seed, epoch=epoch)
         return rows.reshape(self.steps_per_epoch, -1)
 
     def _read(self, rows: tuple[int, Indices, Indices]) -> tuple[Any, ...]:

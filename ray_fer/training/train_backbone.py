@@ -11,6 +11,7 @@ import functools
 import io
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +20,14 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from ray_fer import storage
-from ray_fer.config import TrainBackboneConfig
+from ray_fer.config import FeedbackPart, TrainBackboneConfig
 from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
 from ray_fer.data.read import Item, read_objects
 from ray_fer.data.sources.uris import split_face
+from ray_fer.data.splits import feedback_half, join_validation, missing_in_a_half
 from ray_fer.errors import UserError
+from ray_fer.feedback.formulas import FeedbackConfig
 from ray_fer.models.artifact import PROVENANCE, Artifact, open_artifact, save_artifact
 from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished
 
@@ -48,7 +51,8 @@ class Inputs:
     Attributes:
         config: with ``backbone``, ``image_size`` and ``classes`` resolved.
         labeled: readable labelled rows.
-        val: likewise.
+        val: likewise; with the rows of ``feedback_val`` where that is given.
+        feedback_rows: which rows of ``val`` drive feedback and temperature, bool; the others choose the epoch.
         init: artifact to start from.
         selection: pseudo-labels.
         feedback: URI of the feedback state, None when feedback is off.
@@ -57,6 +61,7 @@ class Inputs:
     config: TrainBackboneConfig
     labeled: Manifest
     val: Manifest
+    feedback_rows: NDArray[np.bool_]
     init: Artifact | None
     selection: Selection | None
     feedback: str | None
@@ -79,13 +84,14 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     """Trains and publishes, or answers from what is there.
 
     Returns:
-        ``model`` (URI), ``id``, ``classes``, ``val_macro_f1``, ``val_accuracy``, ``temperature``, ``best_epoch``,
-        ``epochs``, ``labeled``, ``val`` and ``pseudo`` (counts), ``feedback_version``, ``resumed_from_epoch``.
+        ``model`` (URI), ``id``, ``classes``, ``val_macro_f1``, ``val_accuracy``, ``choice_macro_f1`` and
+        ``feedback_macro_f1`` (of the halves), ``temperature``, ``best_epoch``, ``epochs``, ``labeled``, ``val``,
+        ``feedback_val`` and ``pseudo`` (counts), ``feedback_version``, ``resumed_from_epoch``.
 
     Raises:
         UserError: for anything wrong with the arguments or with what they point at.
     """
-    places = ["labeled", "val", "pretrained", "init", "pseudo"]
+    places = ["labeled", "val", "feedback_val", "pretrained", "init", "pseudo"]
     config = absolute(config, *places, *([] if config.feedback == NO_FEEDBACK else ["feedback"]))
     inputs = open_inputs(config)
     identity = _identity(config, inputs)
@@ -109,7 +115,7 @@ def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
     Raises:
         UserError: for anything wrong with the arguments or with what they point at.
     """
-    labeled, val = _read_manifests(config, quiet)
+    labeled, val, feedback_rows = _read_manifests(config, quiet)
     from ray_fer.models.backbone import DEFAULT_BACKBONE, check_backbone
     from ray_fer.training.supervised import read_selection
 
@@ -125,7 +131,7 @@ def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
             "classes": list(labeled.classes),
         }
     )
-    return Inputs(resolved, labeled, val, init, selection, None if feedback == NO_FEEDBACK else feedback)
+    return Inputs(resolved, labeled, val, feedback_rows, init, selection, None if feedback == NO_FEEDBACK else feedback)
 
 
 def picture_size(uris: list[str]) -> int:
@@ -155,28 +161,36 @@ def make_recipe(config: TrainBackboneConfig, start: Start, world: World) -> Supe
     torch.manual_seed(config.seed)
     inputs = open_inputs(config, quiet=world.rank > 0)
     model, mean, std = _build(inputs)
-    feedback, class_weights = None, None
+    feedback, factors = None, None
     if inputs.feedback is not None:
         classes = inputs.labeled.classes
-        feedback = functools.partial(_feed_back, inputs.feedback, classes, start.run_name)
-        class_weights = load_snapshot(inputs.feedback, classes, start.feedback_version).loss_weights.tolist()
+        feedback = _Feedback(inputs.feedback, classes, config.feedback_parts, start.run_name)
+        factors = load_snapshot(inputs.feedback, classes, start.feedback_version).to_json()
     return SupervisedRecipe(
-        *(inputs.config, model, mean, std, inputs.labeled, inputs.val, inputs.selection, world),
+        *(inputs.config, model, mean, std, inputs.labeled, inputs.val, inputs.feedback_rows, inputs.selection, world),
         feedback=feedback,
-        class_weights=class_weights,
+        factors=factors,
     )
 
 
-def _feed_back(
-    uri: str, classes: tuple[str, ...], run_name: str, confusion: NDArray[np.int64], epoch: int
-) -> dict[str, Any]:
-    import ray
+@dataclass(frozen=True)
+class _Feedback:
+    """Tells the actor of a run's validations."""
 
-    from ray_fer.feedback.actor import get_feedback_actor
+    uri: str
+    classes: tuple[str, ...]
+    parts: Sequence[FeedbackPart]
+    run_name: str
 
-    actor = get_feedback_actor(uri, classes)
-    snapshot: dict[str, Any] = ray.get(actor.update.remote(confusion.tolist(), f"{run_name}/epoch-{epoch + 1}"))
-    return snapshot
+    def __call__(self, confusion: NDArray[np.int64], epoch: int, **evidence: Any) -> dict[str, Any]:
+        import ray
+
+        from ray_fer.feedback.actor import get_feedback_actor
+
+        actor = get_feedback_actor(self.uri, self.classes, self.parts)
+        source = f"{self.run_name}/epoch-{epoch + 1}"
+        answer: dict[str, Any] = ray.get(actor.update.remote(confusion.tolist(), source, **evidence))
+        return answer
 
 
 def _build(inputs: Inputs) -> tuple[torch.nn.Module, tuple[float, ...], tuple[float, ...]]:
@@ -197,13 +211,18 @@ def _build(inputs: Inputs) -> tuple[torch.nn.Module, tuple[float, ...], tuple[fl
 # --- checks ---
 
 
-def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest, Manifest]:
+def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest, Manifest, NDArray[np.bool_]]:
+    if config.init and config.pretrained:
+        raise UserError("init and pretrained: give one of them")
     labeled = _readable("labeled", read_manifest(config.labeled, config.classes), quiet)
     val = _readable("val", read_manifest(config.val, labeled.classes), quiet)
     check_disjoint(labeled, val)
-    if config.init and config.pretrained:
-        raise UserError("init and pretrained: give one of them")
-    return labeled, val
+    if config.feedback_val is None:
+        return labeled, val, feedback_half(val)
+    feedback_val = _readable("feedback_val", read_manifest(config.feedback_val, labeled.classes), quiet)
+    check_disjoint(labeled, feedback_val, "labeled and feedback_val")
+    check_disjoint(val, feedback_val, "val and feedback_val")
+    return labeled, *join_validation(val, feedback_val)
 
 
 def _readable(name: str, manifest: Manifest, quiet: bool) -> Manifest:
@@ -223,6 +242,15 @@ def _readable(name: str, manifest: Manifest, quiet: bool) -> Manifest:
     return manifest.take(there)
 
 
+def warn_of_thin_halves(inputs: Inputs) -> None:
+    """Says what the feedback or the choice cannot see, for want of validation faces."""
+    if lonely := missing_in_a_half(inputs.val, inputs.feedback_rows):
+        log.warning("val: only one half of it has any of %s: feedback or choice is blind there", ", ".join(lonely))
+    there, wanted = int(inputs.feedback_rows.sum()), FeedbackConfig().min_examples
+    if inputs.feedback is not None and there < wanted:
+        log.warning("val: %d faces in its feedback half; the feedback acts on no less than %d", there, wanted)
+
+
 def _pretrained_name(config: TrainBackboneConfig) -> str | None:
     if not config.pretrained or not storage.is_dir(config.pretrained):
         return None
@@ -233,7 +261,12 @@ def _pretrained_name(config: TrainBackboneConfig) -> str | None:
 
 
 def _identity(config: TrainBackboneConfig, inputs: Inputs) -> dict[str, Any]:
-    contents = {"labeled": _digest(inputs.labeled), "val": _digest(inputs.val)}
+    contents = {"labeled": _digest(inputs.labeled)}
+    if config.feedback_val is None:
+        contents["val"] = _digest(inputs.val)
+    else:
+        halves = {"val": ~inputs.feedback_rows, "feedback_val": inputs.feedback_rows}
+        contents |= {name: _digest(inputs.val.take(rows)) for name, rows in halves.items()}
     if inputs.init is not None:
         contents["init"] = inputs.init.id
     if inputs.selection is not None:
@@ -246,9 +279,12 @@ def _digest(manifest: Manifest) -> str:
 
 
 def _start(out: str, identity: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
-    from ray_fer.feedback.actor import load_snapshot
+    from ray_fer.feedback.actor import FeedbackStore
 
-    feedback_version = load_snapshot(inputs.feedback, inputs.labeled.classes).version if inputs.feedback else None
+    feedback_version = None
+    if inputs.feedback:
+        store = FeedbackStore(inputs.feedback, inputs.labeled.classes, inputs.config.feedback_parts)
+        feedback_version = store.snapshot()["version"]
     return asdict(Start(f"{out.rsplit('/', 1)[-1]}-{digest([out, identity])[:8]}", feedback_version))
 
 
@@ -267,11 +303,13 @@ def _run(inputs: Inputs, folder: str, start: Start) -> Outcome:
         checkpoint_activations(model, str(config.backbone))
     cluster.connect()
     # Held here, or the actor would end with the rank that asked first.
-    actor = get_feedback_actor(inputs.feedback, inputs.labeled.classes) if inputs.feedback else None
+    classes = inputs.labeled.classes
+    actor = get_feedback_actor(inputs.feedback, classes, config.feedback_parts) if inputs.feedback else None
     log.info(
         "training %s at %d px on %d labelled and %d pseudo-labelled faces, %d classes",
-        *(config.backbone, config.image_size, len(inputs.labeled), _pseudo_count(inputs), len(inputs.labeled.classes)),
+        *(config.backbone, config.image_size, len(inputs.labeled), _pseudo_count(inputs), len(classes)),
     )
+    warn_of_thin_halves(inputs)
     run = Run(
         folder=folder,
         make=functools.partial(make_recipe, config, start),
@@ -294,9 +332,18 @@ def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: dict[str, Any
     provenance = {
         "identity": identity,
         "config": inputs.config.model_dump(),
-        "counts": {"labeled": len(inputs.labeled), "val": len(inputs.val), "pseudo": _pseudo_count(inputs)},
+        "counts": {
+            "labeled": len(inputs.labeled),
+            "val": len(inputs.val),
+            "feedback_val": int(inputs.feedback_rows.sum()),
+            "pseudo": _pseudo_count(inputs),
+        },
         "parents": {"init": inputs.init.id if inputs.init else None, "selection": selection},
-        "feedback": {"uri": inputs.feedback, "version_at_start": start.feedback_version},
+        "feedback": {
+            "uri": inputs.feedback,
+            "version_at_start": start.feedback_version,
+            "version_of_best": outcome.best.get("trained_under_feedback"),
+        },
         **environment(),
     }
     save_artifact(
@@ -326,6 +373,8 @@ def _summary(out: str) -> dict[str, Any]:
         "classes": list(artifact.classes),
         "val_macro_f1": best["macro_f1"],
         "val_accuracy": best["accuracy"],
+        "choice_macro_f1": best["choice"]["macro_f1"],
+        "feedback_macro_f1": best["feedback"]["macro_f1"],
         "temperature": artifact.temperature,
         "best_epoch": best["epoch"],
         "epochs": len(artifact.metrics["history"]),

@@ -199,7 +199,7 @@ def _publish(out: str, config: TrainTemporalConfig, inputs: Inputs, outcome: Out
             "identity": identity,
             "config": config.model_dump(),
             "counts": inputs.counts,
-            "parents": {"backbone": inputs.backbone.id},
+            "parents": {"backbone": inputs.backbone.id, "backbone_uri": inputs.backbone.uri},
             **environment(),
         },
     )

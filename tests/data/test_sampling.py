@@ -1,5 +1,7 @@
 """sampling: exact counts, no repetition before exhaustion, the same rows for the same (seed, epoch, step)."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -67,9 +69,27 @@ def test_default_epoch_draws_as_many_rows_as_are_labelled() -> None:
 
 def test_class_probs_and_absent_classes() -> None:
     sampler = ClassUniformSampler(LABELS, 4, 50, steps=100, class_probs=[1, 1, 0, 6])
-    np.testing.assert_array_equal(sampler.class_probs, [0.5, 0.5, 0, 0])
+    np.testing.assert_array_equal(sampler.class_probs(0), [0.5, 0.5, 0, 0])
     assert set(LABELS[sampler.epoch(0)].ravel().tolist()) == {0, 1}
-    np.testing.assert_array_equal(ClassUniformSampler(LABELS, 4, 8).class_probs, [1 / 3, 1 / 3, 1 / 3, 0])
+    np.testing.assert_array_equal(ClassUniformSampler(LABELS, 4, 8).class_probs(3), [1 / 3, 1 / 3, 1 / 3, 0])
+
+
+def test_other_probabilities_from_an_epoch_on() -> None:
+    plain, sampler = (ClassUniformSampler(LABELS, 3, 16, steps=10) for _ in range(2))
+    sampler.reweight(2, np.array([0.1, 0.1, 0.8]))
+    sampler.reweight(4, np.array([0.8, 0.2, 0.0]))
+    drawn = [sampler.epoch(epoch) for epoch in range(5)]
+    for epoch in range(2):
+        np.testing.assert_array_equal(drawn[epoch], plain.epoch(epoch))
+    assert (LABELS[drawn[2]] == 2).mean() > 0.6
+    assert not (LABELS[drawn[4]] == 2).any()
+    # Still each instance once before any comes back, for the streams know what earlier epochs really took.
+    stream = np.concatenate([rows.ravel() for rows in drawn])
+    stream = stream[LABELS[stream] == 1]
+    assert sorted(stream[:30]) == np.flatnonzero(LABELS == 1).tolist()
+    again = ClassUniformSampler(LABELS, 3, 16, steps=10)
+    again.schedule = json.loads(json.dumps(sampler.schedule))
+    np.testing.assert_array_equal(again.epoch(4), drawn[4])
 
 
 def test_nothing_to_draw() -> None:

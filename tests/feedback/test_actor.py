@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from ray_fer.errors import UserError
-from ray_fer.feedback.actor import FeedbackStore, get_feedback_actor, load_snapshot
+from ray_fer.feedback.actor import PARTS, FeedbackStore, get_feedback_actor, load_snapshot
 from ray_fer.feedback.formulas import feedback, initial_state, snapshot
 
 CLASSES = ("neutral", "anger", "happiness")
@@ -49,6 +49,67 @@ def test_a_matrix_that_cannot_be_trusted_changes_nothing(tmp_path: Path) -> None
     store = FeedbackStore(str(tmp_path), CLASSES)
     assert store.update(np.eye(3), "few")["version"] == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_a_late_matrix_only_learns_what_is_new(tmp_path: Path) -> None:
+    store = FeedbackStore(str(tmp_path), CLASSES)
+    first = store.update(WEAK_ANGER, "a/epoch-1", trained_under=0)
+    assert first["version"] == 1
+    assert store.update(np.eye(3) * 100, "b/epoch-1", trained_under=0) == first
+    assert store.update(np.eye(3) * 100, "b/epoch-2", trained_under=1)["version"] == 2
+    assert store.update(WEAK_ANGER, "a/epoch-2", trained_under=1)["version"] == 2, "older than the last applied one"
+    # Asked again after an interruption, an applied one is still the same.
+    assert store.update(WEAK_ANGER, "a/epoch-1", trained_under=0) == first
+    assert [document["source"] for document in store.history()] == ["a/epoch-1", "b/epoch-2"]
+    with pytest.raises(UserError, match=r"no version 9 there \(newest: 2\)"):
+        store.update(WEAK_ANGER, "c/epoch-1", trained_under=9)
+
+
+def test_a_first_epoch_is_no_loss_against_its_teachers_best(tmp_path: Path) -> None:
+    store = FeedbackStore(str(tmp_path), CLASSES)
+    store.update(np.eye(3) * 100, "teacher/best")
+    untrained = np.tile([100, 0, 0], (3, 1))
+    for epoch in (1, 2):
+        store.update(untrained, f"student/epoch-{epoch}")
+        assert store.history()[-1]["state"]["worse_rounds"] == 0
+    for epoch in (3, 4, 5):
+        store.update([[100, 0, 0], [0, 100, 0], [0, 0, 100]] if epoch == 3 else WEAK_ANGER, f"student/epoch-{epoch}")
+    states = [document["state"] for document in store.history()]
+    assert states[-2]["worse_rounds"] == 1, "within a run, epochs are compared"
+    assert states[-1]["log_weights"] == pytest.approx([0.7 * x for x in states[-2]["log_weights"]]), "and rolled back"
+
+
+@pytest.mark.parametrize(
+    ("part", "factor"),
+    [
+        ("loss_weights", "loss_weights"),
+        ("sampling_weights", "sampling_weights"),
+        ("thresholds", "thresholds"),
+        ("debiasing", "log_debiasing_prior"),
+    ],
+)
+def test_each_part_can_be_left_out(tmp_path: Path, part: str, factor: str) -> None:
+    parts = [other for other in PARTS if other != part]
+    store, full = FeedbackStore(str(tmp_path / "a"), CLASSES, parts), FeedbackStore(str(tmp_path / "b"), CLASSES)
+    neutral = store.snapshot()
+    for number in range(2):
+        some = store.update(WEAK_ANGER, f"run/epoch-{number}", q_hat=[0.6, 0.2, 0.2], accepted_share=0.01)
+        every = full.update(WEAK_ANGER, f"run/epoch-{number}", q_hat=[0.6, 0.2, 0.2], accepted_share=0.01)
+    for name in ("loss_weights", "sampling_weights", "thresholds", "log_debiasing_prior"):
+        assert some[name] == (neutral if name == factor else every)[name]
+        assert every[name] != neutral[name]
+    assert load_snapshot(str(tmp_path / "a"), CLASSES).to_json()[factor] == neutral[factor]
+    with pytest.raises(
+        UserError, match=r"it was made with feedback_parts=\[.*\], not \[loss_weights, sampling_weights"
+    ):
+        FeedbackStore(str(tmp_path / "a"), CLASSES)
+
+
+def test_without_any_part_everything_stays_neutral(tmp_path: Path) -> None:
+    store = FeedbackStore(str(tmp_path), CLASSES, [])
+    neutral = store.snapshot()
+    answer = store.update(WEAK_ANGER, "run/epoch-1", q_hat=[0.6, 0.2, 0.2], accepted_share=0.01)
+    assert answer | {"version": 0, "source": None} == neutral
 
 
 def test_load_snapshot_without_an_actor(tmp_path: Path) -> None:

@@ -355,12 +355,32 @@ def test_config_refuses_what_breaks_the_bounds(field: str, value: float) -> None
         FeedbackConfig(**{field: value})
 
 
-def test_sampling_guard_caps_repeats_and_redistributes() -> None:
-    # Evenly, each class would get 1/3 of 300 draws; the class of 5 images may have 20 and the rest share 280.
+def test_sampling_guard_caps_what_feedback_adds() -> None:
+    even = [1, 1, 1]
+    # A class of 5 images is drawn 20 times each already: wanted [.5 .25 .25], but no boost for it.
     np.testing.assert_allclose(
-        sampling_probabilities(np.ones(3), [5, 1000, 1000], 300, gamma=0.0), [20 / 300, 140 / 300, 140 / 300], **TIGHT
+        sampling_probabilities([2, 1, 1], even, [5, 1000, 1000], 300), np.full(3, 1 / 3), **TIGHT
     )
+    # Four draws of 60 images are .4 of 600; the two others share the rest in proportion, 1 to 2.
+    np.testing.assert_allclose(sampling_probabilities([4, 1, 2], even, [60, 1000, 1000], 600), [0.4, 0.2, 0.4], **TIGHT)
+    # What one cap gives away meets another: wanted [.73 .18 .09], then [.5 .33 .17], and 75 images may be .3 of 1000.
     np.testing.assert_allclose(
-        sampling_probabilities([2, 1, 1], [100, 400, 0], 100), [2 * 10 / 40, 20 / 40, 0], **TIGHT
+        sampling_probabilities([4, 2, 1], [0.5, 0.25, 0.25], [100, 75, 1000], 1000), [0.5, 0.3, 0.2], **TIGHT
     )
-    np.testing.assert_allclose(sampling_probabilities([2, 1], [10, 30], 1000), [0.25, 0.75], **TIGHT)
+    np.testing.assert_allclose(sampling_probabilities([2, 1], [0.25, 0.75], [900, 900], 100), [0.4, 0.6], **TIGHT)
+
+
+def test_neutral_sampling_is_the_base_and_an_absent_class_is_never_drawn() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(300):
+        counts = rng.integers(0, 50, 6) * rng.integers(0, 2, 6)
+        counts[0] += 1
+        base = rng.dirichlet(np.ones(6)) * (counts > 0) + (counts > 0)
+        np.testing.assert_allclose(
+            sampling_probabilities(np.ones(6), base, counts, 500), base / base.sum(), rtol=0, atol=1e-12
+        )
+        weights = rng.uniform(math.sqrt(1 / 1.5), math.sqrt(2), 6)
+        probabilities = sampling_probabilities(weights, base, counts, 500)
+        assert probabilities.sum() == pytest.approx(1)
+        assert (probabilities[counts == 0] == 0).all()
+        assert (probabilities <= np.maximum(4 * counts / 500, base / base.sum()) + 1e-9).all()

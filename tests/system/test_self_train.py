@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
+from ray_fer.config import load_config
+from ray_fer.training.lineage import lineage
 from ray_fer.training.self_train import self_train
 from tests.system.jobs import failing_job, refusal, run_job, start_job
 from tests.training.toy import PLACES, write_faces
@@ -24,7 +26,7 @@ TRAIN = "{backbone: test_resnet, image_size: 32, batch_size: 16, warmup_epochs: 
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("loop")
     write_faces(folder / "train", (24, 12, 12), seed=1)
-    write_faces(folder / "val", (40, 40, 40), seed=2)
+    write_faces(folder / "val", (80, 80, 80), seed=2)
     write_faces(folder / "bucket-a", (40, 30, 20), seed=3)
     write_faces(folder / "bucket-b", (10, 20, 30), seed=4)
     # A leak that nobody would see: a picture of the validation set lies in the bucket.
@@ -52,19 +54,94 @@ def test_a_loop(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
     assert first["predictions"] == 90  # the leak is left out
     assert 20 <= first["accepted"] <= 60
     assert sum(first["accepted_per_class"].values()) == first["accepted"]
-    assert summary["val_macro_f1"] == max(first["student_val_macro_f1"], first["teacher_val_macro_f1"])
-    assert summary["val_macro_f1"] > 0.8
+    ours, theirs = (first[f"{who}_macro_f1"]["choice"] for who in ("student", "teacher"))
+    assert summary["macro_f1"]["choice"] == max(ours, theirs) > 0.8
+    assert (summary["model"] == first["student"]) == (ours > theirs)
+    assert first["reason"].endswith("the student replaces it" if ours > theirs else "the teacher stays")
+    assert summary["stopped"] is None
     page = (out / "report.html").read_text()
     assert page.count("<img") >= 5
+    assert "feedback half" in page
+    assert first["reason"].partition("'")[0] in page
     assert "http" not in page
     sources = [json.loads(path.read_text())["source"] for path in sorted((out / "feedback").iterdir())]
     assert sources[0].startswith("round-1/teacher-")
     assert [source.partition("/")[2] for source in sources[1:]] == [f"epoch-{n}" for n in range(1, 5)]
+    fed_back = json.loads((out / "feedback" / "v000001.json").read_text())["confusion_matrix"]
+    teacher = json.loads((out / "teacher" / "metrics.json").read_text())["val"]
+    assert fed_back == teacher["feedback"]["confusion_matrix"] != teacher["choice"]["confusion_matrix"]
+    student = json.loads((out / "round-1" / "student" / "metrics.json").read_text())["val"]
+    assert student["score"] == student["choice"]["macro_f1"] == ours
 
     made = (out / "teacher" / "config.json").stat().st_mtime_ns
     again = run_job("self_train", *arguments(faces, out, "rounds=1"))
     assert again | {"seconds": 0} == summary | {"seconds": 0}
     assert (out / "teacher" / "config.json").stat().st_mtime_ns == made
+
+
+def test_the_student_knows_where_it_comes_from(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = undisturbed
+    (first,) = summary["rounds"]
+    told = run_job("lineage", f"model={out / 'round-1' / 'student'}")
+    assert told["missing"] == []
+    student = told["lineage"]
+    parents = {parent["role"]: parent for parent in student["parents"]}
+    assert list(parents) == ["labeled", "val", "feedback", "init", "pseudo"]
+    assert (parents["labeled"]["count"], parents["val"]["count"]) == (48, 240)
+    assert student["macro_f1"] == first["student_macro_f1"]
+    assert student["config"]["init"] == str(out / "teacher")
+    assert len(parents["labeled"]["digest"]) == 64
+    updates = parents["feedback"]["updates"]
+    assert updates["round-1"] == 1
+    assert sum(updates.values()) == max(parents["feedback"]["version_of_best"], 1)
+    teacher = parents["init"]
+    assert teacher["macro_f1"] == first["teacher_macro_f1"]
+    assert [parent["uri"] for parent in teacher["parents"]] == [parents["labeled"]["uri"], parents["val"]["uri"]]
+    pseudo = parents["pseudo"]
+    assert (pseudo["accepted"], pseudo["feedback_version"]) == (first["accepted"], 1)
+    table, feedback, labelled_by = pseudo["parents"]
+    assert table["sources"] == {str(faces / "bucket-a"): 91}
+    assert (feedback["version"], feedback["updates"]) == (1, {"round-1": 1})
+    assert (labelled_by["id"], labelled_by["above"]) == (teacher["id"], True)
+    assert "parents" not in labelled_by
+
+
+def test_lineage_says_what_is_gone(
+    undisturbed: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, _ = undisturbed
+    student = f"model={out / 'round-1' / 'student'}"
+    moved = [out / "teacher", out / "predictions", out / "feedback", out / "round-1" / "selection"]
+    for number, place in enumerate(moved):
+        place.rename(tmp_path / str(number))
+    try:
+        told = lineage(load_config("lineage", [student]))
+        (out / "teacher").symlink_to(out / "round-1" / "student")
+        other = lineage(load_config("lineage", [student]))
+        (out / "teacher").unlink()
+    finally:
+        for number, place in enumerate(moved):
+            (tmp_path / str(number)).rename(place)
+    gone = [line.partition(": ") for line in told["missing"]]
+    assert [place for place, _, _ in gone] == [
+        f"feedback {out / 'feedback'}",
+        f"init {out / 'teacher'}",
+        f"pseudo {out / 'round-1' / 'selection'}",
+        f"table {out / 'predictions'}",
+        f"feedback {out / 'feedback'}",
+        f"teacher {out / 'teacher'}",
+    ]
+    assert all(why.startswith("gone (") for _, _, why in gone)
+    assert "another model is there now" in other["missing"][1]
+    tree = capsys.readouterr().err
+    assert f"├─ init: {out / 'teacher'}" in tree
+    assert "PROBLEM: gone (" in tree
+    selection = lineage(load_config("lineage", [f"model={out / 'round-1' / 'selection'}"]))
+    assert [parent["role"] for parent in selection["lineage"]["parents"]] == ["table", "feedback", "teacher"]
+
+
+def test_lineage_of_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert "no model" in refusal("lineage", lineage, [f"model={tmp_path}"], caplog)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from ray_fer.evaluation.evaluate import evaluate
 from ray_fer.evaluation.predict_video import predict_video
 from ray_fer.models.temporal import open_temporal
 from ray_fer.training.extract_features import extract_features
+from ray_fer.training.lineage import lineage
 from ray_fer.training.train_temporal import train_temporal
 from tests.images import CLASSES, tiny_model
 from tests.system.jobs import failing_job, relative, run_job
@@ -87,6 +88,10 @@ def test_what_is_published(study: Path, trained: dict[str, Any]) -> None:
     assert len(metrics["history"]) == 10
     provenance = json.loads((study / "temporal" / "provenance.json").read_text())
     assert provenance["parents"]["backbone"] == artifact.backbone.id
+    told = lineage(load_config("lineage", [f"model={study / 'temporal'}"]))
+    features, val, backbone = told["lineage"]["parents"]
+    assert (features["count"], val["count"], told["missing"]) == (72, 36, [])
+    assert (backbone["uri"], backbone["id"]) == (str(study / "backbone"), artifact.backbone.id)
     assert not (study / "temporal" / ".run").exists()
 
 

@@ -26,7 +26,7 @@ from tests.training.toy import CLASSES, PLACES, SMALL, write_faces, write_select
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faces")
     write_faces(folder / "train", (24, 12, 12), seed=1)
-    write_faces(folder / "val", (40, 40, 40), seed=2)
+    write_faces(folder / "val", (80, 80, 80), seed=2)
     write_faces(folder / "more", (10, 10, 10), seed=3)
     write_selection(folder / "selection", folder / "more")
     return folder
@@ -77,7 +77,8 @@ def undisturbed(faces: Path) -> tuple[Path, dict[str, Any]]:
 def test_what_is_published(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
     out, summary = undisturbed
     assert summary["classes"] == list(CLASSES)
-    assert (summary["epochs"], summary["labeled"], summary["val"], summary["pseudo"]) == (12, 48, 120, 30)
+    assert (summary["epochs"], summary["labeled"], summary["val"], summary["pseudo"]) == (12, 48, 240, 30)
+    assert summary["feedback_val"] == 120
     assert summary["resumed_from_epoch"] is None
     assert summary["val_macro_f1"] > 0.8
     artifact = open_artifact(str(out))
@@ -85,14 +86,17 @@ def test_what_is_published(faces: Path, undisturbed: tuple[Path, dict[str, Any]]
     model = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 3)
     metrics = artifact.metrics
-    best = max(metrics["history"], key=lambda row: row["macro_f1"])
+    best = max(metrics["history"], key=lambda row: row["score"])
     assert metrics["val"]["epoch"] == best["epoch"] == summary["best_epoch"]
     assert metrics["val"]["macro_f1"] == best["macro_f1"] == summary["val_macro_f1"]
+    assert metrics["val"]["choice"]["macro_f1"] == best["score"] == summary["choice_macro_f1"]
+    assert metrics["val"]["feedback"]["macro_f1"] == summary["feedback_macro_f1"]
     assert (sum(metrics["labelled_counts"]), len(metrics["val"]["confidence_of_correct"])) == (48, 3)
     provenance = json.loads((out / "provenance.json").read_text())
     assert provenance["config"]["backbone"] == "test_resnet"
     assert provenance["parents"]["selection"]["teacher"] == "0123"
     assert provenance["feedback"]["version_at_start"] == 0
+    assert provenance["feedback"]["version_of_best"] == best["epoch"] - 1
     versions = [json.loads(path.read_text()) for path in sorted((out / "feedback").iterdir())]
     assert [version["source"].partition("/")[2] for version in versions] == [f"epoch-{n}" for n in range(1, 13)]
     assert not (out / ".run").exists()

@@ -1,3 +1,4 @@
+import json
 import math
 from copy import deepcopy
 from pathlib import Path
@@ -8,10 +9,18 @@ import pytest
 import torch
 
 from ray_fer.data.manifests import read_manifest
+from ray_fer.data.splits import feedback_half
 from ray_fer.errors import UserError
 from ray_fer.models.backbone import build_backbone
 from ray_fer.training.loop import World
-from ray_fer.training.supervised import SupervisedRecipe, Targets, joint_loss, read_selection, sampled_margin
+from ray_fer.training.supervised import (
+    Selection,
+    SupervisedRecipe,
+    Targets,
+    joint_loss,
+    read_selection,
+    sampled_margin,
+)
 from tests.training.engine import PlainEngine, run_epochs
 from tests.training.toy import CLASSES, config, write_faces, write_selection
 
@@ -34,7 +43,8 @@ def recipe_of(faces: Path, *arguments: str, world: World | None = None, **others
     labeled, val = read_manifest(settings.labeled), read_manifest(settings.val, CLASSES)
     selection = read_selection(settings.pseudo, CLASSES) if settings.pseudo else None
     model = build_backbone("test_resnet", 3, 32)
-    return SupervisedRecipe(settings, model, HALF, HALF, labeled, val, selection, world or World(), **others)
+    rows = feedback_half(val)
+    return SupervisedRecipe(settings, model, HALF, HALF, labeled, val, rows, selection, world or World(), **others)
 
 
 def test_the_loss_by_hand() -> None:
@@ -142,8 +152,8 @@ def test_it_learns_and_repeats_itself(faces: Path) -> None:
     assert runs[0][0][-1] < runs[0][0][0]
     assert runs[0][1] > 0.8
     assert metrics["temperature"] == 1.0, "30 pictures are too few to calibrate on"
-    assert metrics["ece_calibrated"] == pytest.approx(metrics["ece"])
-    right = np.diagonal(metrics["confusion_matrix"])
+    assert metrics["choice"]["ece_calibrated"] == pytest.approx(metrics["choice"]["ece"])
+    right = np.diagonal(metrics["feedback"]["confusion_matrix"])
     assert [value is not None for value in metrics["confidence_of_correct"]] == (right > 0).tolist()
 
 
@@ -161,19 +171,70 @@ def test_an_epoch_depends_on_nothing_but_weights_and_state(faces: Path) -> None:
     assert recipe.validate(3) == twin.validate(3)
 
 
+def factors(version: int, loss: list[float], sampling: list[float], log_prior: list[float]) -> dict[str, Any]:
+    weights = {"loss_weights": loss, "sampling_weights": sampling, "log_debiasing_prior": log_prior}
+    return {"version": version, "thresholds": [0.8] * 3, **weights}
+
+
 def test_feedback_sets_the_weights_of_the_next_epoch(faces: Path) -> None:
     seen = []
+    uniform = [math.log(1 / 3)] * 3
 
-    def feedback(confusion: np.ndarray, epoch: int) -> dict[str, Any]:
-        seen.append((confusion.sum(), epoch))
-        return {"loss_weights": [0.5, 1.0, 1.5], "version": 7}
+    def feedback(confusion: np.ndarray, epoch: int, *, trained_under: int, prior_helps: bool) -> dict[str, Any]:
+        seen.append((confusion.sum(), epoch, trained_under, prior_helps))
+        return factors(7, [0.5, 1.0, 1.5], [1.0, 1.0, 2.0], uniform)
 
-    recipe = recipe_of(faces, feedback=feedback, class_weights=[1.5, 1.0, 0.5])
+    recipe = recipe_of(faces, feedback=feedback, factors=factors(3, [1.5, 1.0, 0.5], [1.0] * 3, uniform))
     assert recipe.class_weights.tolist() == [1.5, 1.0, 0.5]
     _, metrics = recipe.validate(4)
-    assert seen == [(30, 4)]
-    assert metrics["feedback_version"] == 7
-    assert recipe.state()["class_weights"] == [0.5, 1.0, 1.5]
+    assert seen == [(15, 4, 3, True)]
+    assert (metrics["trained_under_feedback"], metrics["feedback_version"]) == (3, 7)
+    # Drawn as 1 : 1 : 2, mean 1.125 of the loss weights: what is drawn oftener must not make the steps larger.
+    np.testing.assert_allclose(recipe.sampler.class_probs(4), [1 / 3] * 3)
+    np.testing.assert_allclose(recipe.sampler.class_probs(5), [0.25, 0.25, 0.5])
+    np.testing.assert_allclose(recipe.class_weights.numpy(), np.array([0.5, 1.0, 1.5]) / 1.125, rtol=1e-6)
+    twin = recipe_of(faces)
+    twin.load_state(json.loads(json.dumps(recipe.state())), recipe.tensors())
+    assert twin.state() == recipe.state()
+    assert [step.uris for step in twin.steps(5)] == [step.uris for step in recipe.steps(5)]
+
+
+def test_only_the_choice_half_chooses_and_only_the_other_is_fed_back(faces: Path) -> None:
+    told = []
+
+    def feedback(confusion: np.ndarray, epoch: int, **evidence: Any) -> dict[str, Any]:
+        told.append((confusion.tolist(), evidence["prior_helps"]))
+        return recipe.factors
+
+    recipe = recipe_of(faces, "epochs=8", "learning_rate=0.01", feedback=feedback)
+    run_epochs(recipe, range(8))
+    for log_prior in ([math.log(1 / 3)] * 3, [-9.0, -9.0, 0.0]):
+        recipe.load_state({**recipe.state(), "factors": factors(1, [1.0] * 3, [1.0] * 3, log_prior)}, {})
+        score, metrics = recipe.validate(7)
+        halves = metrics["feedback"], metrics["choice"]
+        assert score == halves[1]["macro_f1"] > 0.8
+        assert [half["n"] for half in halves] == [15, 15]
+        assert told[-1][0] == halves[0]["confusion_matrix"]
+    assert [helps for _, helps in told] == [True, False], "the second names hardly anything happiness"
+
+
+def test_pseudo_labels_are_drawn_by_the_newest_sampling_weights(faces: Path) -> None:
+    selection = read_selection(str(faces / "selection"), CLASSES)
+    plain = selection.weights_under(np.ones(3), 30)
+    np.testing.assert_allclose(plain, plain[0])
+    labels = selection.targets.argmax(axis=1)
+    tilted = selection.weights_under(np.array([1.0, 2.0, 1.0]), 30)
+    mass = np.bincount(labels, tilted)
+    np.testing.assert_allclose(mass / mass.sum(), [0.25, 0.5, 0.25])
+    # The same boost is in the selection's weights already: it is not paid twice.
+    weights = selection.weights * np.where(labels == 1, 2, 1)
+    info = {**selection.info, "sampling_weights": {"neutral": 1.0, "anger": 2.0, "happiness": 1.0}}
+    boosted = Selection(selection.uris, selection.targets, weights.astype(np.float32), info)
+    np.testing.assert_allclose(boosted.weights_under(np.array([1.0, 2.0, 1.0]), 30), tilted, rtol=1e-6)
+    np.testing.assert_allclose(boosted.weights_under(np.ones(3), 30), plain, rtol=1e-6)
+    # Ten pictures of anger may be drawn four times each in an epoch of 90, unless they are anyway.
+    capped = np.bincount(labels, selection.weights_under(np.array([1.0, 2.0, 1.0]), 90))
+    np.testing.assert_allclose(capped / capped.sum(), [5 / 18, 4 / 9, 5 / 18])
 
 
 def test_an_unreadable_picture_has_no_say(faces: Path, tmp_path: Path) -> None:

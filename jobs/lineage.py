@@ -1,0 +1,16 @@
+"""Prints the ancestry of a model."""
+
+from typing import Any
+
+from ray_fer.job import main
+
+
+def run(config: Any) -> dict[str, Any]:
+    """Imports the work only once the config is known to be right."""
+    from ray_fer.training.lineage import lineage
+
+    return lineage(config)
+
+
+if __name__ == "__main__":
+    main("lineage", run)

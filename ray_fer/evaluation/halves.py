@@ -1,0 +1,69 @@
+"""A model on both halves of its validation set (see `ray_fer.data.splits`): what the feedback sees, what chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ray_fer.errors import UserError
+from ray_fer.evaluation.metrics import (
+    apply_temperature,
+    confidence_of_correct,
+    confusion_matrix,
+    evaluate_probs,
+    expected_calibration_error,
+    fit_temperature,
+    macro_f1,
+    reliability_bins,
+)
+
+
+def evaluate_halves(
+    probs: ArrayLike,
+    labels: ArrayLike,
+    feedback_rows: NDArray[np.bool_],
+    classes: Sequence[str],
+    log_prior: ArrayLike | None = None,
+) -> dict[str, Any]:
+    """Every number about the whole set and about each half, ready for JSON.
+
+    Args:
+        probs: uncalibrated probabilities, (N, K).
+        labels: true class indices, (N,); rows with -1 are ignored.
+        feedback_rows: bool (N,), the feedback half.
+        classes: the K class names.
+        log_prior: the feedback's debiasing prior log p_d, (K,); None is uniform.
+
+    Returns:
+        `evaluate_probs` of the whole; ``temperature``, fitted on the feedback half, and the `confidence_of_correct`
+        that it has under it; ``feedback`` and ``choice``, `evaluate_probs` of each. ``feedback`` also has
+        ``macro_f1_debiased``, of the calibrated predictions under the prior: the prior helps if it is no less than
+        ``macro_f1``. ``choice`` also has ``ece_calibrated``, an honest number for a temperature fitted elsewhere.
+
+    Raises:
+        UserError: when no row of the choice half has a label.
+    """
+    p, y = np.asarray(probs, np.float64), np.asarray(labels, np.int64)
+    halves = {"feedback": feedback_rows, "choice": ~feedback_rows}
+    metrics = evaluate_probs(p, y, classes)
+    metrics |= {name: evaluate_probs(p[rows], y[rows], classes) for name, rows in halves.items()}
+    if not metrics["choice"]["n"]:
+        raise UserError("val: not one picture of the half that chooses the model can be read")
+    metrics["temperature"] = round(fit_temperature(p[feedback_rows], y[feedback_rows]), 4)
+    calibrated = apply_temperature(p, metrics["temperature"])
+    bins = reliability_bins(calibrated[~feedback_rows], y[~feedback_rows])
+    metrics["choice"]["ece_calibrated"] = expected_calibration_error(bins)
+    seen, truth = calibrated[feedback_rows], y[feedback_rows]
+    metrics["feedback"]["macro_f1_debiased"] = _debiased(seen, truth, log_prior)
+    metrics["confidence_of_correct"] = confidence_of_correct(seen, truth)
+    return metrics
+
+
+def _debiased(probs: NDArray[np.float64], labels: NDArray[np.int64], log_prior: ArrayLike | None) -> float | None:
+    if not (labels >= 0).any():
+        return None
+    tilted = probs if log_prior is None else probs * np.exp(-np.asarray(log_prior, np.float64))
+    return macro_f1(confusion_matrix(labels, tilted.argmax(axis=1), probs.shape[1]))
