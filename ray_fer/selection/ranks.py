@@ -2,7 +2,7 @@
 
 Ranks come from a histogram of the confidence per predicted class: it adds up over batches and workers, and needs no
 sorting of all rows. Of the bin that the cut goes through every row gets the same fraction as its weight, so that the
-weights add up to what is wanted; with bins of 1/4096 those are few. Thresholds are rounded down to the edge of a bin.
+weights add up to what is wanted; with so many bins those are few, and mostly one. Thresholds are rounded down to the edge of a bin.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from array_api_compat import array_namespace, device
 
 from ray_fer.selection.rule import Accepted, Array, Known, Measured, Rule, State, count, like, moving, top
 
-BINS = 4096
+BINS = 1 << 16
 
 
 @dataclass(frozen=True)
