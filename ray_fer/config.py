@@ -98,6 +98,27 @@ class DrawFacesConfig(JobConfig):
     clip_frames: Count
 
 
+class OnlineConfig(JobConfig):
+    """What the recipe ``online`` does with unlabeled faces."""
+
+    rule: Rule
+    threshold: Annotated[float, Field(gt=0, le=1)]
+    ratio: Count
+    weight: NonNegative
+    targets: Literal["soft", "hard"]
+    head: Literal["main", "balanced", "debiased"]
+    calibrate: bool
+
+
+class MetaConfig(JobConfig):
+    """What the recipe ``meta_feedback`` does with unlabeled faces."""
+
+    ratio: Count
+    consistency: NonNegative
+    strength: Annotated[float, Field(ge=0, le=0.5)]
+    finetune: Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainBackboneConfig(JobConfig):
     """``jobs/train_backbone.py``"""
 
@@ -113,6 +134,7 @@ class TrainBackboneConfig(JobConfig):
     batch_size: Count
     accumulate: Count
     class_sampling: Literal["uniform", "natural"]
+    labeled_view: Literal["weak", "strong"]
     logit_adjustment: NonNegative
     learning_rate: Annotated[float, Field(gt=0)]
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None
@@ -125,6 +147,10 @@ class TrainBackboneConfig(JobConfig):
     pseudo: str | None
     pseudo_ratio: Count
     pseudo_weight: NonNegative
+    recipe: Literal["supervised", "online", "meta_feedback"]
+    unlabeled: Sources | None
+    online: OnlineConfig
+    meta: MetaConfig
     feedback: str | None
     feedback_parts: list[FeedbackPart]
     workers: Count | None

@@ -15,14 +15,18 @@ import torch.nn.functional as F
 from ray_fer import cluster
 from ray_fer.config import TrainBackboneConfig
 from ray_fer.data.augment import WEAK, augment
-from ray_fer.data.loading import ImageLoader, read_ahead
+from ray_fer.data.loading import ImageLoader
 from ray_fer.data.manifests import read_manifest
+from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import ClassUniformSampler
 from ray_fer.models.backbone import build_backbone, normalisation
 from ray_fer.training import supervised
+from ray_fer.training.build_recipe import build_recipe
 from ray_fer.training.loop import World
 from ray_fer.training.optimisation import Ema, parameter_groups
+from ray_fer.training.recipe import BackboneRecipe
 from ray_fer.training.runner import Run, fit
+from ray_fer.training.train_backbone import Inputs
 
 
 def ray_train(config: TrainBackboneConfig, folder: Path) -> list[dict[str, float]]:
@@ -32,15 +36,12 @@ def ray_train(config: TrainBackboneConfig, folder: Path) -> list[dict[str, float
     return [{key: row[key] for key in ("seconds", "cpu_seconds", "wait_seconds")} for row in outcome.history]
 
 
-def measured_recipe(config: TrainBackboneConfig, world: World) -> supervised.SupervisedRecipe:
+def measured_recipe(config: TrainBackboneConfig, world: World) -> BackboneRecipe:
     """The recipe of the jobs, with clocks around its steps and its input."""
-    torch.manual_seed(config.seed)
     labeled = read_manifest(config.labeled)
-    model = build_backbone(str(config.backbone), len(labeled.classes), int(config.image_size or 0))
     val = labeled.take(np.arange(64))
-    recipe = supervised.SupervisedRecipe(
-        config, model, *normalisation(model), labeled, val, np.arange(64) < 32, None, world
-    )
+    inputs = Inputs(config, labeled, val, np.arange(64) < 32, None, None, None)
+    recipe = build_recipe(inputs, [], world, {})
     clocks = {"wait_seconds": 0.0, "cpu_seconds": 0.0}
 
     def steps(epoch: int) -> Iterator[Any]:

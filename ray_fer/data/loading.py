@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from ray_fer.data.crop import decode_uri_into
 from ray_fer.data.decode import DecodeError
 from ray_fer.data.read import Item, Read, read_objects
+from ray_fer.data.read_ahead import read_ahead
 from ray_fer.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -35,8 +34,6 @@ _NAMED = 10
 
 Pixels = NDArray[np.uint8]
 Indices = NDArray[np.int64]
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class ImageLoader:
@@ -116,22 +113,6 @@ class ImageLoader:
                 f"{self.name}: {len(self.bad)} of {len(self.uris)} pictures cannot be read, "
                 f"more than {MAX_BAD_SHARE:.0%}; the last: {uri} ({problem})"
             )
-
-
-def read_ahead(make: Callable[[T], R], items: Iterable[T], depth: int = 2) -> Iterator[R]:
-    """``make(item)`` of every item in order, up to ``depth`` of them made ahead by one background thread."""
-    with ThreadPoolExecutor(1, "read-ahead") as pool:
-        waiting: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(make, item))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def decode_read(read: Read, out: Pixels) -> str | None:

@@ -2,7 +2,8 @@
 
 Ranks come from a histogram of the confidence per predicted class: it adds up over batches and workers, and needs no
 sorting of all rows. Of the bin that the cut goes through every row gets the same fraction as its weight, so that the
-weights add up to what is wanted; with so many bins those are few, and mostly one. Thresholds are rounded down to the edge of a bin.
+weights add up to what is wanted; with so many bins that is mostly one. Thresholds are rounded down to the edge of
+a bin.
 """
 
 from __future__ import annotations

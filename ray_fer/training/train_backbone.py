@@ -11,11 +11,14 @@ import functools
 import io
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -24,6 +27,7 @@ from ray_fer.config import FeedbackPart, TrainBackboneConfig
 from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
 from ray_fer.data.read import Item, read_objects
+from ray_fer.data.sources import list_sources
 from ray_fer.data.sources.uris import split_face
 from ray_fer.data.splits import feedback_half, join_validation, missing_in_a_half
 from ray_fer.errors import UserError
@@ -32,15 +36,15 @@ from ray_fer.models.artifact import PROVENANCE, Artifact, open_artifact, save_ar
 from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished
 
 if TYPE_CHECKING:  # torch, timm and Ray take seconds to import, a mistyped path should not
-    import torch
-
     from ray_fer.training.loop import World
+    from ray_fer.training.recipe import BackboneRecipe
     from ray_fer.training.runner import Outcome
-    from ray_fer.training.supervised import Selection, SupervisedRecipe
+    from ray_fer.training.selection_file import Selection
 
 log = logging.getLogger(__name__)
 
 NO_FEEDBACK = "none"
+_UNLABELED = "unlabeled.parquet"
 _SMALLEST, _LARGEST, _MULTIPLE, _SAMPLE = 48, 112, 16, 200
 
 
@@ -73,11 +77,13 @@ class Start:
 
     Attributes:
         run_name: tells the feedback who reports.
-        feedback_version: whose loss weights the first epoch uses.
+        feedback_version: whose factors the first epoch uses.
+        unlabeled: how many unlabeled faces there were; their URIs are in the run's folder.
     """
 
     run_name: str
     feedback_version: int | None
+    unlabeled: int = 0
 
 
 def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
@@ -86,7 +92,7 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     Returns:
         ``model`` (URI), ``id``, ``classes``, ``val_macro_f1``, ``val_accuracy``, ``choice_macro_f1`` and
         ``feedback_macro_f1`` (of the halves), ``temperature``, ``best_epoch``, ``epochs``, ``labeled``, ``val``,
-        ``feedback_val`` and ``pseudo`` (counts), ``feedback_version``, ``resumed_from_epoch``.
+        ``feedback_val``, ``pseudo`` and ``unlabeled`` (counts), ``feedback_version``, ``resumed_from_epoch``.
 
     Raises:
         UserError: for anything wrong with the arguments or with what they point at.
@@ -117,13 +123,14 @@ def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
     """
     labeled, val, feedback_rows = _read_manifests(config, quiet)
     from ray_fer.models.backbone import DEFAULT_BACKBONE, check_backbone
-    from ray_fer.training.supervised import read_selection
+    from ray_fer.training.selection_file import read_selection
 
     init = open_artifact(config.init) if config.init else None
     selection = read_selection(config.pseudo, labeled.classes) if config.pseudo else None
     backbone = config.backbone or (init.architecture if init else _pretrained_name(config)) or DEFAULT_BACKBONE
     check_backbone(backbone)
-    feedback = config.feedback or (storage.join(storage.normalise(config.out), "feedback") if selection else None)
+    default = storage.join(storage.normalise(config.out), "feedback")
+    feedback = config.feedback or (default if selection or config.recipe == "online" else None)
     resolved = config.model_copy(
         update={
             "backbone": backbone,
@@ -151,26 +158,21 @@ def picture_size(uris: list[str]) -> int:
 # --- on a rank ---
 
 
-def make_recipe(config: TrainBackboneConfig, start: Start, world: World) -> SupervisedRecipe:
+def make_recipe(config: TrainBackboneConfig, start: Start, folder: str, world: World) -> BackboneRecipe:
     """The recipe of one rank, from the URIs in ``config``: data and weights never travel as arguments."""
-    import torch
-
     from ray_fer.feedback.actor import load_snapshot
-    from ray_fer.training.supervised import SupervisedRecipe
+    from ray_fer.training.build_recipe import build_recipe
 
-    torch.manual_seed(config.seed)
     inputs = open_inputs(config, quiet=world.rank > 0)
-    model, mean, std = _build(inputs)
-    feedback, factors = None, None
+    told: dict[str, Any] = {}
     if inputs.feedback is not None:
         classes = inputs.labeled.classes
-        feedback = _Feedback(inputs.feedback, classes, config.feedback_parts, start.run_name)
-        factors = load_snapshot(inputs.feedback, classes, start.feedback_version).to_json()
-    return SupervisedRecipe(
-        *(inputs.config, model, mean, std, inputs.labeled, inputs.val, inputs.feedback_rows, inputs.selection, world),
-        feedback=feedback,
-        factors=factors,
-    )
+        told = {
+            "feedback": _Feedback(inputs.feedback, classes, config.feedback_parts, start.run_name),
+            "factors": load_snapshot(inputs.feedback, classes, start.feedback_version).to_json(),
+        }
+    unlabeled = _read_unlabeled(folder) if start.unlabeled else []
+    return build_recipe(inputs, unlabeled, world, told)
 
 
 @dataclass(frozen=True)
@@ -193,27 +195,17 @@ class _Feedback:
         return answer
 
 
-def _build(inputs: Inputs) -> tuple[torch.nn.Module, tuple[float, ...], tuple[float, ...]]:
-    from ray_fer.models.backbone import build_backbone, local_pretrained, normalisation
-
-    config, init = inputs.config, inputs.init
-    assert config.backbone is not None
-    assert config.image_size is not None
-    model = build_backbone(
-        *(config.backbone, len(inputs.labeled.classes), config.image_size),
-        pretrained=local_pretrained(config.pretrained) if config.pretrained else None,
-        init=init,
-        classes=inputs.labeled.classes,
-    )
-    return (model, init.mean, init.std) if init else (model, *normalisation(model))
-
-
 # --- checks ---
 
 
 def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest, Manifest, NDArray[np.bool_]]:
     if config.init and config.pretrained:
         raise UserError("init and pretrained: give one of them")
+    if (config.recipe == "supervised") != (config.unlabeled is None):
+        wanted = "needs unlabeled=" if config.unlabeled is None else "takes no unlabeled=, recipe=online does"
+        raise UserError(f"recipe={config.recipe}: {wanted}")
+    if config.recipe == "meta_feedback" and (config.pseudo or config.feedback not in (None, NO_FEEDBACK)):
+        raise UserError("recipe=meta_feedback: takes neither pseudo= nor feedback=, its teacher is what it corrects")
     labeled = _readable("labeled", read_manifest(config.labeled, config.classes), quiet)
     val = _readable("val", read_manifest(config.val, labeled.classes), quiet)
     check_disjoint(labeled, val)
@@ -285,7 +277,31 @@ def _start(out: str, identity: dict[str, Any], inputs: Inputs) -> dict[str, Any]
     if inputs.feedback:
         store = FeedbackStore(inputs.feedback, inputs.labeled.classes, inputs.config.feedback_parts)
         feedback_version = store.snapshot()["version"]
-    return asdict(Start(f"{out.rsplit('/', 1)[-1]}-{digest([out, identity])[:8]}", feedback_version))
+    unlabeled = _list_unlabeled(inputs, storage.join(out, RUN)) if inputs.config.unlabeled else 0
+    return asdict(Start(f"{out.rsplit('/', 1)[-1]}-{digest([out, identity])[:8]}", feedback_version, unlabeled))
+
+
+def _list_unlabeled(inputs: Inputs, folder: str) -> int:
+    """Writes down what the sources hold now, for the run shall see the same faces however often it is interrupted."""
+    counts: Counter[str] = Counter()
+    assert inputs.config.unlabeled is not None
+    known = {*inputs.labeled.uris, *inputs.val.uris}
+    uris = [uri for page in list_sources(inputs.config.unlabeled, counts) for uri in page["uri"].to_pylist()]
+    kept = [uri for uri in uris if uri not in known]
+    if len({storage.is_remote(uri) for uri in kept}) != 1:
+        raise UserError(
+            "unlabeled: has to be all local or all on S3" if kept else "unlabeled: no face beside those with a label"
+        )
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"uri": kept}), sink, compression="zstd")
+    storage.write_bytes(storage.join(folder, _UNLABELED), sink.getvalue().to_pybytes())
+    return len(kept)
+
+
+def _read_unlabeled(folder: str) -> list[str]:
+    table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, _UNLABELED))))
+    uris: list[str] = table["uri"].to_pylist()
+    return uris
 
 
 # --- run and publication ---
@@ -295,10 +311,11 @@ def _run(inputs: Inputs, folder: str, start: Start) -> Outcome:
     from ray_fer import cluster
     from ray_fer.feedback.actor import get_feedback_actor
     from ray_fer.models.backbone import checkpoint_activations
+    from ray_fer.training.build_recipe import build_model
     from ray_fer.training.runner import Run, fit
 
     config = inputs.config
-    model, *_ = _build(inputs)  # weights that do not fit are found here
+    model, *_ = build_model(inputs)  # weights that do not fit are found here
     if config.checkpoint_activations:
         checkpoint_activations(model, str(config.backbone))
     cluster.connect()
@@ -306,13 +323,20 @@ def _run(inputs: Inputs, folder: str, start: Start) -> Outcome:
     classes = inputs.labeled.classes
     actor = get_feedback_actor(inputs.feedback, classes, config.feedback_parts) if inputs.feedback else None
     log.info(
-        "training %s at %d px on %d labelled and %d pseudo-labelled faces, %d classes",
-        *(config.backbone, config.image_size, len(inputs.labeled), _pseudo_count(inputs), len(classes)),
+        "training %s at %d px on %d labelled, %d pseudo-labelled and %d unlabeled faces, %d classes",
+        *(
+            config.backbone,
+            config.image_size,
+            len(inputs.labeled),
+            _pseudo_count(inputs),
+            start.unlabeled,
+            len(classes),
+        ),
     )
     warn_of_thin_halves(inputs)
     run = Run(
         folder=folder,
-        make=functools.partial(make_recipe, config, start),
+        make=functools.partial(make_recipe, config, start, folder),
         workers=config.workers,
         zero_stage=config.zero_stage,
         precision=config.precision,
@@ -325,8 +349,10 @@ def _run(inputs: Inputs, folder: str, start: Start) -> Outcome:
 
 
 def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: dict[str, Any], start: Start) -> None:
-    model, mean, std = _build(inputs)
-    model.load_state_dict(outcome.weights)
+    from ray_fer.training.build_recipe import build_model, plain_weights
+
+    model, mean, std = build_model(inputs)
+    model.load_state_dict(plain_weights(inputs, outcome.weights, model))
     assert inputs.config.image_size is not None
     selection = inputs.selection.info if inputs.selection else None
     provenance = {
@@ -337,6 +363,7 @@ def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: dict[str, Any
             "val": len(inputs.val),
             "feedback_val": int(inputs.feedback_rows.sum()),
             "pseudo": _pseudo_count(inputs),
+            "unlabeled": start.unlabeled,
         },
         "parents": {"init": inputs.init.id if inputs.init else None, "selection": selection},
         "feedback": {

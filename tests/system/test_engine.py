@@ -14,8 +14,8 @@ import torch.multiprocessing
 from ray_fer.training.engine import DeepSpeedEngine
 from ray_fer.training.finite import FiniteGuard
 from ray_fer.training.loop import World, train_epoch
+from ray_fer.training.plain_engine import PlainEngine
 from tests.training.counting import CountingRecipe
-from tests.training.engine import PlainEngine
 
 EPOCHS = 3
 CASES: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ from ray_fer.models import face_detector
 from ray_fer.models.artifact import open_artifact
 from ray_fer.models.softmax import softmax
 from ray_fer.models.torch_engine import TorchEngine
-from ray_fer.training.supervised import read_selection
+from ray_fer.training.selection_file import read_selection
 from tests.images import CLASSES, write_pictures
 from tests.models.test_face_detector import installed
 from tests.photos import ONE, THREE, photo

@@ -8,23 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from ray_fer.data.manifests import read_manifest
-from ray_fer.data.splits import feedback_half
 from ray_fer.errors import UserError
-from ray_fer.models.backbone import build_backbone
+from ray_fer.training.build_recipe import build_recipe
 from ray_fer.training.loop import World
-from ray_fer.training.supervised import (
-    Selection,
-    SupervisedRecipe,
-    Targets,
-    joint_loss,
-    read_selection,
-    sampled_margin,
-)
-from tests.training.engine import PlainEngine, run_epochs
+from ray_fer.training.plain_engine import PlainEngine, run_epochs
+from ray_fer.training.recipe import Faces, sampled_margin
+from ray_fer.training.selection_file import Selection, read_selection
+from ray_fer.training.supervised import PseudoLabels, SupervisedRecipe, Targets, joint_loss
+from ray_fer.training.train_backbone import open_inputs
 from tests.training.toy import CLASSES, config, write_faces, write_selection
-
-HALF = (0.5, 0.5, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +30,9 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe_of(faces: Path, *arguments: str, world: World | None = None, **others: Any) -> SupervisedRecipe:
-    settings = config(faces, *arguments)
-    torch.manual_seed(settings.seed)
-    labeled, val = read_manifest(settings.labeled), read_manifest(settings.val, CLASSES)
-    selection = read_selection(settings.pseudo, CLASSES) if settings.pseudo else None
-    model = build_backbone("test_resnet", 3, 32)
-    rows = feedback_half(val)
-    return SupervisedRecipe(settings, model, HALF, HALF, labeled, val, rows, selection, world or World(), **others)
+    recipe = build_recipe(open_inputs(config(faces, *arguments)), [], world or World(), others)
+    assert isinstance(recipe, SupervisedRecipe)
+    return recipe
 
 
 def test_the_loss_by_hand() -> None:
@@ -92,7 +80,7 @@ def test_uniform_sampling_leaves_nothing_to_adjust(faces: Path) -> None:
 def test_accumulation_and_layer_decay(faces: Path) -> None:
     recipe = recipe_of(faces, "batch_size=8", "accumulate=4", "epochs=2", "warmup_epochs=1", "layer_decay=0.5")
     assert recipe.steps_per_epoch == 8, "48 faces are six steps, but eight make whole optimiser steps"
-    rates = [recipe.learning_rate(step) / recipe.config.learning_rate for step in range(4)]
+    rates = [recipe.learning_rate(step) / recipe.settings.learning_rate for step in range(4)]
     assert rates == pytest.approx([0.5, 1, 1, 0.5])
     engine = PlainEngine(recipe)
     run_epochs(recipe, range(1), engine)
@@ -100,8 +88,8 @@ def test_accumulation_and_layer_decay(faces: Path) -> None:
     scales = {group["lr_scale"] for group in engine.groups}
     assert scales == {0.5**layer for layer in range(6)}
     head = next(group for group in engine.groups if group["params"][0] is recipe.model.get_classifier().weight)
-    assert head["lr"] == recipe.config.learning_rate
-    assert head["weight_decay"] == recipe.config.weight_decay
+    assert head["lr"] == recipe.settings.learning_rate
+    assert head["weight_decay"] == recipe.settings.weight_decay
 
 
 def test_checkpointed_activations_change_nothing(faces: Path) -> None:
@@ -180,8 +168,11 @@ def test_feedback_sets_the_weights_of_the_next_epoch(faces: Path) -> None:
     seen = []
     uniform = [math.log(1 / 3)] * 3
 
-    def feedback(confusion: np.ndarray, epoch: int, *, trained_under: int, prior_helps: bool) -> dict[str, Any]:
+    def feedback(
+        confusion: np.ndarray, epoch: int, *, trained_under: int, prior_helps: bool, **unlabeled: Any
+    ) -> dict[str, Any]:
         seen.append((confusion.sum(), epoch, trained_under, prior_helps))
+        assert unlabeled == {"q_hat": None, "accepted_share": None}
         return factors(7, [0.5, 1.0, 1.5], [1.0, 1.0, 2.0], uniform)
 
     recipe = recipe_of(faces, feedback=feedback, factors=factors(3, [1.5, 1.0, 0.5], [1.0] * 3, uniform))
@@ -218,22 +209,28 @@ def test_only_the_choice_half_chooses_and_only_the_other_is_fed_back(faces: Path
     assert [helps for _, helps in told] == [True, False], "the second names hardly anything happiness"
 
 
+def pseudo_labels(selection: Selection) -> PseudoLabels:
+    images: Any = None  # drawing looks at none
+    faces = Faces(images, selection.uris, np.full(len(selection.uris), -1))
+    return PseudoLabels(faces, selection.targets, selection.plain_weights)
+
+
 def test_pseudo_labels_are_drawn_by_the_newest_sampling_weights(faces: Path) -> None:
     selection = read_selection(str(faces / "selection"), CLASSES)
-    plain = selection.weights_under(np.ones(3), 30)
+    plain = pseudo_labels(selection).weights_under(np.ones(3), 30)
     np.testing.assert_allclose(plain, plain[0])
     labels = selection.targets.argmax(axis=1)
-    tilted = selection.weights_under(np.array([1.0, 2.0, 1.0]), 30)
+    tilted = pseudo_labels(selection).weights_under(np.array([1.0, 2.0, 1.0]), 30)
     mass = np.bincount(labels, tilted)
     np.testing.assert_allclose(mass / mass.sum(), [0.25, 0.5, 0.25])
     # The same boost is in the selection's weights already: it is not paid twice.
     weights = selection.weights * np.where(labels == 1, 2, 1)
     info = {**selection.info, "sampling_weights": {"neutral": 1.0, "anger": 2.0, "happiness": 1.0}}
-    boosted = Selection(selection.uris, selection.targets, weights.astype(np.float32), info)
+    boosted = pseudo_labels(Selection(selection.uris, selection.targets, weights.astype(np.float32), info))
     np.testing.assert_allclose(boosted.weights_under(np.array([1.0, 2.0, 1.0]), 30), tilted, rtol=1e-6)
     np.testing.assert_allclose(boosted.weights_under(np.ones(3), 30), plain, rtol=1e-6)
     # Ten pictures of anger may be drawn four times each in an epoch of 90, unless they are anyway.
-    capped = np.bincount(labels, selection.weights_under(np.array([1.0, 2.0, 1.0]), 90))
+    capped = np.bincount(labels, pseudo_labels(selection).weights_under(np.array([1.0, 2.0, 1.0]), 90))
     np.testing.assert_allclose(capped / capped.sum(), [5 / 18, 4 / 9, 5 / 18])
 
 

@@ -1,4 +1,4 @@
-"""The engine without DeepSpeed: torch's AdamW on one rank."""
+"""A recipe's model without DeepSpeed or Ray, on one rank: for benchmarks and tests of recipes."""
 
 from __future__ import annotations
 
@@ -10,38 +10,47 @@ import torch
 from ray_fer.training.finite import FiniteGuard
 from ray_fer.training.loop import Recipe, World, train_epoch
 
+CLIP_NORM = 1.0
+
 
 class PlainEngine:
+    """torch's AdamW with the runner's clipping; see `ray_fer.training.loop.Engine`."""
+
     def __init__(self, recipe: Recipe) -> None:
         self.model, self.accumulate = recipe.model, recipe.accumulate
         self.optimizer = torch.optim.AdamW(recipe.parameter_groups(), fused=True)
 
     @property
     def groups(self) -> list[dict[str, Any]]:
+        """The optimiser's."""
         return self.optimizer.param_groups
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Outputs of the model."""
         outputs: torch.Tensor = self.model(inputs)
         return outputs
 
     def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradients of ``loss``, divided by the recipe's ``accumulate``."""
         (loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> bool:
-        finite = bool(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0).isfinite())
+        """One optimiser step; False where a gradient is not finite."""
+        finite = bool(torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM).isfinite())
         if finite:
             self.optimizer.step()
         self.optimizer.zero_grad()
         return finite
 
     def whole(self) -> AbstractContextManager[Any]:
+        """The weights are whole."""
         return nullcontext()
 
 
 def run_epochs(
     recipe: Recipe, epochs: range, engine: PlainEngine | None = None, guard: FiniteGuard | None = None
 ) -> list[float]:
-    """The losses of the epochs."""
+    """Trains without validation; the losses of the epochs."""
     engine = engine or PlainEngine(recipe)
     guard = guard or FiniteGuard(World(), recipe.steps_per_epoch)
     return [train_epoch(recipe, engine, epoch, guard) for epoch in epochs]

@@ -1,0 +1,1 @@
+"""What pseudo-labels are worth: semi-supervised methods on real faces at equal compute."""

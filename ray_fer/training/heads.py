@@ -1,0 +1,116 @@
+"""A backbone with more than one head on the same features.
+
+The heads beside the classifier only exist in training. What is published is the backbone with one head in the place of
+its classifier, see `published`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+MAIN: Literal["main"] = "main"
+BALANCED, DEBIASED = "balanced", "debiased"
+PSEUDO, WORST = "pseudo", "worst"
+
+
+class HeadedBackbone(nn.Module):
+    """A timm backbone whose features also go to other heads.
+
+    Args:
+        backbone: a timm model with a classifier.
+        heads: features (B, D) to logits (B, K), by name.
+
+    The output is (B, 1 + H, K): the classifier's logits, then those of ``heads`` in their order.
+    """
+
+    def __init__(self, backbone: Any, heads: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.heads = nn.ModuleDict(heads)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(B, 3, S, S) to (B, 1 + H, K)."""
+        features = self.backbone.forward_head(self.backbone.forward_features(inputs), pre_logits=True)
+        logits = [self.backbone.get_classifier()(features), *(head(features) for head in self.heads.values())]
+        return torch.stack(logits, dim=1)
+
+    def index(self, name: str) -> int:
+        """Where a head's logits are in the output."""
+        return 0 if name == MAIN else 1 + list(self.heads).index(name)
+
+    def reverse(self, strength: float) -> None:
+        """Sets the strength of the worst-case head's reversal."""
+        worst: Any = self.heads[WORST]
+        worst.strength = strength
+
+
+def with_heads(backbone: Any, head: str, n_classes: int) -> HeadedBackbone:
+    """A backbone with what ``head`` stands for: `MAIN` nothing, `BALANCED` one head, `DEBIASED` DST's two."""
+    features = backbone.get_classifier().in_features
+    heads: dict[str, nn.Module] = {}
+    if head == BALANCED:
+        heads = {BALANCED: nn.Linear(features, n_classes)}
+    elif head == DEBIASED:
+        heads = {PSEUDO: pseudo_head(features, n_classes), WORST: ReversedHead(features, n_classes)}
+    return HeadedBackbone(backbone, heads)
+
+
+def published(state: dict[str, torch.Tensor], head: str, classifier: str) -> dict[str, torch.Tensor]:
+    """Weights of the plain backbone from those of a `HeadedBackbone`, one of its linear heads as the classifier.
+
+    Args:
+        state: ``state_dict()`` of the whole.
+        head: `MAIN`, or the name of a head that is one linear layer.
+        classifier: what the backbone calls its classifier, for example ``fc``.
+    """
+    prefix = "backbone."
+    weights = {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
+    if head != MAIN:
+        weights |= {f"{classifier}.{part}": state[f"heads.{head}.{part}"] for part in ("weight", "bias")}
+    return weights
+
+
+class ReverseGradient(torch.autograd.Function):
+    """Identity whose gradient is multiplied by -strength (Ganin and Lempitsky, arXiv:1409.7495)."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor, strength: float) -> torch.Tensor:
+        """``inputs`` as they are."""
+        ctx.strength = strength
+        return inputs.view_as(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """The reversed gradient, and none for the strength."""
+        return gradient * -ctx.strength, None
+
+
+class ReversedHead(nn.Module):
+    """DST's worst-case head: it learns from its loss, and the features learn the opposite, times ``strength``.
+
+    Three layers with BatchNorm, which steadies the game (thuml/Debiased-Self-Training, from-scratch code).
+    """
+
+    def __init__(self, features: int, n_classes: int) -> None:
+        super().__init__()
+        self.strength = 0.0
+        self.layers = nn.Sequential(
+            *(nn.Linear(features, features), nn.BatchNorm1d(features), nn.ReLU(inplace=True)),
+            *(nn.Linear(features, features), nn.BatchNorm1d(features), nn.ReLU(inplace=True)),
+            nn.Linear(features, n_classes),
+        )
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, D) to (B, K)."""
+        logits: torch.Tensor = self.layers(ReverseGradient.apply(features, self.strength))
+        return logits
+
+
+def pseudo_head(features: int, n_classes: int) -> nn.Module:
+    """DST's head that alone learns from pseudo-labels: two layers, twice as wide, dropout (from-scratch code)."""
+    return nn.Sequential(
+        nn.Linear(features, 2 * features), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(2 * features, n_classes)
+    )

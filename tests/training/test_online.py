@@ -1,0 +1,292 @@
+"""The online recipe, its heads, and the circuit of meta feedback, on one rank."""
+
+from __future__ import annotations
+
+import json
+import math
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ray_fer.errors import UserError
+from ray_fer.selection import RULES
+from ray_fer.training.build_recipe import build_model, build_recipe, plain_weights
+from ray_fer.training.heads import BALANCED, PSEUDO, WORST, HeadedBackbone, ReversedHead, published
+from ray_fer.training.loop import World
+from ray_fer.training.meta_feedback import MetaFeedbackRecipe
+from ray_fer.training.online import OnlineRecipe
+from ray_fer.training.plain_engine import PlainEngine, run_epochs
+from ray_fer.training.train_backbone import open_inputs
+from tests.training.toy import config, write_faces, write_selection
+
+ONLINE = ("recipe=online", "feedback=none", "online.threshold=0.5", "batch_size=8")
+META = ("recipe=meta_feedback", "batch_size=8")
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faces")
+    write_faces(folder / "train", (24, 12, 12), seed=1)
+    write_faces(folder / "val", (10, 10, 10), seed=2)
+    write_faces(folder / "more", (20, 10, 10), seed=3)
+    write_selection(folder / "selection", folder / "more")
+    return folder
+
+
+def recipe_of(faces: Path, *arguments: str, world: World | None = None, **told: Any) -> Any:
+    settings = config(faces, f"unlabeled={faces / 'more'}", *arguments)
+    unlabeled = sorted(str(path) for path in (faces / "more").glob("*.png"))
+    return build_recipe(open_inputs(settings), unlabeled, world or World(), told)
+
+
+def factors(**changed: Any) -> dict[str, Any]:
+    neutral = {
+        "version": 1,
+        "loss_weights": [1.0] * 3,
+        "sampling_weights": [1.0] * 3,
+        "thresholds": [0.8] * 3,
+        "log_debiasing_prior": [-math.log(3)] * 3,
+    }
+    return neutral | changed
+
+
+def test_a_step_by_hand(faces: Path) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.rule=threshold", "online.targets=hard")
+    step = next(recipe.steps(0))
+    targets, unlabeled = step.data
+    assert step.inputs.shape == (8 + 16, 3, 32, 32)
+    assert [Path(uri).parent.name for uri in step.uris] == ["train"] * 8 + ["more"] * 16
+    with torch.no_grad():
+        probs = recipe.ema_model(unlabeled.weak)[:, 0].softmax(dim=1)
+    outputs = torch.randn(24, 1, 3)
+    confidence, labels = probs.max(dim=1)
+    taken = confidence >= 0.5
+    supervised = F.cross_entropy(outputs[:8, 0], targets.labels, label_smoothing=0.1)
+    pseudo = (F.cross_entropy(outputs[8:, 0], labels, reduction="none") * taken).sum() / 16
+    assert recipe.loss(outputs, step).item() == pytest.approx((supervised + pseudo).item(), rel=1e-5)
+    assert recipe.named.eq(-1).all(), "a loss changes nothing: its step may be left out"
+    recipe.after_step(recipe.model, [step])
+    assert recipe.named[unlabeled.rows].tolist() == labels.tolist()
+    assert recipe.unlabeled_view()[1] == pytest.approx(taken.float().mean().item())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_learns_online(faces: Path, rule: str) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, f"online.rule={rule}", "epochs=8", "learning_rate=0.01")
+    run_epochs(recipe, range(8))
+    score, metrics = recipe.validate(7)
+    assert 0 <= metrics["accepted_share"] <= 1
+    assert score > 0.6
+
+
+@pytest.mark.parametrize("arguments", [("online.rule=softmatch",), ("online.rule=flexmatch", "online.head=balanced")])
+def test_an_epoch_depends_on_nothing_but_weights_and_state(faces: Path, arguments: tuple[str, ...]) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, *arguments, "epochs=4")
+    engine = PlainEngine(recipe)
+    run_epochs(recipe, range(1), engine)
+    recipe.validate(0)
+    twin: OnlineRecipe = recipe_of(faces, *ONLINE, *arguments, "epochs=4")
+    twin.model.load_state_dict(recipe.model.state_dict())
+    twin.ema_model.load_state_dict(recipe.ema_model.state_dict())
+    tensors = {name: tensor.clone() for name, tensor in recipe.tensors().items()}
+    twin.load_state(json.loads(json.dumps(recipe.state())), tensors)
+    other = PlainEngine(twin)
+    other.optimizer.load_state_dict(deepcopy(engine.optimizer.state_dict()))
+    assert run_epochs(recipe, range(1, 3), engine) == run_epochs(twin, range(1, 3), other)
+    assert recipe.validate(2) == twin.validate(2)
+
+
+def test_the_feedback_acts_in_all_four_places(faces: Path) -> None:
+    rule = ("online.rule=threshold", "online.calibrate=false")
+    told = factors(
+        thresholds=[0.9, 0.8, 0.7], loss_weights=[0.5, 1.0, 1.5], log_debiasing_prior=np.log([0.5, 0.25, 0.25]).tolist()
+    )
+    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, *rule, factors=told)
+    np.testing.assert_allclose(recipe.known(0).thresholds, [0.6, 0.5, 0.4])
+    step = next(recipe.steps(0))
+    _, unlabeled = step.data
+    with torch.no_grad():
+        raw = recipe.ema_model(unlabeled.weak)[:, 0].softmax(dim=1)
+    accepted = recipe._pseudo_labels(unlabeled)
+    tilted = raw / torch.tensor([0.5, 0.25, 0.25])
+    np.testing.assert_allclose(accepted.targets, tilted / tilted.sum(dim=1, keepdim=True), rtol=1e-5)
+    assert unlabeled.found is not None
+    assert unlabeled.found.named.tolist() == raw.argmax(dim=1).tolist(), "the class mix is that of the raw predictions"
+    # Of forty faces half are named happiness: with twice its sampling weight it is two thirds of the draws.
+    recipe.named[:] = torch.tensor([0] * 20 + [2] * 20)
+    recipe.use(factors(sampling_weights=[1.0, 1.0, 2.0]), 1)
+    drawn = recipe.named.numpy()[recipe._unlabeled_rows(1)]
+    assert (drawn == 2).mean() == pytest.approx(2 / 3, abs=0.02)
+
+
+def test_what_the_teacher_sees_is_fed_back(faces: Path) -> None:
+    told: list[dict[str, Any]] = []
+
+    def feedback(confusion: np.ndarray, epoch: int, **evidence: Any) -> dict[str, Any]:
+        told.append(evidence)
+        return factors()
+
+    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "epochs=2", feedback=feedback)
+    run_epochs(recipe, range(1))
+    recipe.validate(0)
+    assert sum(told[0]["q_hat"]) == (recipe.named >= 0).sum().item() > 20
+    assert 0 <= told[0]["accepted_share"] <= 1
+
+
+def test_the_hybrid_has_three_kinds_of_faces(faces: Path) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, f"pseudo={faces / 'selection'}", "pseudo_ratio=1", "epochs=1")
+    step = next(recipe.steps(0))
+    assert len(step.uris) == len(step.inputs) == 8 + 8 + 16
+    assert step.data[1].first == 16
+    assert math.isfinite(run_epochs(recipe, range(1))[0])
+
+
+def test_ranks_share_a_step_and_its_loss(faces: Path) -> None:
+    arguments = (*ONLINE, "online.rule=threshold")
+    whole = recipe_of(faces, *arguments)
+    parts = [recipe_of(faces, *arguments, world=World(rank, 2)) for rank in (0, 1)]
+    for recipe in (whole, *parts):
+        recipe._combined = lambda measured: measured  # the threshold measures nothing
+    steps = [next(recipe.steps(2)) for recipe in (whole, *parts)]
+    assert sorted(steps[0].uris) == sorted(steps[1].uris + steps[2].uris)
+
+
+class TestHeads:
+    def test_who_learns_from_what_in_dst(self, faces: Path) -> None:
+        """The table of ssl.md: h only from labels, g only from pseudo-labels, v from its game, features from all."""
+        recipe: OnlineRecipe = recipe_of(
+            faces, *ONLINE, "online.head=debiased", "online.rule=threshold", "online.threshold=0.05"
+        )
+        step = next(recipe.steps(0))
+        _, unlabeled = step.data
+        model = recipe.heads
+        outputs = model(step.inputs)
+        pseudo = recipe._pseudo_labels(unlabeled)
+        m = len(unlabeled.rows)
+        fits = F.cross_entropy(outputs[8 : 8 + m, model.index(PSEUDO)], pseudo.labels)
+        worst = recipe._worst_case(outputs[:8], outputs[8 + m :], pseudo.labels)
+        classifier = model.backbone.get_classifier().weight
+        g, v = next(model.heads[PSEUDO].parameters()), next(model.heads[WORST].parameters())
+        for loss, touched, untouched in ((fits, g, (classifier, v)), (worst, v, (classifier, g))):
+            gradients = torch.autograd.grad(loss, [touched, *untouched], retain_graph=True, allow_unused=True)
+            assert gradients[0].any()
+            assert all(each is None or not each.any() for each in gradients[1:])
+
+    def test_the_features_learn_the_opposite_of_the_worst_case(self) -> None:
+        head = ReversedHead(4, 3).eval()
+        features = torch.randn(5, 4, requires_grad=True)
+        gradients = []
+        for strength in (-1.0, 0.3):  # -1 reverses nothing
+            head.strength = strength
+            gradients.append(torch.autograd.grad(F.cross_entropy(head(features), torch.arange(5) % 3), features)[0])
+        torch.testing.assert_close(gradients[1], -0.3 * gradients[0])
+
+    def test_the_worst_case_of_its_own_labelled_error_is_capped(self, faces: Path) -> None:
+        recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.head=debiased")
+        labeled = torch.zeros(2, 3, 3)
+        labeled[:, 0, 0] = 9.0
+        labeled[:, recipe.heads.index(WORST), 0] = -1e6
+        term = recipe._worst_case(labeled, torch.zeros(2, 3, 3), torch.tensor([0, 1]))
+        assert term.item() == pytest.approx(0.3 * (2 * (math.log(3) + 2) - math.log(2 / 3)), rel=1e-3)
+
+    def test_the_balanced_head_is_published(self, faces: Path) -> None:
+        recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.head=balanced", "epochs=1")
+        run_epochs(recipe, range(1))
+        inputs = open_inputs(config(faces, f"unlabeled={faces / 'more'}", *ONLINE, "online.head=balanced"))
+        model, *_ = build_model(inputs)
+        model.load_state_dict(plain_weights(inputs, recipe.ema_model.state_dict(), model))
+        x = torch.randn(4, 3, 32, 32)
+        both = recipe.ema_model(x)
+        torch.testing.assert_close(model.eval()(x), both[:, recipe.heads.index(BALANCED)])
+        assert not torch.equal(both[:, 0], both[:, 1])
+        plain = published(recipe.ema_model.state_dict(), "main", model.default_cfg["classifier"])
+        model.load_state_dict(plain)
+        torch.testing.assert_close(model(x), both[:, 0])
+
+    def test_heads_share_the_features(self) -> None:
+        import timm
+
+        backbone = timm.create_model("test_resnet", num_classes=3).eval()
+        headed = HeadedBackbone(backbone, {"other": torch.nn.Linear(backbone.num_features, 3)}).eval()
+        x = torch.randn(2, 3, 32, 32)
+        torch.testing.assert_close(headed(x)[:, 0], backbone(x))
+
+
+class TestMetaFeedback:
+    def test_a_step_that_helps_has_a_positive_h(self, faces: Path) -> None:
+        """The sign: a student that got better on labelled faces makes the teacher more sure of its labels."""
+        recipe: MetaFeedbackRecipe = recipe_of(faces, *META)
+        step = next(recipe.steps(0))
+        student = recipe.pair.student.eval()
+        start = deepcopy(student.state_dict())
+        weights = list(student.parameters())
+        slopes = torch.autograd.grad(F.cross_entropy(student(step.data.labeled), step.data.labels), weights)
+        for direction, expected in ((1, 1.0), (-1, -1.0)):
+            student.load_state_dict(start)
+            recipe.moments = {"mean": 0.0, "square": 1e-8, "count": 5}
+            with torch.no_grad():
+                torch._foreach_sub_(weights, [direction * 0.05 * slope for slope in slopes])
+            recipe.after_step(recipe.model, [step])
+            assert recipe.h == expected
+
+    def test_h_is_zero_for_a_student_that_does_not_move(self, faces: Path) -> None:
+        """BatchNorm's statistics, which a forward pass moves, are no feedback: both terms are in evaluation mode."""
+        recipe: MetaFeedbackRecipe = recipe_of(faces, *META)
+        step = next(recipe.steps(0))
+        before = {name: value.clone() for name, value in recipe.pair.student.state_dict().items()}
+        error = recipe._error(step.data.labeled, step.data.labels, step.data.labels_ok)
+        assert step.data.error == error
+        assert all(torch.equal(value, before[name]) for name, value in recipe.pair.student.state_dict().items())
+
+    def test_the_baseline_takes_out_what_every_step_gains(self, faces: Path) -> None:
+        recipe: MetaFeedbackRecipe = recipe_of(faces, *META)
+        values = [recipe._standardised(0.1) for _ in range(50)]
+        assert values == [0.0] * 50 or max(map(abs, values)) < 1e-6
+        assert recipe._standardised(10.0) == 1.0
+        assert recipe._standardised(-10.0) == -1.0
+
+    def test_teacher_and_student_learn_from_their_own_losses(self, faces: Path) -> None:
+        recipe: MetaFeedbackRecipe = recipe_of(faces, *META)
+        steps = recipe.steps(0)
+        first = next(steps)
+        assert len(first.inputs) == 8 + 16, "the first step has nothing of a step before"
+        recipe.loss(recipe.model(first.inputs), first).backward()
+        assert all(parameter.grad is not None for parameter in recipe.pair.parameters())
+        second = next(steps)
+        assert len(second.inputs) == 8 + 16 + 16
+        outputs = recipe.model(second.inputs)
+        outputs = outputs.detach().requires_grad_()
+        recipe.h = 0.0
+        recipe.loss(outputs, second).backward()
+        assert outputs.grad is not None
+        assert outputs.grad.any(dim=1).all()
+
+    def test_it_fine_tunes_and_repeats_itself(self, faces: Path) -> None:
+        runs = []
+        for _ in range(2):
+            recipe: MetaFeedbackRecipe = recipe_of(faces, *META, "epochs=5", "learning_rate=0.01", "meta.finetune=0.4")
+            losses = run_epochs(recipe, range(5))
+            runs.append((losses, recipe.validate(4)[0], recipe.state()))
+        assert runs[0] == runs[1]
+        assert runs[0][1] > 1 / 3
+        assert recipe.pair.split == 0, "the student alone"
+        rates = [recipe.learning_rate(step) / recipe.settings.learning_rate for step in (0, 17, 18, 29)]
+        assert rates == pytest.approx([1.0, 0.0076, 0.3, 0.0051], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("recipe=online",), "recipe=online: needs unlabeled="),
+        (("unlabeled=there",), "recipe=supervised: takes no unlabeled="),
+        ((*META, "unlabeled=there", "pseudo=there"), "recipe=meta_feedback: takes neither pseudo= nor feedback="),
+    ],
+)
+def test_arguments_that_do_not_fit(faces: Path, arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        open_inputs(config(faces, *arguments))
