@@ -2,15 +2,17 @@
 # make test-slow: more kills, minutes each; make bench: labelling speed, an hour or two of an idle machine;
 # with CROPS=FILE.parquet also on the JPEGs in its column image, 8,000 or more; make bench-ledger: the ledger up to 10⁸
 # images, 10 GB of disk; make bench-selection: every rule up to 10⁷ images, 1 GB; make bench-training: training speed
-# and memory.
+# and memory; make bench-ssl: semi-supervised methods on FER+ in DATA, a day of two cores, goes on where it stopped;
+# make bench-ssl-quick: four of them, half an hour.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo-out
+DATA ?= ../shared/data
 CROPS ?= $(wildcard ../shared/data/lfw_unlabeled.parquet)
 
-.PHONY: setup test test-slow lint demo bench bench-ledger bench-selection bench-training clean
+.PHONY: setup test test-slow lint demo bench bench-ledger bench-selection bench-training bench-ssl bench-ssl-quick clean
 
 setup: $(STAMP)
 
@@ -57,6 +59,13 @@ bench-selection: $(STAMP)
 bench-training: $(STAMP)
 	$(BIN)/python -m benchmarks.training.throughput
 	$(BIN)/python -m benchmarks.training.zero_memory
+
+bench-ssl: $(STAMP)
+	$(BIN)/python -m benchmarks.ssl.run $(DATA)
+	$(BIN)/python -m benchmarks.ssl.run $(DATA) --budgets 0.33 0.1 --methods supervised pseudo-label flexmatch softmatch "noisy student" ours
+
+bench-ssl-quick: $(STAMP)
+	$(BIN)/python -m benchmarks.ssl.run $(DATA) --quick
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache

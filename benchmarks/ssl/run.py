@@ -39,10 +39,11 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS / "ssl.jsonl")
+    parser.add_argument("--out", type=Path, help="ssl.jsonl, or ssl-quick.jsonl, among the results")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.methods, arguments.seeds, arguments.passes = list(QUICK), [0], 80_000
+    out_file = arguments.out or RESULTS / ("ssl-quick.jsonl" if arguments.quick else "ssl.jsonl")
     size = {"passes": arguments.passes, "batch": arguments.batch}
     jobs = [
         {"method": method, "budget": budget, "seed": seed, **size}
@@ -50,12 +51,12 @@ def main() -> None:
         for budget in arguments.budgets
         for method in arguments.methods
     ]
-    lines = arguments.out.read_text().splitlines() if arguments.out.exists() else []
+    lines = out_file.read_text().splitlines() if out_file.exists() else []
     done = [{key: line[key] for key in KEYS} for line in map(json.loads, lines)]
     jobs = [job for job in jobs if job not in done]
     context = multiprocessing.get_context("spawn")
     prepare = (arguments.data, arguments.device, max(1, torch.get_num_threads() // arguments.processes))
-    with context.Pool(arguments.processes, _prepare, prepare) as pool, arguments.out.open("a") as out:
+    with context.Pool(arguments.processes, _prepare, prepare) as pool, out_file.open("a") as out:
         for line in pool.imap_unordered(_work, jobs):
             out.write(json.dumps(line) + "\n")
             out.flush()
@@ -63,7 +64,7 @@ def main() -> None:
             print(
                 f"{line['method']:40s} {line['budget']:.2f} {line['seed']} {scores} {line['seconds']:.0f} s", flush=True
             )
-    write_table(arguments.out)
+    write_table(out_file)
 
 
 _table: Table
