@@ -33,6 +33,7 @@ from ray_fer.models.artifact import Artifact
 from ray_fer.models.teacher import Teacher, check_together, open_teacher
 from ray_fer.selection import RULES, Accepted, Known, Rule, debias, fit, harden, smoothed_prior
 from ray_fer.selection.ensemble import ENSEMBLES
+from ray_fer.selection.ranks import Ranked
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,9 @@ def predicted_counts(config: SelectPseudoLabelsConfig) -> npt.NDArray[np.int64]:
 def make_rule(config: SelectionConfig) -> Rule:
     """The rule that ``config`` names, with those of its constants that are keys of ``config``."""
     rule = RULES[config.rule]
-    return rule(**{field.name: getattr(config, field.name) for field in fields(rule) if hasattr(config, field.name)})
+    constants = {field.name: getattr(config, field.name) for field in fields(rule) if hasattr(config, field.name)}
+    # Of a whole table, so finely that no neighbour of the last one wanted is let in.
+    return rule(**constants | ({"bins": 1 << 20} if issubclass(rule, Ranked) else {}))
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,8 @@
 
 Ranks come from a histogram of the confidence per predicted class: it adds up over batches and workers, and needs no
 sorting of all rows. Of the bin that the cut goes through every row gets the same fraction as its weight, so that the
-weights add up to what is wanted; with so many bins that is mostly one. Thresholds are rounded down to the edge of
-a bin.
+weights add up to what is wanted: a few rows of a batch with 4,096 bins, one of a table with 2^20. Thresholds are
+rounded down to the edge of a bin.
 """
 
 from __future__ import annotations
@@ -16,28 +16,33 @@ from array_api_compat import array_namespace, device
 
 from ray_fer.selection.rule import Accepted, Array, Known, Measured, Rule, State, count, like, moving, top
 
-BINS = 1 << 16
+_BINS = 1 << 12
 
 
 @dataclass(frozen=True)
 class Ranked(Rule):
     """What both rules share.
 
-    State: ``histogram`` (K, BINS), predictions per class and bin of confidence; online of an average batch.
+    State: ``histogram`` (K, bins), predictions per class and bin of confidence; online of an average batch.
+
+    Attributes:
+        bins: of the histogram, equal ones of [0, 1].
     """
 
+    bins: int = _BINS
     update_first: ClassVar[bool] = True
     passes: ClassVar[int] = 1
 
     def start(self, known: Known, rows: int = 0) -> State:
         """See `Rule.start`."""
-        return {"histogram": np.zeros((len(known.thresholds), BINS), np.float32)}
+        return {"histogram": np.zeros((len(known.thresholds), self.bins), np.float32)}
 
     def measure(self, probs: Array, state: State, rows: Array | None = None) -> Measured:
         """See `Rule.measure`."""
         xp = array_namespace(probs)
         classes = probs.shape[1]
-        return {"histogram": xp.reshape(count(_cells(*top(probs)), classes * BINS), (classes, BINS))}
+        flat = count(_cells(*top(probs), self.bins), classes * self.bins)
+        return {"histogram": xp.reshape(flat, (classes, self.bins))}
 
     def update(self, state: State, measured: Measured, momentum: float) -> State:
         """See `Rule.update`."""
@@ -49,10 +54,10 @@ class Ranked(Rule):
         xp = array_namespace(probs)
         labels, confidence = top(probs)
         shares = self.shares(like(state["histogram"], probs), known)
-        return Accepted(xp.take(xp.reshape(shares, (-1,)), _cells(labels, confidence)), labels, probs)
+        return Accepted(xp.take(xp.reshape(shares, (-1,)), _cells(labels, confidence, self.bins)), labels, probs)
 
     def shares(self, histogram: Array, known: Known) -> Array:
-        """The weight (K, BINS) of the predictions in each bin of ``histogram``."""
+        """The weight (K, bins) of the predictions in each bin of ``histogram``."""
         raise NotImplementedError
 
 
@@ -77,9 +82,9 @@ class TopK(Ranked):
         xp = array_namespace(histogram)
         thresholds = like(known.thresholds, histogram)
         classes = histogram.shape[0]
-        passing = xp.sum(xp.where(_at_least(thresholds), histogram, xp.zeros_like(histogram)))
+        passing = xp.sum(xp.where(_at_least(thresholds, self.bins), histogram, xp.zeros_like(histogram)))
         wanted = xp.clip(xp.floor(passing / classes), 1, None) if self.per_class is None else self.per_class
-        candidates = _at_least(thresholds / 2)
+        candidates = _at_least(thresholds / 2, self.bins)
         number = xp.sum(xp.where(candidates, histogram, xp.zeros_like(histogram)), axis=1)
         wanted = xp.zeros_like(number) + wanted
         copies = xp.clip(wanted / xp.clip(number, 1e-6, None), 1, self.max_copies)
@@ -122,23 +127,23 @@ class CReST(Ranked):
         return _best(histogram, rates * xp.sum(histogram, axis=1))
 
 
-def _bins(confidence: Array) -> Array:
+def _bin_of(confidence: Array, bins: int) -> Array:
     xp = array_namespace(confidence)
-    return xp.astype(xp.clip(xp.floor(confidence * BINS), 0, BINS - 1), xp.int64)
+    return xp.astype(xp.clip(xp.floor(confidence * bins), 0, bins - 1), xp.int64)
 
 
-def _cells(labels: Array, confidence: Array) -> Array:
-    return labels * BINS + _bins(confidence)
+def _cells(labels: Array, confidence: Array, bins: int) -> Array:
+    return labels * bins + _bin_of(confidence, bins)
 
 
-def _at_least(thresholds: Array) -> Array:
-    """Which bins (K, BINS) reach the thresholds (K,)."""
+def _at_least(thresholds: Array, bins: int) -> Array:
+    """Which bins (K, bins) reach the thresholds (K,)."""
     xp = array_namespace(thresholds)
-    return xp.arange(BINS, device=device(thresholds))[None, :] >= _bins(thresholds)[:, None]
+    return xp.arange(bins, device=device(thresholds))[None, :] >= _bin_of(thresholds, bins)[:, None]
 
 
 def _best(histogram: Array, wanted: Array) -> Array:
-    """The share (K, BINS) of each bin among the ``wanted`` (K,) most confident of its class."""
+    """The share (K, bins) of each bin among the ``wanted`` (K,) most confident of its class."""
     xp = array_namespace(histogram)
     up_to = xp.cumulative_sum(histogram, axis=1)
     above = up_to[:, -1:] - up_to

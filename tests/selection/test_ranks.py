@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ray_fer.selection import Known, Rule, fit, move
-from ray_fer.selection.ranks import BINS, CReST, TopK
+from ray_fer.selection.ranks import CReST, TopK
 from tests.selection.arrays import Make, both, close, numpy_array, torch_tensor
 
 PROBS = [[0.9, 0.1], [0.7, 0.3], [0.45, 0.55], [0.2, 0.8], [0.6, 0.4], [0.95, 0.05]]
@@ -66,7 +66,7 @@ def test_equals_at_the_cut_share_what_is_left(make: Make) -> None:
 
 @both
 def test_certain_predictions_have_a_bin(make: Make) -> None:
-    assert weights(TopK(per_class=1), make, [[1.0, 0.0], [1.0 - 2 / BINS, 2 / BINS]]) == [1, 0]
+    assert weights(TopK(per_class=1, bins=512), make, [[1.0, 0.0], [1.0 - 2 / 512, 2 / 512]]) == [1, 0]
 
 
 # --- CReST ---
