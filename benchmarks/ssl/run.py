@@ -20,7 +20,7 @@ from benchmarks.ssl.faces import Sets, Table, cut, read_table
 from benchmarks.ssl.methods import METHODS
 from benchmarks.ssl.table import KEYS, write_table
 from benchmarks.ssl.train import Run, Size, execute
-from ray_fer.training.loop import World
+from ray_fer.training.world import World
 
 QUICK = ("supervised", "fixmatch", "softmatch", "ours")
 

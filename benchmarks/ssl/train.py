@@ -24,12 +24,13 @@ from ray_fer.feedback.formulas import FeedbackConfig, feedback, initial_state, s
 from ray_fer.selection import Accepted, Known, Rule, debias, fit, harden, smoothed_prior
 from ray_fer.training.finite import FiniteGuard
 from ray_fer.training.heads import with_heads
-from ray_fer.training.loop import World, train_epoch
+from ray_fer.training.loop import train_epoch
 from ray_fer.training.meta_feedback import MetaFeedbackRecipe, MetaSettings, TeacherAndStudent
 from ray_fer.training.online import OnlineRecipe, OnlineSettings
 from ray_fer.training.plain_engine import PlainEngine
 from ray_fer.training.recipe import BackboneRecipe, Factors, Indices
 from ray_fer.training.supervised import PseudoLabels, SupervisedRecipe, SupervisedSettings
+from ray_fer.training.world import World
 
 K = len(SEVEN)
 FORWARD = 1 / 3

@@ -22,11 +22,11 @@ from ray_fer.data.sampling import ClassUniformSampler
 from ray_fer.models.backbone import build_backbone, normalisation
 from ray_fer.training import supervised
 from ray_fer.training.build_recipe import build_recipe
-from ray_fer.training.loop import World
+from ray_fer.training.inputs import Inputs
 from ray_fer.training.optimisation import Ema, parameter_groups
 from ray_fer.training.recipe import BackboneRecipe
 from ray_fer.training.runner import Run, fit
-from ray_fer.training.train_backbone import Inputs
+from ray_fer.training.world import World
 
 
 def ray_train(config: TrainBackboneConfig, folder: Path) -> list[dict[str, float]]:

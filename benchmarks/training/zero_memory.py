@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from benchmarks.results import RESULTS, write_results
 from ray_fer.models.backbone import build_backbone, checkpoint_activations
 from ray_fer.training.engine import DeepSpeedEngine
-from ray_fer.training.loop import World
 from ray_fer.training.optimisation import Ema, parameter_groups
+from ray_fer.training.world import World
 
 ROOT = Path(__file__).parents[2]
 RANKS, STEPS, CLASSES, MIB = 2, 4, 8, 1 << 20

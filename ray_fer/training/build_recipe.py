@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,14 +17,12 @@ from ray_fer.data.stream import PictureStream
 from ray_fer.models.backbone import build_backbone, checkpoint_activations, local_pretrained, normalisation
 from ray_fer.selection import RULES
 from ray_fer.training.heads import BALANCED, MAIN, published, with_heads
-from ray_fer.training.loop import World
+from ray_fer.training.inputs import Inputs
 from ray_fer.training.meta_feedback import MetaFeedbackRecipe, MetaSettings, TeacherAndStudent
 from ray_fer.training.online import OnlineRecipe, OnlineSettings
 from ray_fer.training.recipe import BackboneRecipe, Faces, Settings
 from ray_fer.training.supervised import PseudoLabels, SupervisedRecipe, SupervisedSettings
-
-if TYPE_CHECKING:
-    from ray_fer.training.train_backbone import Inputs
+from ray_fer.training.world import World
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_fer.training.loop import Recipe, World
+from ray_fer.training.loop import Recipe
+from ray_fer.training.world import World
 
 
 class DeepSpeedEngine:

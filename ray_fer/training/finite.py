@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from ray_fer.errors import UserError
-from ray_fer.training.loop import World
+from ray_fer.training.world import World
 
 log = logging.getLogger(__name__)
 

@@ -31,9 +31,10 @@ from torch import nn
 from ray_fer.data.augment import STRONG, WEAK
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
-from ray_fer.training.loop import Step, World
+from ray_fer.training.loop import Step
 from ray_fer.training.optimisation import learning_rate_factor
 from ray_fer.training.recipe import VIEWS, BackboneRecipe, Faces, Indices, Settings
+from ray_fer.training.world import World
 
 _CONSISTENCY_RAMP = 0.1  # share of the run
 

@@ -41,9 +41,10 @@ from ray_fer.feedback.formulas import FeedbackConfig
 from ray_fer.selection import Accepted, Known, Measured, Rule, debias, harden, move, smoothed_prior
 from ray_fer.selection.rule import CONCATENATED
 from ray_fer.training.heads import BALANCED, DEBIASED, MAIN, PSEUDO, WORST, HeadedBackbone
-from ray_fer.training.loop import Step, World
+from ray_fer.training.loop import Step
 from ray_fer.training.recipe import Faces, Factors, Feedback, Indices
 from ray_fer.training.supervised import PseudoLabels, SupervisedRecipe, SupervisedSettings
+from ray_fer.training.world import World
 
 _LOWEST_THRESHOLD = 0.05
 _UNSEEN = -1

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ray_fer.training.finite import FiniteGuard
-from ray_fer.training.loop import Recipe, World, train_epoch
+from ray_fer.training.loop import Recipe, train_epoch
+from ray_fer.training.world import World
 
 CLIP_NORM = 1.0
 

@@ -20,8 +20,9 @@ from ray_fer.data.augment import STRONG, WEAK, Augmentation, augment, normalise
 from ray_fer.data.sampling import ClassUniformSampler
 from ray_fer.evaluation.halves import evaluate_halves
 from ray_fer.feedback.formulas import initial_state, sampling_probabilities, snapshot
-from ray_fer.training.loop import Step, World
+from ray_fer.training.loop import Step
 from ray_fer.training.optimisation import Ema, learning_rate_factor, parameter_groups
+from ray_fer.training.world import World
 
 VALIDATION_BATCH = 256
 VIEWS = {"weak": WEAK, "strong": STRONG}

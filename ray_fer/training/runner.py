@@ -39,7 +39,8 @@ from ray_fer.errors import UserError
 from ray_fer.models.artifact import resolve_precision
 from ray_fer.training.engine import DeepSpeedEngine
 from ray_fer.training.finite import FiniteGuard, OnBadLoss
-from ray_fer.training.loop import Recipe, World, train_epoch
+from ray_fer.training.loop import Recipe, train_epoch
+from ray_fer.training.world import World
 
 log = logging.getLogger(__name__)
 

@@ -28,8 +28,9 @@ from ray_fer.data.augment import STRONG
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
 from ray_fer.feedback.formulas import sampling_probabilities
-from ray_fer.training.loop import Step, World
+from ray_fer.training.loop import Step
 from ray_fer.training.recipe import VIEWS, BackboneRecipe, Faces, Factors, Feedback, Indices, Settings
+from ray_fer.training.world import World
 
 
 @dataclass(frozen=True, eq=False)

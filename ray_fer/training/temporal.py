@@ -34,8 +34,9 @@ from ray_fer.evaluation.metrics import evaluate_probs
 from ray_fer.models.softmax import softmax
 from ray_fer.models.temporal import TemporalEncoder, clip_logits
 from ray_fer.training.extract_features import LabelledClip
-from ray_fer.training.loop import Step, World
+from ray_fer.training.loop import Step
 from ray_fer.training.optimisation import Ema, learning_rate_factor, parameter_groups
+from ray_fer.training.world import World
 
 Floats = NDArray[np.float64]
 

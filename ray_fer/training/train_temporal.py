@@ -33,8 +33,8 @@ from ray_fer.training.extract_features import read_clips, read_info, survey_clip
 from ray_fer.training.temporal import TemporalRecipe, WindowModel, build_encoder, inference_stride
 
 if TYPE_CHECKING:  # Ray Train takes seconds to import, a finished run should answer at once
-    from ray_fer.training.loop import World
     from ray_fer.training.runner import Outcome
+    from ray_fer.training.world import World
 
 log = logging.getLogger(__name__)
 

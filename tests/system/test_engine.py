@@ -13,8 +13,9 @@ import torch.multiprocessing
 
 from ray_fer.training.engine import DeepSpeedEngine
 from ray_fer.training.finite import FiniteGuard
-from ray_fer.training.loop import World, train_epoch
+from ray_fer.training.loop import train_epoch
 from ray_fer.training.plain_engine import PlainEngine
+from ray_fer.training.world import World
 from tests.training.counting import CountingRecipe
 
 EPOCHS = 3

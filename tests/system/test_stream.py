@@ -15,10 +15,10 @@ import ray
 from ray_fer import cluster
 from ray_fer.data.stream import PictureStream, stream_order
 from ray_fer.training import build_recipe
-from ray_fer.training.loop import World
+from ray_fer.training.inputs import open_inputs
 from ray_fer.training.online import OnlineRecipe
 from ray_fer.training.plain_engine import run_epochs
-from ray_fer.training.train_backbone import open_inputs
+from ray_fer.training.world import World
 from tests.training.toy import config, write_faces
 
 BATCH, STEPS, RANKS = 5, 4, 2

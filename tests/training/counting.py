@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_fer.training.loop import Step, World
+from ray_fer.training.loop import Step
 from ray_fer.training.optimisation import Ema, parameter_groups
+from ray_fer.training.world import World
 
 ROWS = 24
 TRUTH = torch.tensor([1.0, 2.0, 3.0])

@@ -13,8 +13,9 @@ import torch
 
 from ray_fer.errors import UserError
 from ray_fer.training.finite import FiniteGuard
-from ray_fer.training.loop import Step, World
+from ray_fer.training.loop import Step
 from ray_fer.training.plain_engine import PlainEngine, run_epochs
+from ray_fer.training.world import World
 from tests.training.counting import ROWS, CountingRecipe
 
 THIRD = int(list(CountingRecipe(1, World()).steps(0))[2].uris[0].removeprefix("row-"))

@@ -17,11 +17,11 @@ from ray_fer.errors import UserError
 from ray_fer.selection import RULES
 from ray_fer.training.build_recipe import build_model, build_recipe, plain_weights
 from ray_fer.training.heads import BALANCED, PSEUDO, WORST, HeadedBackbone, ReversedHead, published
-from ray_fer.training.loop import World
+from ray_fer.training.inputs import open_inputs
 from ray_fer.training.meta_feedback import MetaFeedbackRecipe
 from ray_fer.training.online import OnlineRecipe
 from ray_fer.training.plain_engine import PlainEngine, run_epochs
-from ray_fer.training.train_backbone import open_inputs
+from ray_fer.training.world import World
 from tests.training.toy import config, write_faces, write_selection
 
 ONLINE = ("recipe=online", "feedback=none", "online.threshold=0.5", "batch_size=8")

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from ray_fer.config import TrainTemporalConfig, load_config
 from ray_fer.evaluation.smoothing import choose_half_width
 from ray_fer.training.extract_features import LabelledClip
-from ray_fer.training.loop import Step, World
+from ray_fer.training.loop import Step
 from ray_fer.training.plain_engine import PlainEngine, run_epochs
 from ray_fer.training.temporal import TemporalRecipe, balance, cut_windows
 from ray_fer.training.train_temporal import choose_smoothing, common_step
+from ray_fer.training.world import World
 
 CLASSES = ("neutral", "anger")
 RUN = 8  # frames of one expression

@@ -8,7 +8,7 @@ import pytest
 
 from ray_fer.config import load_config
 from ray_fer.errors import UserError
-from ray_fer.training.train_backbone import open_inputs, warn_of_thin_halves
+from ray_fer.training.inputs import open_inputs, warn_of_thin_halves
 from tests.training.toy import config, write_faces, write_selection
 
 
