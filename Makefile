@@ -1,6 +1,6 @@
 # make setup: the environment in .venv; make test: everything that is fast; make demo: the whole loop on drawn faces;
 # make test-slow: more kills, minutes each; make bench: labelling speed, an hour or two of an idle machine;
-# with CROPS=FILE.parquet also on the JPEGs in its column image, 8,000 or more; make bench-ledger: the ledger up to 10⁸
+# with CROPS=FILE.parquet also on the JPEGs in its column image; make bench-ledger: the ledger up to 10⁸
 # images, 10 GB of disk; make bench-selection: every rule up to 10⁷ images, 1 GB; make bench-training: training speed
 # and memory; make bench-ssl: semi-supervised methods on FER+ in DATA, a day of two cores, goes on where it stopped;
 # make bench-ssl-quick: four of them, half an hour.
@@ -44,7 +44,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.labeling.compare
 	$(BIN)/python -m benchmarks.labeling.compare --s3 --sizes 2000 12000
 	$(BIN)/python -m benchmarks.labeling.compare --backbone resnet18 --sizes 2000 12000 --contestants ray-fer "bare loop"
-	$(if $(CROPS),$(BIN)/python -m benchmarks.labeling.compare --crops $(CROPS) --sizes 2000 8000)
+	$(if $(CROPS),$(BIN)/python -m benchmarks.labeling.compare --crops $(CROPS))
 	$(BIN)/python -m benchmarks.labeling.compare_incremental
 	$(BIN)/python -m benchmarks.labeling.overhead
 	$(BIN)/python -m benchmarks.labeling.simulated_gpus

@@ -41,13 +41,14 @@ def write_pictures(folder: Path, sizes: Sequence[int]) -> dict[int, Path]:
 
 
 def write_crops(folder: Path, parquet: Path, sizes: Sequence[int]) -> dict[int, Path]:
-    """The same of the JPEGs in the column ``image`` of a Parquet file."""
-    pool_folder = folder / parquet.stem
+    """The same of the JPEGs in the column ``image`` of a Parquet file, over and over where there are too few."""
+    pool_folder = folder / f"{parquet.stem}-{max(sizes)}-files"
     if not pool_folder.exists():
         part = pool_folder.with_suffix(".part")
         part.mkdir(parents=True, exist_ok=True)
-        for number, data in enumerate(pq.read_table(parquet, columns=["image"])["image"].to_pylist()):
-            _path(part, number).write_bytes(data)
+        crops = pq.read_table(parquet, columns=["image"])["image"].to_pylist()
+        for number in range(max(sizes)):
+            _path(part, number).write_bytes(crops[number % len(crops)])
         part.rename(pool_folder)
     return {size: _linked(pool_folder, folder / f"{parquet.stem}-{size}", size) for size in sizes}
 
