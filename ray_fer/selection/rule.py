@@ -7,7 +7,7 @@ tensors on any device): nothing here branches on a value of an array, so nothing
 Online, once a step, ``rule.update_first`` says in which order::
 
     measured = all_reduce(rule.measure(probs, state, rows))     # sums; `combine` says what is concatenated instead
-    state = rule.update(state, measured, rule.momentum)
+    state = rule.update(state, measured, momentum)              # of the caller's choice
     accepted = rule.accept(probs, state, known)
 
 Offline `fit` turns the sums over all batches into dataset-wide statistics. N is the number of rows, K of classes.
@@ -84,13 +84,11 @@ class Rule:
     """A selection rule, and what one without statistics does.
 
     Attributes:
-        momentum: of the moving averages online: what the source of the rule uses, to be given to `update`.
         update_first: whether a batch enters the statistics before they are applied to it.
         passes: how often `fit` goes over the data: 0 without statistics, 2 where some depend on others.
         needs: the fields of `Known` without which the rule makes no sense.
     """
 
-    momentum: float = 0.999
     update_first: ClassVar[bool] = False
     passes: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ()
