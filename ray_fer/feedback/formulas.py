@@ -34,6 +34,8 @@ from ray_fer.evaluation.metrics import bootstrap_macro_f1_se, macro_f1
 
 Floats = NDArray[np.float64]
 
+LOWEST_THRESHOLD = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class FeedbackConfig:
@@ -421,6 +423,18 @@ def snapshot(state: FeedbackState, class_mix: ArrayLike | None = None) -> Snapsh
     for array in arrays:
         array.flags.writeable = False
     return Snapshot(*arrays, version=state.version)
+
+
+def moved_thresholds(base: float, thresholds: ArrayLike) -> Floats:
+    """Thresholds (K,) in [.05, 1]: the moves of ``thresholds``, made from another neutral one (ray-fer's proposal).
+
+    Args:
+        base: What every threshold is without feedback.
+        thresholds: A snapshot's, (K,), moved around the default `tau0`.
+    """
+    moves = np.asarray(thresholds, dtype=np.float64) - FeedbackConfig().tau0
+    moved: Floats = np.clip(base + moves, LOWEST_THRESHOLD, 1.0)
+    return moved
 
 
 def _brake(state: FeedbackState, accepted_share: float | None, config: FeedbackConfig) -> tuple[float, int]:

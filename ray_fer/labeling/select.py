@@ -26,7 +26,7 @@ from ray_fer.data.manifests import read_manifest
 from ray_fer.data.read import Item, read_objects
 from ray_fer.errors import UserError
 from ray_fer.feedback.actor import load_snapshot
-from ray_fer.feedback.formulas import FeedbackConfig
+from ray_fer.feedback.formulas import moved_thresholds
 from ray_fer.labeling.predictions import BATCH_ROWS, newest_predictions
 from ray_fer.labeling.table import files_of, open_table, scan_rows
 from ray_fer.models.artifact import Artifact
@@ -48,7 +48,6 @@ SELECTION_SCHEMA = pa.schema(
         ("confidence", pa.float32()),
     ]
 )
-LOWEST_THRESHOLD = 0.05
 _ANY_SIZE = 1 << 40
 
 
@@ -170,9 +169,7 @@ def known_to(config: SelectPseudoLabelsConfig, teacher: Teacher) -> tuple[Known,
     class_weights, log_prior, version = np.ones(len(teacher.classes)), None, 0
     if config.feedback:
         snapshot = load_snapshot(config.feedback, teacher.classes)
-        # The feedback moves thresholds around its own neutral one; here the same moves are made around the config's.
-        moved = config.selection.threshold + np.asarray(snapshot.thresholds) - FeedbackConfig().tau0
-        thresholds = np.clip(moved, LOWEST_THRESHOLD, 1.0)
+        thresholds = moved_thresholds(config.selection.threshold, snapshot.thresholds)
         class_weights, log_prior = np.asarray(snapshot.sampling_weights), np.asarray(snapshot.log_debiasing_prior)
         version = snapshot.version
     known = Known(thresholds, **_labelled(teacher), log_prior=log_prior)

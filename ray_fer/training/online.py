@@ -37,7 +37,7 @@ from torch import nn
 from ray_fer.data.augment import STRONG, WEAK
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
-from ray_fer.feedback.formulas import FeedbackConfig
+from ray_fer.feedback.formulas import moved_thresholds
 from ray_fer.selection import Accepted, Known, Measured, Rule, debias, harden, move, smoothed_prior
 from ray_fer.selection.rule import CONCATENATED
 from ray_fer.training.heads import BALANCED, DEBIASED, MAIN, PSEUDO, WORST, HeadedBackbone
@@ -46,7 +46,6 @@ from ray_fer.training.recipe import Faces, Factors, Feedback, Indices
 from ray_fer.training.supervised import PseudoLabels, SupervisedRecipe, SupervisedSettings
 from ray_fer.training.world import World
 
-_LOWEST_THRESHOLD = 0.05
 _UNSEEN = -1
 _STREAM = 1 << 20  # apart from the draws of selected pseudo-labels
 # DST's constants, from its from-scratch code: eta, eta', and hi of the warm-up, whose N is a third of the run here.
@@ -166,11 +165,9 @@ class OnlineRecipe(SupervisedRecipe):
 
     def known(self, epoch: int) -> Known:
         """What the rule may know in ``epoch``."""
-        # The feedback moves thresholds around its own neutral one; the same moves are made around the settings'.
-        moved = self.online.threshold + np.asarray(self.factors["thresholds"]) - FeedbackConfig().tau0
         confidence = self.confidence_of_correct
         return Known(
-            thresholds=np.clip(moved, _LOWEST_THRESHOLD, 1.0),
+            thresholds=moved_thresholds(self.online.threshold, self.factors["thresholds"]),
             labelled_prior=smoothed_prior(self.labeled_counts),
             labelled_counts=self.labeled_counts,
             labelled_confidence=np.full(len(self.classes), np.nan)
@@ -313,7 +310,9 @@ class OnlineRecipe(SupervisedRecipe):
         if self.world.size > 1:
             for name in sorted(measured):
                 if name in CONCATENATED:
-                    measured[name] = torch.cat(self.world.gather(measured[name]))
+                    # Through the host: other ranks' tensors come from other devices.
+                    parts = self.world.gather(measured[name].cpu())
+                    measured[name] = torch.cat(parts).to(self.world.device)
                 else:
                     dist.all_reduce(measured[name])
         return measured

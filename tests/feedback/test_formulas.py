@@ -17,6 +17,7 @@ from ray_fer.feedback.formulas import (
     initial_state,
     log_weight_target,
     loss_weights,
+    moved_thresholds,
     sampling_probabilities,
     sampling_weights,
     snapshot,
@@ -94,6 +95,12 @@ def test_thresholds_by_hand() -> None:
     target = threshold_target(class_rates(HAND), 0.8, CONFIG)
     np.testing.assert_allclose(target, [0.831809, 0.804519, 0.764843], atol=2e-6)
     np.testing.assert_allclose(feedback(HAND, None, initial_state(3)).thresholds, 0.8 + 0.3 * (target - 0.8), **TIGHT)
+
+
+def test_moves_are_made_from_another_threshold_within_bounds() -> None:
+    moved = moved_thresholds(0.95, [0.8, 0.7, 0.9])
+    np.testing.assert_allclose(moved, [0.95, 0.85, 1.0])
+    np.testing.assert_allclose(moved_thresholds(0.1, [0.6, 0.8, 0.95]), [0.05, 0.1, 0.25])
 
 
 def test_debiasing_by_hand() -> None:
