@@ -16,6 +16,7 @@ from ray_fer.evaluation.face_sheet import COLUMNS, face_sheet
 from ray_fer.evaluation.plots import class_histogram, feedback_plot, rounds_plot
 from ray_fer.evaluation.report import CAPTIONS, Report, metric_figures
 from ray_fer.feedback.formulas import FeedbackConfig, FeedbackState, initial_state, snapshot
+from ray_fer.labeling import selection_file
 from ray_fer.models.artifact import PROVENANCE, Artifact
 
 Summary = Mapping[str, Any]
@@ -106,7 +107,7 @@ def _add_pseudo_labels(report: Report, classes: tuple[str, ...], last: Summary) 
 
 
 def _sheet(folder: str, classes: tuple[str, ...]) -> bytes | None:
-    table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, "selection.parquet"))))
+    table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, selection_file.ROWS))))
     chosen: list[tuple[str, str]] = []
     for name in classes:
         rows = table.filter(pc.equal(table["label"], name)).sort_by([("confidence", "descending")])

@@ -27,6 +27,7 @@ from ray_fer.data.read import Item, read_objects
 from ray_fer.errors import UserError
 from ray_fer.feedback.actor import load_snapshot
 from ray_fer.feedback.formulas import moved_thresholds
+from ray_fer.labeling import selection_file
 from ray_fer.labeling.predictions import BATCH_ROWS, newest_predictions
 from ray_fer.labeling.table import files_of, open_table, scan_rows
 from ray_fer.models.artifact import Artifact
@@ -39,15 +40,6 @@ log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.floating]
 
-SELECTION_SCHEMA = pa.schema(
-    [
-        ("uri", pa.string()),
-        ("label", pa.string()),
-        ("target", pa.list_(pa.float32())),
-        ("weight", pa.float32()),
-        ("confidence", pa.float32()),
-    ]
-)
 _ANY_SIZE = 1 << 40
 
 
@@ -88,8 +80,8 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
     order = uris.arg_sort().to_numpy()
     counts = np.zeros(len(classes), np.int64)
     with (
-        storage.open_output(storage.join(config.out, "selection.parquet")) as file,
-        pq.ParquetWriter(file, SELECTION_SCHEMA, compression="zstd") as writer,
+        storage.open_output(storage.join(config.out, selection_file.ROWS)) as file,
+        pq.ParquetWriter(file, selection_file.SCHEMA, compression="zstd") as writer,
     ):
         for start in range(0, len(order), BATCH_ROWS):
             part = order[start : start + BATCH_ROWS]
@@ -114,7 +106,7 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
         "counts": _by_class(classes, counts),
         "predicted": _by_class(classes, predicted),
     }
-    storage.write_json(storage.join(config.out, "selection.json"), summary)
+    storage.write_json(storage.join(config.out, selection_file.INFO), summary)
     log.info("%d of %d predictions accepted: %s", counts.sum(), len(predictions), summary["counts"])
     return summary | {"selection": storage.normalise(config.out)}
 
@@ -208,7 +200,7 @@ def _table(
         pa.array(accepted.weights * class_weights[labels], pa.float32()),
         pa.array(soft.max(axis=1)),
     ]
-    return pa.Table.from_arrays(columns, schema=SELECTION_SCHEMA)
+    return pa.Table.from_arrays(columns, schema=selection_file.SCHEMA)
 
 
 def _by_class(classes: Sequence[str], values: npt.NDArray[Any]) -> dict[str, Any]:

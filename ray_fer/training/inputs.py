@@ -7,7 +7,6 @@ import logging
 import os
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -25,10 +24,8 @@ from ray_fer.data.sources.uris import split_face
 from ray_fer.data.splits import feedback_half, join_validation, missing_in_a_half
 from ray_fer.errors import UserError
 from ray_fer.feedback.formulas import FeedbackConfig
+from ray_fer.labeling.selection_file import Selection, read_selection
 from ray_fer.models.artifact import Artifact, open_artifact
-
-if TYPE_CHECKING:  # it imports torch, for which a mistyped path should not wait
-    from ray_fer.training.selection_file import Selection
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +68,8 @@ def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
         UserError: for anything wrong with the arguments or with what they point at.
     """
     labeled, val, feedback_rows = _read_manifests(config, quiet)
+    # It imports torch, for which a mistyped path should not wait.
     from ray_fer.models.backbone import DEFAULT_BACKBONE, check_backbone
-    from ray_fer.training.selection_file import read_selection
 
     init = open_artifact(config.init) if config.init else None
     selection = read_selection(config.pseudo, labeled.classes) if config.pseudo else None

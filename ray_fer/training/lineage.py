@@ -21,6 +21,7 @@ from ray_fer import storage
 from ray_fer.config import LineageConfig
 from ray_fer.errors import UserError, one_line
 from ray_fer.feedback.actor import read_history
+from ray_fer.labeling import selection_file
 from ray_fer.labeling.table import OK, open_table
 from ray_fer.models.artifact import PROVENANCE
 from ray_fer.models.teacher import open_teacher
@@ -31,8 +32,6 @@ from ray_fer.training.claim import digest
 log = logging.getLogger(__name__)
 
 Node = dict[str, Any]
-
-SELECTION = "selection.json"
 
 
 def lineage(config: LineageConfig) -> dict[str, Any]:
@@ -60,8 +59,8 @@ class _Tree:
         self._seen: set[tuple[str, str]] = set()
 
     def root(self, uri: str) -> Node:
-        if storage.exists(storage.join(uri, SELECTION)):
-            info = storage.read_json(storage.join(uri, SELECTION))
+        if storage.exists(storage.join(uri, selection_file.INFO)):
+            info = storage.read_json(storage.join(uri, selection_file.INFO))
             return self._selection("this selection", uri, info, digest(info))
         if storage.exists(storage.join(uri, TEMPORAL_CONFIG)):
             return self._temporal("this model", uri)
@@ -132,9 +131,9 @@ class _Tree:
     def _selection(self, role: str, uri: str, info: Node, expected: str) -> Node:
         keys = ("accepted", "considered", "counts", "rule", "thresholds", "feedback_version")
         node = _node("pseudo-labels", role, uri, digest=expected, **{key: info.get(key) for key in keys})
-        found = _read(storage.join(uri, SELECTION))
+        found = _read(storage.join(uri, selection_file.INFO))
         if not found:
-            node["problem"] = f"gone (no {SELECTION} there)"
+            node["problem"] = f"gone (no {selection_file.INFO} there)"
         elif digest(found) != expected:
             node["problem"] = "another selection is there now"
         ids = info.get("teachers") or [info["teacher"]]

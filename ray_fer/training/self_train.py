@@ -35,6 +35,7 @@ from ray_fer.data.sources import check_sources
 from ray_fer.errors import UserError
 from ray_fer.evaluation.loop_report import loop_report
 from ray_fer.feedback.actor import FeedbackStore, get_feedback_actor
+from ray_fer.labeling import selection_file
 from ray_fer.labeling.pseudo_label import pseudo_label
 from ray_fer.labeling.select import predicted_counts, select_pseudo_labels
 from ray_fer.models.artifact import Artifact, open_artifact
@@ -178,7 +179,7 @@ class _Loop:
 
     def _selected(self, number: int, teacher: Artifact) -> Summary:
         config = self._select_config(number, teacher.uri)
-        found = storage.join(config.out, "selection.json")
+        found = storage.join(config.out, selection_file.INFO)
         if storage.exists(found):
             return dict(storage.read_json(found))
         pseudo_label(self._label_config(teacher.uri))

@@ -229,7 +229,7 @@ def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: dict[str, Any
             "val": outcome.best,
             "history": outcome.history,
             "resumed": outcome.resumed,
-            "labelled_counts": np.bincount(inputs.labeled.labels, minlength=len(inputs.labeled.classes)).tolist(),
+            "labelled_counts": inputs.labeled.counts().tolist(),
         },
         provenance=provenance,
         temperature=outcome.best.get("temperature", 1.0),  # a run that an older version began has none

@@ -20,7 +20,8 @@ from ray_fer.labeling import predictions
 from ray_fer.labeling import select as selecting
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.predictions import Predictions, newest_predictions
-from ray_fer.labeling.select import SELECTION_SCHEMA, excluded_digests, select_pseudo_labels
+from ray_fer.labeling.select import excluded_digests, select_pseudo_labels
+from ray_fer.labeling.selection_file import SCHEMA
 from ray_fer.labeling.table import FILE_SCHEMA, create_table, open_table, write_file
 from ray_fer.models.artifact import Artifact, model_id
 from ray_fer.selection import RULES
@@ -204,7 +205,7 @@ def select(tmp_path: Path, teacher: Artifact, *arguments: str) -> tuple[dict[str
         write(str(tmp_path / "t"), teacher.model_id("float32"), rows)
     summary = select_pseudo_labels(config(tmp_path, teacher, *arguments))
     table = pq.read_table(tmp_path / "out" / "selection.parquet")
-    assert table.schema.equals(SELECTION_SCHEMA)
+    assert table.schema.equals(SCHEMA)
     assert storage.read_json(f"{tmp_path}/out/selection.json") == {
         key: value for key, value in summary.items() if key != "selection"
     }

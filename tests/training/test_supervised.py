@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from ray_fer.errors import UserError
+from ray_fer.labeling.selection_file import Selection, read_selection
 from ray_fer.training.build_recipe import build_recipe
 from ray_fer.training.inputs import open_inputs
 from ray_fer.training.plain_engine import PlainEngine, run_epochs
 from ray_fer.training.recipe import Faces, sampled_margin
-from ray_fer.training.selection_file import Selection, read_selection
 from ray_fer.training.supervised import PseudoLabels, SupervisedRecipe, Targets, joint_loss
 from ray_fer.training.world import World
 from tests.training.toy import CLASSES, config, write_faces, write_selection

@@ -1,4 +1,4 @@
-"""A selection as training reads it."""
+"""The files of a selection: what selecting writes and training reads."""
 
 from __future__ import annotations
 
@@ -8,12 +8,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ray_fer import storage
 from ray_fer.errors import UserError
+
+INFO = "selection.json"
+ROWS = "selection.parquet"
+SCHEMA = pa.schema(
+    [
+        ("uri", pa.string()),
+        ("label", pa.string()),
+        ("target", pa.list_(pa.float32())),
+        ("weight", pa.float32()),
+        ("confidence", pa.float32()),
+    ]
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +61,8 @@ def read_selection(uri: str, classes: tuple[str, ...]) -> Selection:
         UserError: when there is no selection, it has other classes, or nothing in it can be drawn.
     """
     try:
-        info = storage.read_json(storage.join(uri, "selection.json"))
-        data = storage.read_bytes(storage.join(uri, "selection.parquet"))
+        info = storage.read_json(storage.join(uri, INFO))
+        data = storage.read_bytes(storage.join(uri, ROWS))
     except FileNotFoundError as error:
         raise UserError(f"pseudo={uri}: no selection there ({error.filename or error} is missing)") from None
     if tuple(info["classes"]) != classes:
