@@ -55,6 +55,9 @@ class DeepSpeedEngine:
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=recipe.model, optimizer=self._adamw, config=settings, dist_init_required=False
         )
+        if world.size == 1 and zero_stage == 0:
+            # Nothing is reduced then, but all gradients would be copied to and fro for it.
+            self._engine.enable_backward_allreduce = False
         self.model: nn.Module = self._engine.module
 
     @property
