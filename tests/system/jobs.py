@@ -19,6 +19,7 @@ from ray_fer.config import load_config
 from ray_fer.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+HUNG = 480.0  # seconds; a job that takes one minute on one machine has taken three on another
 
 
 def relative(path: Path) -> str:
@@ -39,11 +40,11 @@ def start_job(name: str, *arguments: str, env: dict[str, str] | None = None) -> 
     )
 
 
-def run_job(name: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240) -> dict[str, Any]:
+def run_job(name: str, *arguments: str, env: dict[str, str] | None = None) -> dict[str, Any]:
     """Runs a job to its end and returns the summary on the last line of its stdout."""
     process = start_job(name, *arguments, env=env)
     try:
-        out, err = process.communicate(timeout=timeout)
+        out, err = process.communicate(timeout=HUNG)
     finally:
         kill_job(process)
     assert process.returncode == 0, f"{name} exited with {process.returncode}\n{err[-4000:]}"
@@ -54,7 +55,7 @@ def failing_job(name: str, *arguments: str, env: dict[str, str] | None = None) -
     """Runs a job that is expected to fail; its exit status and stderr."""
     process = start_job(name, *arguments, env=env)
     try:
-        process.wait(120)
+        process.wait(HUNG)
     finally:
         kill_job(process)  # before reading: what a killed driver leaves behind holds its stderr
     return process.returncode, process.communicate()[1]

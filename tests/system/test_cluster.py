@@ -21,7 +21,7 @@ from deltalake import DeltaTable
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tests.images import write_pictures
-from tests.system.jobs import ROOT, kill_job, run_job
+from tests.system.jobs import HUNG, ROOT, kill_job, run_job
 from tests.system.servers import free_ports
 
 RAY = str(Path(sys.executable).parent / "ray")
@@ -103,7 +103,7 @@ def test_the_same_line_after_ray_job_submit(head: str, tmp_path: Path, model: st
         env=_environment(),
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=HUNG,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     (summary,) = (json.loads(text) for text in done.stdout.splitlines() if text.startswith('{"job"'))

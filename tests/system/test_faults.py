@@ -20,7 +20,7 @@ from ray_fer import storage
 from ray_fer.labeling.table import open_table
 from tests.images import deadly_picture, picture, write_deadly_decoder, write_pictures
 from tests.system.faults import dying_commits, flaky_proxy
-from tests.system.jobs import ROOT, failing_job, kill_job, run_job, start_job
+from tests.system.jobs import HUNG, ROOT, failing_job, kill_job, run_job, start_job
 from tests.system.servers import S3Server, running_s3
 from tests.system.test_pseudo_label import keys_of, rows_of, wait_for_rows
 
@@ -174,7 +174,7 @@ def test_the_s3_server_goes_and_comes_back(tmp_path: Path, model: str, monkeypat
             server.stop()
             time.sleep(8)
             server.start()
-            process.communicate(timeout=300)
+            process.communicate(timeout=HUNG)
         finally:
             kill_job(process)
         run_job("pseudo_label", *arguments, f"table={table}", "max_attempts=9")
@@ -224,7 +224,7 @@ def test_a_worker_node_is_lost(tmp_path: Path, model: str, cluster: Cluster) -> 
     try:
         wait_for_rows(table, 64, process)
         cluster.remove_node(nodes[0], allow_graceful=False)
-        _, err = process.communicate(timeout=240)
+        _, err = process.communicate(timeout=HUNG)
     finally:
         kill_job(process)
     assert process.returncode == 0, err[-3000:]

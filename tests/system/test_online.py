@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import timm
 
-from tests.system.jobs import run_job, start_job
+from tests.system.jobs import HUNG, run_job, start_job
 from tests.system.test_training import arguments, history, wait_for_epoch, workers_of
 from tests.training.toy import write_faces
 
@@ -66,7 +66,7 @@ def test_a_rank_is_killed_while_faces_arrive(faces: Path, undisturbed: tuple[Pat
     wait_for_epoch(out, 2, process)
     write_faces(more / "later", (5, 5, 5), seed=9)
     os.kill(workers_of(process)[0], signal.SIGKILL)
-    stdout, err = process.communicate(timeout=240)
+    stdout, err = process.communicate(timeout=HUNG)
     assert process.returncode == 0, err[-3000:]
     summary = json.loads(stdout.splitlines()[-1])
     assert summary["unlabeled"] == 80

@@ -19,7 +19,7 @@ from ray_fer import storage
 from ray_fer.labeling.pseudo_label import pseudo_label
 from ray_fer.labeling.table import MARKS, create_table
 from tests.images import CLASSES, picture, tiny_model, write_pictures
-from tests.system.jobs import ROOT, failing_job, kill_job, refusal, run_job, start_job
+from tests.system.jobs import HUNG, ROOT, failing_job, kill_job, refusal, run_job, start_job
 
 # The engine that starts soonest, once: for tests in which neither is the point.
 QUICK = ("engine=torch", "actors=1")
@@ -121,7 +121,7 @@ def test_a_killed_actor_costs_nothing(tmp_path: Path, model: str) -> None:
     )
     assert actors.stdout.split(), "no actor to kill"
     os.kill(int(actors.stdout.split()[0]), signal.SIGKILL)
-    _, err = process.communicate(timeout=180)
+    _, err = process.communicate(timeout=HUNG)
     assert process.returncode == 0, err[-3000:]
     keys = keys_of(table)
     assert len(keys) == 800
@@ -142,7 +142,7 @@ def test_two_runs_at_once(tmp_path: Path, model: str) -> None:
     )
     both = [start_job("pseudo_label", *arguments) for _ in range(2)]
     for process in both:
-        _, err = process.communicate(timeout=240)
+        _, err = process.communicate(timeout=HUNG)
         assert process.returncode == 0, err[-3000:]
     keys = keys_of(table)
     assert len(keys) == 300
@@ -173,7 +173,7 @@ def test_the_gpu_graph_gives_the_same_rows(teachers: int, tmp_path: Path, model:
         arguments = [f"source={source}", teacher, f"table={table}", f"device={device}", "precision=float32"]
         command = [sys.executable, str(script), *arguments, "unit_rows=40", "engine=torch", "batch_size=4"]
         env = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=HUNG)
         assert done.returncode == 0, done.stderr[-4000:]
         tables[device] = {(row["uri"], row["model"]): row for row in rows_of(table)}
     assert len(tables["cpu"]) == len(tables["cuda"]) == 91 * teachers

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from ray_fer import storage
 from ray_fer.models.artifact import open_artifact
 from ray_fer.training.train_backbone import train_backbone
-from tests.system.jobs import failing_job, refusal, relative, run_job, start_job
+from tests.system.jobs import HUNG, failing_job, refusal, relative, run_job, start_job
 from tests.training.toy import CLASSES, PLACES, SMALL, write_faces, write_selection
 
 
@@ -137,7 +137,7 @@ def test_a_worker_is_killed(faces: Path, undisturbed: tuple[Path, dict[str, Any]
     process = start_job("train_backbone", *arguments(faces, out, f"pseudo={faces / 'selection'}", "epochs=12"))
     wait_for_epoch(out, 2, process)
     os.kill(workers_of(process)[0], signal.SIGKILL)
-    stdout, err = process.communicate(timeout=180)
+    stdout, err = process.communicate(timeout=HUNG)
     assert process.returncode == 0, err[-3000:]
     summary = json.loads(stdout.splitlines()[-1])
     assert 2 <= summary["resumed_from_epoch"] < 12
