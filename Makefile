@@ -3,13 +3,14 @@
 # with CROPS=FILE.parquet also on the JPEGs in its column image; make bench-ledger: the ledger up to 10⁸
 # images, 10 GB of disk; make bench-selection: every rule up to 10⁷ images, 1 GB; make bench-training: training speed
 # and memory; make bench-ssl: semi-supervised methods on FER+ in DATA, a day of two cores, goes on where it stopped;
-# make bench-ssl-quick: four of them, half an hour.
+# with SSL="--device cuda --processes 6" on a GPU; make bench-ssl-quick: four of them, half an hour.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO ?= demo-out
 DATA ?= ../shared/data
+SSL ?=
 CROPS ?= $(wildcard ../shared/data/lfw_unlabeled.parquet)
 
 .PHONY: setup test test-slow lint demo bench bench-ledger bench-selection bench-training bench-ssl bench-ssl-quick clean
@@ -61,11 +62,12 @@ bench-training: $(STAMP)
 	$(BIN)/python -m benchmarks.training.zero_memory
 
 bench-ssl: $(STAMP)
-	$(BIN)/python -m benchmarks.ssl.run $(DATA)
-	$(BIN)/python -m benchmarks.ssl.run $(DATA) --budgets 0.33 0.1 --methods supervised pseudo-label flexmatch softmatch "noisy student" ours
+	$(BIN)/python -m benchmarks.ssl.run $(DATA) $(SSL)
+	$(BIN)/python -m benchmarks.ssl.run $(DATA) $(SSL) --budgets 0.33 0.1 --methods supervised pseudo-label flexmatch softmatch "noisy student" ours
+	$(BIN)/python -m benchmarks.ssl.run $(DATA) $(SSL) --lfw --methods pseudo-label softmatch ours
 
 bench-ssl-quick: $(STAMP)
-	$(BIN)/python -m benchmarks.ssl.run $(DATA) --quick
+	$(BIN)/python -m benchmarks.ssl.run $(DATA) $(SSL) --quick
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache

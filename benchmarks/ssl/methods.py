@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from benchmarks.ssl.faces import TensorImages
-from benchmarks.ssl.train import FORWARD, Run, labelled_by, meta_feedback, online, partial, supervised
+from benchmarks.ssl.train import FORWARD, LocalFeedback, Run, labelled_by, meta_feedback, online, partial, supervised
 from ray_fer.selection import RULES
 from ray_fer.training.recipe import BackboneRecipe, Faces
 
@@ -54,6 +55,43 @@ def warmed(run: Run, passes: float, warm: float = 0.25, offline: bool = False, *
     return online(run, passes - run.spent, pseudo=pseudo, pseudo_ratio=1, init=init, **settings)
 
 
+def continued(
+    run: Run,
+    passes: float,
+    teacher_share: float = 0.4,
+    threshold: float = 0.5,
+    targets: str = "soft",
+    calibrate: bool = True,
+    label_smoothing: float = 0.1,
+    from_teacher: bool = True,
+    feedback_parts: Sequence[str] | None = None,
+    confusion: str = "measured",
+) -> BackboneRecipe:
+    """A teacher from labels that learns on, with what it labelled beside the labels.
+
+    Args:
+        run: the run.
+        passes: to spend.
+        teacher_share: of them, for the teacher.
+        threshold: of the selection.
+        targets: of the selection, ``soft`` or ``hard``.
+        calibrate: the teacher before it labels.
+        label_smoothing: of teacher and student.
+        from_teacher: whether the student begins with the teacher's averaged weights, at half the learning rate.
+        feedback_parts: factors that act on the student; None: no feedback.
+        confusion: see `LocalFeedback`.
+    """
+    teacher = supervised(run, passes * teacher_share, label_smoothing=label_smoothing)
+    pseudo = labelled_by(run, teacher, RULES["threshold"](), threshold, calibrate, targets)
+    settings: dict[str, Any] = {"label_smoothing": label_smoothing}
+    if from_teacher:
+        settings["init"] = copy.deepcopy(teacher.ema_model).requires_grad_(True)
+        settings["learning_rate"] = 1e-3
+    if feedback_parts is not None:
+        settings["feedback"] = LocalFeedback(feedback_parts, confusion, run.seed)
+    return supervised(run, passes - run.spent, pseudo, **settings)
+
+
 def all_labels(run: Run, passes: float) -> BackboneRecipe:
     """What the labels of the unlabeled faces would be worth: no method, the roof."""
     sets = run.sets
@@ -64,7 +102,8 @@ def all_labels(run: Run, passes: float) -> BackboneRecipe:
     return supervised(run, passes)
 
 
-OURS: dict[str, Any] = {
+# What stood as ours before `continued`: labels made anew in every step, from the teacher's weights on.
+ONLINE: dict[str, Any] = {
     "rule": RULES["softmatch"](),
     "targets": "soft",
     "calibrate": True,
@@ -75,9 +114,9 @@ OURS: dict[str, Any] = {
 SOFT: dict[str, Any] = {"targets": "soft", "calibrate": True}
 
 
-def ours(**changes: Any) -> Any:
-    """`OURS` with other settings."""
-    return partial(warmed, **(OURS | changes))
+def online_form(**changes: Any) -> Any:
+    """`ONLINE` with other settings."""
+    return partial(warmed, **(ONLINE | changes))
 
 
 def without(part: str) -> list[str]:
@@ -101,27 +140,42 @@ REFERENCES: dict[str, Any] = {
     "crest": partial(rounds, rule="crest", threshold=0.95, generations=3, targets="hard"),
 }
 
-ABLATIONS: dict[str, Any] = {
-    "ours - warm start": ours(warm=0.0),
-    "ours - softmatch": ours(rule=RULES["threshold"](), threshold=0.5),
-    "ours - soft targets": ours(targets="hard"),
-    "ours - calibration": ours(calibrate=False),
-    "ours - label smoothing": ours(label_smoothing=0.0),
-    "ours - strong labelled view": ours(labeled_view="weak"),
-    "ours - feedback": ours(feedback_parts=None),
-    "ours - loss weights": ours(feedback_parts=without("loss_weights")),
-    "ours - sampling weights": ours(feedback_parts=without("sampling_weights")),
-    "ours - debiasing": ours(feedback_parts=without("debiasing")),
-    "ours + balanced head": ours(head="balanced"),
-    "ours + offline": ours(offline=True),
+PARTS_OF_OURS: dict[str, Any] = {
+    "ours - teacher's weights": partial(continued, from_teacher=False),
+    "ours - soft targets": partial(continued, targets="hard"),
+    "ours - calibration": partial(continued, calibrate=False),
+    "ours - label smoothing": partial(continued, label_smoothing=0.0),
+    "ours + feedback": partial(continued, feedback_parts=PARTS),
 }
 
 CONTROLS: dict[str, Any] = {
-    "ours, identity feedback": ours(confusion="identity"),
-    "ours, shuffled feedback": ours(confusion="shuffled"),
+    "ours + identity feedback": partial(continued, feedback_parts=PARTS, confusion="identity"),
+    "ours + shuffled feedback": partial(continued, feedback_parts=PARTS, confusion="shuffled"),
+}
+
+ONLINE_PARTS: dict[str, Any] = {
+    "online form": online_form(),
+    "online form - warm start": online_form(warm=0.0),
+    "online form - softmatch": online_form(rule=RULES["threshold"](), threshold=0.5),
+    "online form - soft targets": online_form(targets="hard"),
+    "online form - calibration": online_form(calibrate=False),
+    "online form - label smoothing": online_form(label_smoothing=0.0),
+    "online form - strong labelled view": online_form(labeled_view="weak"),
+    "online form - feedback": online_form(feedback_parts=None),
+    "online form - loss weights": online_form(feedback_parts=without("loss_weights")),
+    "online form - sampling weights": online_form(feedback_parts=without("sampling_weights")),
+    "online form - debiasing": online_form(feedback_parts=without("debiasing")),
+    "online form + balanced head": online_form(head="balanced"),
+    "online form + offline": online_form(offline=True),
+    "online form, identity feedback": online_form(confusion="identity"),
+    "online form, shuffled feedback": online_form(confusion="shuffled"),
 }
 
 TRIED: dict[str, Any] = {
+    "ours, online": partial(
+        warmed, warm=0.5, rule=RULES["threshold"](), threshold=0.5, label_smoothing=0.1, learning_rate=1e-3, **SOFT
+    ),
+    "supervised, label smoothing": partial(supervised, label_smoothing=0.1),
     "supervised, strong view": partial(supervised, labeled_view="strong"),
     "soft targets at .8": partial(online, rule=RULES["threshold"](), threshold=0.8, **SOFT),
     "soft targets at .5": partial(online, rule=RULES["threshold"](), threshold=0.5, **SOFT),
@@ -133,9 +187,10 @@ TRIED: dict[str, Any] = {
 
 METHODS: dict[str, Any] = {
     **REFERENCES,
-    "ours": ours(),
-    **ABLATIONS,
+    "ours": partial(continued),
+    **PARTS_OF_OURS,
     **CONTROLS,
+    **ONLINE_PARTS,
     "all labels": all_labels,
     **TRIED,
 }

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from benchmarks.results import RESULTS
-from benchmarks.ssl.faces import Sets, Table, cut, read_table
+from benchmarks.ssl.faces import Sets, Table, cut, read_table, read_unlabeled
 from benchmarks.ssl.methods import METHODS
-from benchmarks.ssl.table import KEYS, write_table
+from benchmarks.ssl.table import KEYS, read_lines, write_table
 from benchmarks.ssl.train import Run, Size, execute
 from ray_fer.training.world import World
 
@@ -35,6 +35,9 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=Size.passes, help="images forward and backward, per run")
     parser.add_argument("--batch", type=int, default=Size.batch, help="labelled faces per step")
     parser.add_argument(
+        "--lfw", action="store_true", help="lfw_unlabeled.parquet is a second bucket of unlabeled faces"
+    )
+    parser.add_argument(
         "--quick", action="store_true", help=f"half an hour: {', '.join(QUICK)}, one seed, 80,000 passes"
     )
     parser.add_argument("--device", default="cpu")
@@ -44,15 +47,14 @@ def main() -> None:
     if arguments.quick:
         arguments.methods, arguments.seeds, arguments.passes = list(QUICK), [0], 80_000
     out_file = arguments.out or RESULTS / ("ssl-quick.jsonl" if arguments.quick else "ssl.jsonl")
-    size = {"passes": arguments.passes, "batch": arguments.batch}
+    size = {"passes": arguments.passes, "batch": arguments.batch, "lfw": arguments.lfw}
     jobs = [
         {"method": method, "budget": budget, "seed": seed, **size}
         for seed in arguments.seeds
         for budget in arguments.budgets
         for method in arguments.methods
     ]
-    lines = out_file.read_text().splitlines() if out_file.exists() else []
-    done = [{key: line[key] for key in KEYS} for line in map(json.loads, lines)]
+    done = [{key: line[key] for key in KEYS} for line in (read_lines(out_file) if out_file.exists() else [])]
     jobs = [job for job in jobs if job not in done]
     context = multiprocessing.get_context("spawn")
     prepare = (arguments.data, arguments.device, max(1, torch.get_num_threads() // arguments.processes))
@@ -67,27 +69,29 @@ def main() -> None:
     write_table(out_file)
 
 
+_data: Path
 _table: Table
 _device: torch.device
 
 
 def _prepare(data: Path, device: str, threads: int) -> None:
-    global _table, _device
+    global _data, _table, _device
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     _device = torch.device(device)
-    _table = read_table(data / "ferplus.parquet")
+    _data, _table = data, read_table(data / "ferplus.parquet")
 
 
 @functools.lru_cache(1)
-def _sets(budget: float, seed: int) -> Sets:
-    return cut(_table, budget, seed, _device)
+def _sets(budget: float, seed: int, lfw: bool) -> Sets:
+    more = read_unlabeled(_data / "lfw_unlabeled.parquet", _table.images.shape[1]) if lfw else None
+    return cut(_table, budget, seed, _device, more)
 
 
 def _work(job: dict[str, Any]) -> dict[str, Any]:
     size = Size(passes=job["passes"], batch=job["batch"])
-    run = Run(_sets(job["budget"], job["seed"]), size, job["seed"], World(device=_device))
+    run = Run(_sets(job["budget"], job["seed"], job["lfw"]), size, job["seed"], World(device=_device))
     return {**job, **execute(METHODS[job["method"]], run)}
 
 

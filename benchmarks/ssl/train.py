@@ -93,21 +93,30 @@ class Run:
         }
 
     def train(self, recipe: BackboneRecipe) -> None:
-        """All epochs, validated after each; the last averaged weights are the result, whatever the validations say."""
+        """All epochs; the last averaged weights are the result, whatever the validations say."""
         engine = PlainEngine(recipe)
         for epoch in range(recipe.epochs):
             train_epoch(recipe, engine, epoch, FiniteGuard(self.world, recipe.steps_per_epoch))
-            recipe.validate(epoch)
+            # The others change nothing without feedback or labels that are calibrated while training.
+            if epoch == recipe.epochs - 1 or recipe.feedback or isinstance(recipe, OnlineRecipe):
+                recipe.validate(epoch)
+        if recipe.feedback:
+            self.notes["feedback"] = {key: np.round(value, 3).tolist() for key, value in recipe.factors.items()}
 
 
 def supervised(
-    run: Run, passes: float, pseudo: PseudoLabels | None = None, init: Any = None, **settings: Any
+    run: Run,
+    passes: float,
+    pseudo: PseudoLabels | None = None,
+    init: Any = None,
+    feedback: LocalFeedback | None = None,
+    **settings: Any,
 ) -> SupervisedRecipe:
     """Labelled faces, and pseudo-labels where there are any."""
     per_face = 1 + (settings.get("pseudo_ratio", 2) if pseudo else 0)
     numbers = SupervisedSettings(**(run.schedule(passes, per_face) | settings))
     model = init if init is not None else run.backbone()
-    recipe = SupervisedRecipe(settings=numbers, model=model, pseudo=pseudo, **run.shared())
+    recipe = SupervisedRecipe(settings=numbers, model=model, pseudo=pseudo, feedback=feedback, **run.shared())
     run.train(recipe)
     return recipe
 
@@ -144,8 +153,6 @@ def online(
     known = recipe.known(recipe.epochs)
     accepted = numbers.rule.accept(debias(probs, known.log_prior), state, known.like(probs))
     run.notes["pseudo"] = quality(accepted, unlabeled.labels)
-    if told:
-        run.notes["feedback"] = {key: np.round(value, 3).tolist() for key, value in recipe.factors.items()}
     return recipe
 
 
@@ -238,7 +245,7 @@ def execute(method: Callable[[Run, float], BackboneRecipe], run: Run) -> dict[st
         scores[split]["ece_calibrated"] = calibrated["ece"]
         for score in ("f1", "recall"):
             scores[split][score] = {key: each[score] for key, each in metrics["per_class"].items()}
-    device = torch.cuda.get_device_name() if run.world.device.type == "cuda" else "cpu"
+    device = torch.cuda.get_device_name() if run.world.device.type == "cuda" else "CPU"
     return {
         "image_passes": round(run.spent),
         "seconds": round(time.monotonic() - started, 1),
