@@ -135,7 +135,7 @@ REFERENCES: dict[str, Any] = {
     "debiaspl": partial(online, rule=RULES["debiaspl"](), threshold=0.8),
     "fixmatch + abc": partial(online, rule=RULES["threshold"](), threshold=0.95, head="balanced"),
     "dst": partial(online, rule=RULES["threshold"](), threshold=0.7, head="debiased"),
-    "meta-feedback": partial(meta_feedback),
+    "meta-feedback": partial(meta_feedback, warm=0.4, learning_rate=1e-3),
     "noisy student": partial(rounds, rule="top_k", threshold=0.6),
     "crest": partial(rounds, rule="crest", threshold=0.95, generations=3, targets="hard"),
 }
@@ -172,6 +172,7 @@ ONLINE_PARTS: dict[str, Any] = {
 }
 
 TRIED: dict[str, Any] = {
+    "meta-feedback from scratch": partial(meta_feedback),
     "ours, online": partial(
         warmed, warm=0.5, rule=RULES["threshold"](), threshold=0.5, label_smoothing=0.1, learning_rate=1e-3, **SOFT
     ),

@@ -6,6 +6,7 @@ passes of a teacher and of labelling included.
 
 from __future__ import annotations
 
+import copy
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -156,12 +157,20 @@ def online(
     return recipe
 
 
-def meta_feedback(run: Run, passes: float, **settings: Any) -> MetaFeedbackRecipe:
-    """The circuit, fine-tuning included."""
+def meta_feedback(run: Run, passes: float, warm: float = 0.0, **settings: Any) -> MetaFeedbackRecipe:
+    """The circuit, fine-tuning included.
+
+    Args:
+        run: the run.
+        passes: to spend.
+        warm: share of them for the supervised model that teacher and student start from; 0: they start from nothing.
+        settings: of the recipe.
+    """
+    start = supervised(run, passes * warm).ema_model.requires_grad_(True) if warm else run.backbone()
     ratio, share = settings.get("ratio", 2), settings.get("finetune", 0.2)
     together = 1 + ratio * (2 + FORWARD) + 2 * FORWARD
-    numbers = MetaSettings(**(run.schedule(passes, (1 - share) * together + share) | settings))
-    model = TeacherAndStudent(run.backbone(), run.backbone())
+    numbers = MetaSettings(**(run.schedule(passes - run.spent, (1 - share) * together + share) | settings))
+    model = TeacherAndStudent(start, copy.deepcopy(start))
     recipe = MetaFeedbackRecipe(settings=numbers, model=model, unlabeled=run.sets.unlabeled, **run.shared())
     run.train(recipe)
     return recipe

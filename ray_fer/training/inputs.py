@@ -137,8 +137,13 @@ def _readable(name: str, manifest: Manifest, quiet: bool) -> Manifest:
     return manifest.take(there)
 
 
-def warn_of_thin_halves(inputs: Inputs) -> None:
-    """Says what the feedback or the choice cannot see, for want of validation faces."""
+def warn_of_doubts(inputs: Inputs) -> None:
+    """Says what the feedback or the choice cannot see, for want of validation faces, and what starts too early."""
+    config = inputs.config
+    if config.recipe == "meta_feedback" and not (config.init or config.pretrained):
+        log.warning(
+            "recipe=meta_feedback from scratch: the student learns from a teacher that knows nothing; give init="
+        )
     if lonely := missing_in_a_half(inputs.val, inputs.feedback_rows):
         log.warning("val: only one half of it has any of %s: feedback or choice is blind there", ", ".join(lonely))
     there, wanted = int(inputs.feedback_rows.sum()), FeedbackConfig().min_examples

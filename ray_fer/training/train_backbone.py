@@ -27,7 +27,7 @@ from ray_fer.training.inputs import (
     list_unlabeled,
     open_inputs,
     read_unlabeled,
-    warn_of_thin_halves,
+    warn_of_doubts,
 )
 
 if TYPE_CHECKING:  # torch, timm and Ray take seconds to import, a mistyped path should not
@@ -179,7 +179,7 @@ def _run(inputs: Inputs, folder: str, start: Start) -> Outcome:
             len(classes),
         ),
     )
-    warn_of_thin_halves(inputs)
+    warn_of_doubts(inputs)
     run = Run(
         folder=folder,
         make=functools.partial(make_recipe, config, start, folder),

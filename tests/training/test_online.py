@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from copy import deepcopy
 from pathlib import Path
@@ -17,7 +18,7 @@ from ray_fer.errors import UserError
 from ray_fer.selection import RULES
 from ray_fer.training.build_recipe import build_model, build_recipe, plain_weights
 from ray_fer.training.heads import BALANCED, PSEUDO, WORST, HeadedBackbone, ReversedHead, published
-from ray_fer.training.inputs import open_inputs
+from ray_fer.training.inputs import open_inputs, warn_of_doubts
 from ray_fer.training.meta_feedback import MetaFeedbackRecipe
 from ray_fer.training.online import OnlineRecipe
 from ray_fer.training.plain_engine import PlainEngine, run_epochs
@@ -290,3 +291,11 @@ class TestMetaFeedback:
 def test_arguments_that_do_not_fit(faces: Path, arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         open_inputs(config(faces, *arguments))
+
+
+def test_a_circuit_from_scratch_is_warned_of(faces: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    warn_of_doubts(open_inputs(config(faces, *META, "unlabeled=there", "pretrained=there")))
+    assert "from scratch" not in caplog.text
+    warn_of_doubts(open_inputs(config(faces, *META, "unlabeled=there")))
+    assert "from scratch: the student learns from a teacher that knows nothing" in caplog.text

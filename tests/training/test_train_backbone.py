@@ -8,7 +8,7 @@ import pytest
 
 from ray_fer.config import load_config
 from ray_fer.errors import UserError
-from ray_fer.training.inputs import open_inputs, warn_of_thin_halves
+from ray_fer.training.inputs import open_inputs, warn_of_doubts
 from tests.training.toy import config, write_faces, write_selection
 
 
@@ -26,7 +26,7 @@ def test_one_set_is_cut_in_two(faces: Path, caplog: pytest.LogCaptureFixture) ->
     inputs = open_inputs(config(faces))
     assert inputs.val.take(inputs.feedback_rows).counts().tolist()[:2] == [10, 5]
     assert len(inputs.val) == 31
-    warn_of_thin_halves(inputs)
+    warn_of_doubts(inputs)
     assert [record.getMessage().partition(":")[2] for record in caplog.records] == [
         " only one half of it has any of happiness: feedback or choice is blind there"
     ]
@@ -34,7 +34,7 @@ def test_one_set_is_cut_in_two(faces: Path, caplog: pytest.LogCaptureFixture) ->
 
 def test_a_feedback_on_too_few_faces_is_said(faces: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    warn_of_thin_halves(open_inputs(config(faces, f"pseudo={faces / 'selection'}")))
+    warn_of_doubts(open_inputs(config(faces, f"pseudo={faces / 'selection'}")))
     assert "faces in its feedback half; the feedback acts on no less than 100" in caplog.text
 
 
