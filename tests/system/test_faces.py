@@ -85,6 +85,7 @@ def test_photos_of_no_one_and_three_faces(tmp_path: Path, model: str) -> None:
 
 
 @installed
+@pytest.mark.slow
 def test_shards_and_tables_on_s3_and_a_student(s3: str, tmp_path: Path, model: str) -> None:
     fs, bucket = storage.filesystem(s3)
     fs.pipe(

@@ -22,6 +22,7 @@ def short_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.mark.slow
 def test_ray_is_started_for_many_images_only(tmp_path: Path, short_folder: Path, model: str) -> None:
     source, table, sessions = tmp_path / "in", str(tmp_path / "table"), short_folder / "ray"
     path = os.pathsep.join([write_deadly_decoder(tmp_path / "deadly"), str(ROOT)])

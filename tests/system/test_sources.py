@@ -197,6 +197,7 @@ def test_a_file_of_sources_is_labelled_and_a_shard_half_done_goes_on(s3: str, mo
     assert sorted(new) == [f"{shard}!/{i:03d}.jpg" for i in range(20, 40)]
 
 
+@pytest.mark.slow
 def test_a_lance_dataset_is_labelled_once(s3: str, model: str) -> None:
     uri = f"{s3}/faces.lance"
     options = storage.lance_options(uri)
@@ -222,6 +223,7 @@ def test_a_lance_dataset_is_labelled_once(s3: str, model: str) -> None:
     assert {read.status for read in read_all([Item(f"{s3}/no.lance#column=image&rowid=0", "v1", 5)])} == {"missing"}
 
 
+@pytest.mark.slow
 def test_the_journal_of_s3_metadata_is_labelled_once(s3: str, model: str, tmp_path: Path) -> None:
     bucket = s3.removeprefix("s3://")
     journal = MetadataTable(tmp_path / "warehouse", "journal")
