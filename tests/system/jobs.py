@@ -55,7 +55,7 @@ def failing_job(name: str, *arguments: str, env: dict[str, str] | None = None) -
     """Runs a job that is expected to fail; its exit status and stderr."""
     process = start_job(name, *arguments, env=env)
     try:
-        process.wait(HUNG)
+        process.wait(120)
     finally:
         kill_job(process)  # before reading: what a killed driver leaves behind holds its stderr
     return process.returncode, process.communicate()[1]
