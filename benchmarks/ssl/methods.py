@@ -59,6 +59,7 @@ def continued(
     run: Run,
     passes: float,
     teacher_share: float = 0.4,
+    rule: str = "threshold",
     threshold: float = 0.5,
     targets: str = "soft",
     calibrate: bool = True,
@@ -73,6 +74,7 @@ def continued(
         run: the run.
         passes: to spend.
         teacher_share: of them, for the teacher.
+        rule: of the selection.
         threshold: of the selection.
         targets: of the selection, ``soft`` or ``hard``.
         calibrate: the teacher before it labels.
@@ -82,7 +84,7 @@ def continued(
         confusion: see `LocalFeedback`.
     """
     teacher = supervised(run, passes * teacher_share, label_smoothing=label_smoothing)
-    pseudo = labelled_by(run, teacher, RULES["threshold"](), threshold, calibrate, targets)
+    pseudo = labelled_by(run, teacher, RULES[rule](), threshold, calibrate, targets)
     settings: dict[str, Any] = {"label_smoothing": label_smoothing}
     if from_teacher:
         settings["init"] = copy.deepcopy(teacher.ema_model).requires_grad_(True)
@@ -172,6 +174,7 @@ ONLINE_PARTS: dict[str, Any] = {
 }
 
 TRIED: dict[str, Any] = {
+    "ours, top-k": partial(continued, rule="top_k", threshold=0.6),
     "meta-feedback from scratch": partial(meta_feedback),
     "ours, online": partial(
         warmed, warm=0.5, rule=RULES["threshold"](), threshold=0.5, label_smoothing=0.1, learning_rate=1e-3, **SOFT
