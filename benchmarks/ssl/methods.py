@@ -26,13 +26,14 @@ def rounds(
     teacher_share: float = 1 / 3,
     targets: str = "soft",
     calibrate: bool = True,
+    labeled_view: str = "weak",
 ) -> BackboneRecipe:
     """A teacher from labels, then students from what their predecessor labelled, each from scratch."""
-    model: BackboneRecipe = supervised(run, passes * teacher_share)
+    model: BackboneRecipe = supervised(run, passes * teacher_share, labeled_view=labeled_view)
     left = passes - run.spent - generations * len(run.sets.unlabeled) * FORWARD
     for _ in range(generations):
         pseudo = labelled_by(run, model, RULES[rule](), threshold, calibrate, targets)
-        model = supervised(run, left / generations, pseudo)
+        model = supervised(run, left / generations, pseudo, labeled_view=labeled_view)
     return model
 
 
@@ -175,6 +176,7 @@ ONLINE_PARTS: dict[str, Any] = {
 
 TRIED: dict[str, Any] = {
     "ours, top-k": partial(continued, rule="top_k", threshold=0.6),
+    "noisy student, strong view": partial(rounds, rule="top_k", threshold=0.6, labeled_view="strong"),
     "meta-feedback from scratch": partial(meta_feedback),
     "ours, online": partial(
         warmed, warm=0.5, rule=RULES["threshold"](), threshold=0.5, label_smoothing=0.1, learning_rate=1e-3, **SOFT

@@ -31,7 +31,8 @@ were averaged with a decay of .997, later min(.997, 1 - 10 / steps).
 "ours" is a teacher that gets 40 % of the passes and then learns on from its own weights, at half the learning rate,
 with its calibrated soft pseudo-labels of a confidence of .5 and more. "online form" stood as ours before: a
 warm-started SoftMatch with all four factors of the feedback. "ours, top-k" is ours with Noisy Student's selection: of
-every class equally many, a seventh of what a confidence of .6 accepts, down to .3, each face up to four times.
+every class equally many, a seventh of what a confidence of .6 accepts, down to .3, each face up to four times. In
+"noisy student, strong view" the labelled faces are augmented as strongly as the pseudo-labelled ones.
 """
 
 
