@@ -11,7 +11,8 @@ Then the student is fine-tuned on labelled faces alone, and is what is published
 
 Three things differ from that code, all of them ray-fer's. The teacher's terms about u use the batch of the step before,
 for which h is known by then: so both learn in one forward and one backward pass. Both terms of h come from the same
-faces in evaluation mode: there, BatchNorm's change of statistics would pass for learning. And h enters as
+faces in evaluation mode, under the BatchNorm statistics from before the step: else their change, which is as large as
+the weights' and of any sign, would pass for learning. And h enters as
 clip((h - mean) / (std + 1e-3), -1, 1) with running moments: without a baseline it is large and positive while the
 student learns anything at all, and drives the teacher to over-confidence.
 """
@@ -27,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
+from torch.func import functional_call
 
 from ray_fer.data.augment import STRONG, WEAK
 from ray_fer.data.read_ahead import read_ahead
@@ -91,6 +93,7 @@ class MetaBatch:
         labeled: the labelled faces, augmented, (B, 3, S, S).
         student_labels: int64 (M,), the teacher's for this step's unlabeled faces; empty in fine-tuning.
         before: of the step before: the teacher's probabilities of the weak view, (M, K); None where there is none.
+        buffers: of the student before the step, by name.
         error: of the student on the labelled faces before the step, in evaluation mode.
         progress: share of the run that is over.
     """
@@ -100,6 +103,7 @@ class MetaBatch:
     labeled: torch.Tensor
     student_labels: torch.Tensor
     before: torch.Tensor | None
+    buffers: dict[str, torch.Tensor]
     error: float
     progress: float
 
@@ -179,7 +183,7 @@ class MetaFeedbackRecipe(BackboneRecipe):
         super().after_step(model, steps)
         last = steps[-1].data
         if len(last.student_labels):
-            h = last.error - self._error(last.labeled, last.labels, last.labels_ok)
+            h = last.error - self._error(last.labeled, last.labels, last.labels_ok, last.buffers)
             self.h = self._standardised(sum(self.world.gather(h)) / self.world.size)
 
     def state(self) -> dict[str, Any]:
@@ -212,14 +216,16 @@ class MetaFeedbackRecipe(BackboneRecipe):
         uris = [self.labeled.uris[row] for row in labeled]
         if progress >= 1 - self.settings.finetune:
             self.pair.split = 0
-            return Step(x, uris, MetaBatch(labels, ok, x, labels[:0], None, 0.0, progress))
+            return Step(x, uris, MetaBatch(labels, ok, x, labels[:0], None, {}, 0.0, progress))
         weak, strong = (self.augmented(faces, view, generator) for view in (WEAK, STRONG))
         probs = self._teacher_probs(weak)
         parts = [x, *([self.before[0]] if self.before else []), strong]
         self.pair.split = sum(len(part) for part in parts[:-1])
         earlier = self.before[1] if self.before else None
         self.before = strong, probs
-        batch = MetaBatch(labels, ok, x, probs.argmax(dim=1), earlier, self._error(x, labels, ok), progress)
+        buffers = {name: buffer.clone() for name, buffer in self.pair.student.named_buffers()}
+        error = self._error(x, labels, ok, buffers)
+        batch = MetaBatch(labels, ok, x, probs.argmax(dim=1), earlier, buffers, error, progress)
         uris += [self.unlabeled.uris[row] for row in unlabeled]
         return Step(torch.cat(parts).contiguous(memory_format=self.layout), uris, batch)
 
@@ -232,11 +238,13 @@ class MetaFeedbackRecipe(BackboneRecipe):
         return probs
 
     @torch.no_grad()
-    def _error(self, labeled: torch.Tensor, labels: torch.Tensor, ok: torch.Tensor) -> float:
-        """Cross-entropy of the student, in evaluation mode, so that no statistics of a batch enter."""
+    def _error(
+        self, labeled: torch.Tensor, labels: torch.Tensor, ok: torch.Tensor, buffers: dict[str, torch.Tensor]
+    ) -> float:
+        """Cross-entropy of the student with ``buffers``, in evaluation mode, so that no statistics of a batch enter."""
         student = self.pair.student.eval()
         with self.world.autocast():
-            errors = F.cross_entropy(student(labeled).float(), labels, reduction="none")
+            errors = F.cross_entropy(functional_call(student, buffers, labeled).float(), labels, reduction="none")
         student.train()
         return float((errors * ok).sum() / ok.sum().clamp(min=1))
 

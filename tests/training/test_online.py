@@ -1,4 +1,4 @@
-"""The online recipe, its heads, and the circuit of meta feedback, on one rank."""
+"""The online recipe and its heads, on one rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from ray_fer.selection import RULES
 from ray_fer.training.build_recipe import build_model, build_recipe, plain_weights
 from ray_fer.training.heads import BALANCED, PSEUDO, WORST, HeadedBackbone, ReversedHead, published
 from ray_fer.training.inputs import open_inputs, warn_of_doubts
-from ray_fer.training.meta_feedback import MetaFeedbackRecipe
 from ray_fer.training.online import OnlineRecipe
 from ray_fer.training.plain_engine import PlainEngine, run_epochs
 from ray_fer.training.world import World
@@ -216,68 +215,6 @@ class TestHeads:
         headed = HeadedBackbone(backbone, {"other": torch.nn.Linear(backbone.num_features, 3)}).eval()
         x = torch.randn(2, 3, 32, 32)
         torch.testing.assert_close(headed(x)[:, 0], backbone(x))
-
-
-class TestMetaFeedback:
-    def test_a_step_that_helps_has_a_positive_h(self, faces: Path) -> None:
-        """The sign: a student that got better on labelled faces makes the teacher more sure of its labels."""
-        recipe: MetaFeedbackRecipe = recipe_of(faces, *META)
-        step = next(recipe.steps(0))
-        student = recipe.pair.student.eval()
-        start = deepcopy(student.state_dict())
-        weights = list(student.parameters())
-        slopes = torch.autograd.grad(F.cross_entropy(student(step.data.labeled), step.data.labels), weights)
-        for direction, expected in ((1, 1.0), (-1, -1.0)):
-            student.load_state_dict(start)
-            recipe.moments = {"mean": 0.0, "square": 1e-8, "count": 5}
-            with torch.no_grad():
-                torch._foreach_sub_(weights, [direction * 0.05 * slope for slope in slopes])
-            recipe.after_step(recipe.model, [step])
-            assert recipe.h == expected
-
-    def test_h_is_zero_for_a_student_that_does_not_move(self, faces: Path) -> None:
-        """BatchNorm's statistics, which a forward pass moves, are no feedback: both terms are in evaluation mode."""
-        recipe: MetaFeedbackRecipe = recipe_of(faces, *META)
-        step = next(recipe.steps(0))
-        before = {name: value.clone() for name, value in recipe.pair.student.state_dict().items()}
-        error = recipe._error(step.data.labeled, step.data.labels, step.data.labels_ok)
-        assert step.data.error == error
-        assert all(torch.equal(value, before[name]) for name, value in recipe.pair.student.state_dict().items())
-
-    def test_the_baseline_takes_out_what_every_step_gains(self, faces: Path) -> None:
-        recipe: MetaFeedbackRecipe = recipe_of(faces, *META)
-        values = [recipe._standardised(0.1) for _ in range(50)]
-        assert values == [0.0] * 50 or max(map(abs, values)) < 1e-6
-        assert recipe._standardised(10.0) == 1.0
-        assert recipe._standardised(-10.0) == -1.0
-
-    def test_teacher_and_student_learn_from_their_own_losses(self, faces: Path) -> None:
-        recipe: MetaFeedbackRecipe = recipe_of(faces, *META)
-        steps = recipe.steps(0)
-        first = next(steps)
-        assert len(first.inputs) == 8 + 16, "the first step has nothing of a step before"
-        recipe.loss(recipe.model(first.inputs), first).backward()
-        assert all(parameter.grad is not None for parameter in recipe.pair.parameters())
-        second = next(steps)
-        assert len(second.inputs) == 8 + 16 + 16
-        outputs = recipe.model(second.inputs)
-        outputs = outputs.detach().requires_grad_()
-        recipe.h = 0.0
-        recipe.loss(outputs, second).backward()
-        assert outputs.grad is not None
-        assert outputs.grad.any(dim=1).all()
-
-    def test_it_fine_tunes_and_repeats_itself(self, faces: Path) -> None:
-        runs = []
-        for _ in range(2):
-            recipe: MetaFeedbackRecipe = recipe_of(faces, *META, "epochs=5", "learning_rate=0.01", "meta.finetune=0.4")
-            losses = run_epochs(recipe, range(5))
-            runs.append((losses, recipe.validate(4)[0], recipe.state()))
-        assert runs[0] == runs[1]
-        assert runs[0][1] > 1 / 3
-        assert recipe.pair.split == 0, "the student alone"
-        rates = [recipe.learning_rate(step) / recipe.settings.learning_rate for step in (0, 17, 18, 29)]
-        assert rates == pytest.approx([1.0, 0.0076, 0.3, 0.0051], abs=1e-3)
 
 
 @pytest.mark.parametrize(

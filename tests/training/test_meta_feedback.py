@@ -1,0 +1,104 @@
+"""The circuit of meta feedback, on one rank."""
+
+from __future__ import annotations
+
+import itertools
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ray_fer.training.build_recipe import build_recipe
+from ray_fer.training.inputs import open_inputs
+from ray_fer.training.meta_feedback import MetaFeedbackRecipe
+from ray_fer.training.plain_engine import run_epochs
+from ray_fer.training.world import World
+from tests.training.toy import config, write_faces
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faces")
+    write_faces(folder / "train", (24, 12, 12), seed=1)
+    write_faces(folder / "val", (10, 10, 10), seed=2)
+    write_faces(folder / "more", (20, 10, 10), seed=3)
+    return folder
+
+
+def recipe_of(faces: Path, *arguments: str, world: World | None = None) -> Any:
+    unlabeled = sorted(str(path) for path in (faces / "more").glob("*.png"))
+    settings = config(faces, f"unlabeled={faces / 'more'}", "recipe=meta_feedback", "batch_size=8", *arguments)
+    return build_recipe(open_inputs(settings), unlabeled, world or World(), {})
+
+
+def test_a_step_that_helps_has_a_positive_h(faces: Path) -> None:
+    """The sign: a student that got better on labelled faces makes the teacher more sure of its labels."""
+    recipe: MetaFeedbackRecipe = recipe_of(faces)
+    step = next(recipe.steps(0))
+    student = recipe.pair.student.eval()
+    start = deepcopy(student.state_dict())
+    weights = list(student.parameters())
+    slopes = torch.autograd.grad(F.cross_entropy(student(step.data.labeled), step.data.labels), weights)
+    for direction, expected in ((1, 1.0), (-1, -1.0)):
+        student.load_state_dict(start)
+        recipe.moments = {"mean": 0.0, "square": 1e-8, "count": 5}
+        with torch.no_grad():
+            torch._foreach_sub_(weights, [direction * 0.05 * slope for slope in slopes])
+        recipe.after_step(recipe.model, [step])
+        assert recipe.h == expected
+
+
+def test_h_is_zero_for_a_student_that_does_not_move(faces: Path) -> None:
+    """BatchNorm's statistics, which a forward pass moves, are no feedback."""
+    recipe: MetaFeedbackRecipe = recipe_of(faces)
+    student = recipe.pair.student
+    for step in itertools.islice(recipe.steps(0), 4):
+        before = deepcopy(student.state_dict())
+        recipe.model.train()(step.inputs)
+        after = deepcopy(student.state_dict())
+        assert not torch.equal(before["bn1.running_mean"], after["bn1.running_mean"])
+        recipe.after_step(recipe.model, [step])
+        assert recipe.moments["mean"] == recipe.moments["square"] == recipe.h == 0.0
+        assert student.training
+        assert all(torch.equal(value, after[name]) for name, value in student.state_dict().items())
+
+
+def test_the_baseline_takes_out_what_every_step_gains(faces: Path) -> None:
+    recipe: MetaFeedbackRecipe = recipe_of(faces)
+    values = [recipe._standardised(0.1) for _ in range(50)]
+    assert values == [0.0] * 50 or max(map(abs, values)) < 1e-6
+    assert recipe._standardised(10.0) == 1.0
+    assert recipe._standardised(-10.0) == -1.0
+
+
+def test_teacher_and_student_learn_from_their_own_losses(faces: Path) -> None:
+    recipe: MetaFeedbackRecipe = recipe_of(faces)
+    steps = recipe.steps(0)
+    first = next(steps)
+    assert len(first.inputs) == 8 + 16, "the first step has nothing of a step before"
+    recipe.loss(recipe.model(first.inputs), first).backward()
+    assert all(parameter.grad is not None for parameter in recipe.pair.parameters())
+    second = next(steps)
+    assert len(second.inputs) == 8 + 16 + 16
+    outputs = recipe.model(second.inputs)
+    outputs = outputs.detach().requires_grad_()
+    recipe.h = 0.0
+    recipe.loss(outputs, second).backward()
+    assert outputs.grad is not None
+    assert outputs.grad.any(dim=1).all()
+
+
+def test_it_fine_tunes_and_repeats_itself(faces: Path) -> None:
+    runs = []
+    for _ in range(2):
+        recipe: MetaFeedbackRecipe = recipe_of(faces, "epochs=5", "learning_rate=0.01", "meta.finetune=0.4")
+        losses = run_epochs(recipe, range(5))
+        runs.append((losses, recipe.validate(4)[0], recipe.state()))
+    assert runs[0] == runs[1]
+    assert runs[0][1] > 1 / 3
+    assert recipe.pair.split == 0, "the student alone"
+    rates = [recipe.learning_rate(step) / recipe.settings.learning_rate for step in (0, 17, 18, 29)]
+    assert rates == pytest.approx([1.0, 0.0076, 0.3, 0.0051], abs=1e-3)
