@@ -101,7 +101,9 @@ def build_recipe(inputs: Inputs, unlabeled: Sequence[str], world: World, told: d
     recipe = BUILDERS[config.recipe](parts, faces("unlabeled", unlabeled))
     # After the averaged copy was made, which needs no gradients.
     if config.checkpoint_activations:
-        checkpoint_activations(backbone, str(config.backbone))
+        model = recipe.model
+        for each in (model.teacher, model.student) if isinstance(model, TeacherAndStudent) else (backbone,):
+            checkpoint_activations(each, str(config.backbone))
     return recipe
 
 

@@ -102,3 +102,14 @@ def test_it_fine_tunes_and_repeats_itself(faces: Path) -> None:
     assert recipe.pair.split == 0, "the student alone"
     rates = [recipe.learning_rate(step) / recipe.settings.learning_rate for step in (0, 17, 18, 29)]
     assert rates == pytest.approx([1.0, 0.0076, 0.3, 0.0051], abs=1e-3)
+
+
+def test_checkpointed_activations_change_nothing(faces: Path) -> None:
+    recipes = [recipe_of(faces, "epochs=2", f"checkpoint_activations={on}") for on in ("false", "true")]
+    pair = recipes[1].pair
+    assert pair.teacher.grad_checkpointing
+    assert pair.student.grad_checkpointing
+    losses = [run_epochs(recipe, range(2)) for recipe in recipes]
+    assert losses[0] == losses[1]
+    for name, value in recipes[0].model.state_dict().items():
+        assert torch.equal(value, pair.state_dict()[name]) or "tracked" in name, name
