@@ -7,7 +7,8 @@ matches, whose equations could not be read), a form of Meta Pseudo Labels (arXiv
     feedback: h_k = CE(y, S_k(x_k)) - CE(y, S_k+1(x_k))    on class-uniform labelled faces; positive when it helped
     teacher:  CE(y, T(x_k)) + ramp consistency(T(w(u)), T(s(u))) + strength h CE(argmax T(s(u)), T(s(u)))
 
-Then the student is fine-tuned on labelled faces alone, and is what is published.
+Then the student is fine-tuned on labelled faces alone, and is what is published. The teacher, whose gradients are zero
+then, still drifts with AdamW's momentum and weight decay, which nothing sees.
 
 Three things differ from that code, all of them ray-fer's. The teacher's terms about u use the batch of the step before,
 for which h is known by then: so both learn in one forward and one backward pass. Both terms of h come from the same
@@ -77,8 +78,11 @@ class TeacherAndStudent(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits (B, K) in the order of the inputs."""
+        # At rest in evaluation mode also when checkpointed activations are computed again.
+        self.teacher.train(self.training and self.split > 0)
         if self.split == 0:
-            outputs: torch.Tensor = self.student(inputs)
+            # ZeRO stage 3 takes the last gradient of a weight that gets none: it would be clipped with the student's.
+            outputs: torch.Tensor = self.student(inputs) + 0 * self.teacher(inputs[:1]).sum()
             return outputs
         return torch.cat([self.teacher(inputs[: self.split]), self.student(inputs[self.split :])])
 

@@ -17,8 +17,11 @@ from ray_fer.training.loop import train_epoch
 from ray_fer.training.plain_engine import PlainEngine
 from ray_fer.training.world import World
 from tests.training.counting import CountingRecipe
+from tests.training.test_meta_feedback import recipe_of
+from tests.training.toy import write_faces
 
 EPOCHS = 3
+CIRCUIT_STAGES = (0, 2, 3)
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulated": {"accumulate": 2},
@@ -47,12 +50,27 @@ def train_stages(rank: int, folder: str) -> None:
                 result = {"weights": weights, "ema": recipe.ema_model.state_dict(), "skipped": guard.skipped}
                 if rank == 0:
                     torch.save(result, Path(folder) / f"{case}-{stage}-{precision}.pt")
+    for stage in CIRCUIT_STAGES:
+        train_circuit(World(rank, 2, 2), stage, Path(folder))
     dist.destroy_process_group()
+
+
+def train_circuit(world: World, stage: int, folder: Path) -> None:
+    """Meta feedback: an epoch of teacher and student, and one of the student alone."""
+    recipe = recipe_of(folder, "epochs=2", "meta.finetune=0.5", "learning_rate=0.001", world=world)
+    engine = DeepSpeedEngine(recipe, world, stage, clip_norm=1.0)
+    for epoch in range(2):
+        train_epoch(recipe, engine, epoch, FiniteGuard(world, recipe.steps_per_epoch))
+    with engine.whole():
+        if world.rank == 0:
+            torch.save(engine.model.state_dict(), folder / f"circuit-{stage}.pt")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stages")
+    for seed, (name, counts) in enumerate({"train": (24, 12, 12), "val": (10, 10, 10), "more": (20, 10, 10)}.items()):
+        write_faces(folder / name, counts, seed=seed)
     torch.multiprocessing.spawn(train_stages, (str(folder),), nprocs=2)
     return folder
 
@@ -73,3 +91,11 @@ def test_every_stage_is_the_plain_loop(trained: Path, case: str) -> None:
                 torch.testing.assert_close(result["weights"][name], weights, atol=tolerance, rtol=0)
             for name, weights in recipe.ema_model.state_dict().items():
                 torch.testing.assert_close(result["ema"][name], weights, atol=tolerance, rtol=0)
+
+
+def test_a_teacher_at_rest_does_not_touch_the_student(trained: Path) -> None:
+    """In fine-tuning no loss is the teacher's; stage 3 repeats the last gradients of weights that get none."""
+    first, *others = (torch.load(trained / f"circuit-{stage}.pt") for stage in CIRCUIT_STAGES)
+    for weights in others:
+        for name, value in first.items():
+            torch.testing.assert_close(weights[name], value, atol=1e-5, rtol=1e-5)
