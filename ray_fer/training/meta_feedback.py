@@ -11,7 +11,8 @@ Then the student is fine-tuned on labelled faces alone, and is what is published
 then, still drifts with AdamW's momentum and weight decay, which nothing sees.
 
 Three things differ from that code, all of them ray-fer's. The teacher's terms about u use the batch of the step before,
-for which h is known by then: so both learn in one forward and one backward pass. Both terms of h come from the same
+for which h is known by then: so both learn in one forward and one backward pass. (Of the optimiser step before, where
+several steps are averaged into one: h is what all of them did together.) Both terms of h come from the same
 faces in evaluation mode, under the BatchNorm statistics from before the step: else their change, which is as large as
 the weights' and of any sign, would pass for learning. And h enters as
 clip((h - mean) / (std + 1e-3), -1, 1) with running moments: without a baseline it is large and positive while the
@@ -88,6 +89,19 @@ class TeacherAndStudent(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
+class Unlabeled:
+    """Unlabeled faces of one step.
+
+    Attributes:
+        strong: their strong views, (M, 3, S, S).
+        probs: the teacher's of their weak views, (M, K).
+    """
+
+    strong: torch.Tensor
+    probs: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class MetaBatch:
     """Of one step.
 
@@ -95,8 +109,8 @@ class MetaBatch:
         labels: int64 (B,).
         labels_ok: float (B,), 0 where unreadable.
         labeled: the labelled faces, augmented, (B, 3, S, S).
-        student_labels: int64 (M,), the teacher's for this step's unlabeled faces; empty in fine-tuning.
-        before: of the step before: the teacher's probabilities of the weak view, (M, K); None where there is none.
+        unlabeled: what the student learns from; None in fine-tuning.
+        before: of the optimiser step before, what the teacher learns from; None where there is none.
         buffers: of the student before the step, by name.
         error: of the student on the labelled faces before the step, in evaluation mode.
         progress: share of the run that is over.
@@ -105,8 +119,8 @@ class MetaBatch:
     labels: torch.Tensor
     labels_ok: torch.Tensor
     labeled: torch.Tensor
-    student_labels: torch.Tensor
-    before: torch.Tensor | None
+    unlabeled: Unlabeled | None
+    before: Unlabeled | None
     buffers: dict[str, torch.Tensor]
     error: float
     progress: float
@@ -138,8 +152,8 @@ class MetaFeedbackRecipe(BackboneRecipe):
         self.settings, self.pair, self.unlabeled = settings, model, unlabeled
         self.unlabeled_per_step = settings.batch_size * settings.ratio
         self.images_per_epoch += self.unlabeled_per_step * self.steps_per_epoch
-        # What the step before leaves to the next: the teacher's strong views and its probabilities of the weak ones.
-        self.before: tuple[torch.Tensor, torch.Tensor] | None = None
+        # What the optimiser step before, whose h is known, leaves to the steps of the next.
+        self.before: list[Unlabeled] = []
         self.moments = {"mean": 0.0, "square": 0.0, "count": 0}
         self.h = 0.0
 
@@ -158,7 +172,7 @@ class MetaFeedbackRecipe(BackboneRecipe):
         torch.manual_seed(self.random_seed(epoch))  # dropout
         count = self.steps_per_epoch * self.unlabeled_per_step
         rows = weighted_indices(np.ones(len(self.unlabeled)), count, seed=self.settings.seed, epoch=epoch)
-        self.before = None
+        self.before = []
         plans = zip(self.sampler.epoch(epoch), rows.reshape(self.steps_per_epoch, -1), strict=True)
         own = ((number, self.own(labeled), self.own(unlabeled)) for number, (labeled, unlabeled) in enumerate(plans))
         for (number, labeled, unlabeled), *pictures in read_ahead(self._read, own):
@@ -172,23 +186,26 @@ class MetaFeedbackRecipe(BackboneRecipe):
             outputs[:b] + self.margin, batch.labels, label_smoothing=settings.label_smoothing, reduction="none"
         )
         loss: torch.Tensor = (errors * batch.labels_ok).mean()
-        if not len(batch.student_labels):
+        if batch.unlabeled is None:
             return loss
         if batch.before is not None:
             strong = outputs[b:split]
-            consistency = F.cross_entropy(strong, batch.before)
+            consistency = F.cross_entropy(strong, batch.before.probs)
             feedback = F.cross_entropy(strong, strong.detach().argmax(dim=1))
             ramp = min(1.0, batch.progress / _CONSISTENCY_RAMP)
             loss = loss + ramp * settings.consistency * consistency + settings.strength * self.h * feedback
-        return loss + F.cross_entropy(outputs[split:], batch.student_labels)
+        return loss + F.cross_entropy(outputs[split:], batch.unlabeled.probs.argmax(dim=1))
 
     def after_step(self, model: nn.Module, steps: list[Step]) -> None:
         """Measures what the step did to the student, and moves the averaged weights."""
         super().after_step(model, steps)
-        last = steps[-1].data
-        if len(last.student_labels):
-            h = last.error - self._error(last.labeled, last.labels, last.labels_ok, last.buffers)
-            self.h = self._standardised(sum(self.world.gather(h)) / self.world.size)
+        taken = [step.data for step in steps if step.data.unlabeled is not None]
+        self.before = [each.unlabeled for each in taken]
+        if taken:
+            gains = [
+                each.error - self._error(each.labeled, each.labels, each.labels_ok, each.buffers) for each in taken
+            ]
+            self.h = self._standardised(sum(self.world.gather(sum(gains) / len(gains))) / self.world.size)
 
     def state(self) -> dict[str, Any]:
         """What the next epoch needs besides weights."""
@@ -220,16 +237,16 @@ class MetaFeedbackRecipe(BackboneRecipe):
         uris = [self.labeled.uris[row] for row in labeled]
         if progress >= 1 - self.settings.finetune:
             self.pair.split = 0
-            return Step(x, uris, MetaBatch(labels, ok, x, labels[:0], None, {}, 0.0, progress))
+            return Step(x, uris, MetaBatch(labels, ok, x, None, None, {}, 0.0, progress))
         weak, strong = (self.augmented(faces, view, generator) for view in (WEAK, STRONG))
-        probs = self._teacher_probs(weak)
-        parts = [x, *([self.before[0]] if self.before else []), strong]
+        own = Unlabeled(strong, self._teacher_probs(weak))
+        place = number % self.accumulate
+        before = self.before[place] if place < len(self.before) else None
+        parts = [x, *([before.strong] if before else []), strong]
         self.pair.split = sum(len(part) for part in parts[:-1])
-        earlier = self.before[1] if self.before else None
-        self.before = strong, probs
         buffers = {name: buffer.clone() for name, buffer in self.pair.student.named_buffers()}
         error = self._error(x, labels, ok, buffers)
-        batch = MetaBatch(labels, ok, x, probs.argmax(dim=1), earlier, buffers, error, progress)
+        batch = MetaBatch(labels, ok, x, own, before, buffers, error, progress)
         uris += [self.unlabeled.uris[row] for row in unlabeled]
         return Step(torch.cat(parts).contiguous(memory_format=self.layout), uris, batch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from ray_fer.training.build_recipe import build_recipe
 from ray_fer.training.inputs import open_inputs
 from ray_fer.training.meta_feedback import MetaFeedbackRecipe
-from ray_fer.training.plain_engine import run_epochs
+from ray_fer.training.plain_engine import PlainEngine, run_epochs
 from ray_fer.training.world import World
 from tests.training.toy import config, write_faces
 
@@ -81,6 +82,7 @@ def test_teacher_and_student_learn_from_their_own_losses(faces: Path) -> None:
     assert len(first.inputs) == 8 + 16, "the first step has nothing of a step before"
     recipe.loss(recipe.model(first.inputs), first).backward()
     assert all(parameter.grad is not None for parameter in recipe.pair.parameters())
+    recipe.after_step(recipe.model, [first])
     second = next(steps)
     assert len(second.inputs) == 8 + 16 + 16
     outputs = recipe.model(second.inputs)
@@ -89,6 +91,50 @@ def test_teacher_and_student_learn_from_their_own_losses(faces: Path) -> None:
     recipe.loss(outputs, second).backward()
     assert outputs.grad is not None
     assert outputs.grad.any(dim=1).all()
+
+
+def test_h_is_that_of_the_faces_it_weighs(faces: Path) -> None:
+    """Two steps make one of the optimiser: h is the mean of their gains, and weighs the faces of these two."""
+    recipe: MetaFeedbackRecipe = recipe_of(faces, "accumulate=2", "epochs=1")
+    steps = recipe.steps(0)
+    first, second = next(steps), next(steps)
+    assert first.data.before is second.data.before is None
+    weight = recipe.pair.student.get_classifier().weight
+    with torch.no_grad():
+        weight.add_(0.1 * torch.randn(weight.shape))
+    recipe.after_step(recipe.model, [first, second])
+    student = recipe.pair.student.eval()
+    errors = [F.cross_entropy(student(step.data.labeled), step.data.labels).item() for step in (first, second)]
+    gain = (first.data.error + second.data.error - sum(errors)) / 2
+    assert recipe.moments["mean"] == pytest.approx(gain, abs=1e-6) != 0
+    third, fourth = next(steps), next(steps)
+    assert (third.data.before, fourth.data.before) == (first.data.unlabeled, second.data.unlabeled)
+    torch.testing.assert_close(third.inputs[8:24], first.inputs[8:])
+
+
+def test_faces_of_a_step_left_out_are_not_weighed(faces: Path) -> None:
+    recipe: MetaFeedbackRecipe = recipe_of(faces)
+    steps = recipe.steps(0)
+    first = next(steps)
+    recipe.after_step(recipe.model, [first])
+    next(steps)
+    assert next(steps).data.before is first.data.unlabeled
+
+
+@pytest.mark.parametrize("arguments", [(), ("accumulate=2",)])
+def test_an_epoch_depends_on_nothing_but_weights_and_state(faces: Path, arguments: tuple[str, ...]) -> None:
+    recipe, twin = (recipe_of(faces, *arguments, "epochs=4", "meta.finetune=0.4") for _ in range(2))
+    engine = PlainEngine(recipe)
+    run_epochs(recipe, range(1), engine)
+    recipe.validate(0)
+    twin.model.load_state_dict(recipe.model.state_dict())
+    twin.ema_model.load_state_dict(recipe.ema_model.state_dict())
+    twin.load_state(json.loads(json.dumps(recipe.state())), {})
+    other = PlainEngine(twin)
+    other.optimizer.load_state_dict(deepcopy(engine.optimizer.state_dict()))
+    assert run_epochs(recipe, range(1, 4), engine) == run_epochs(twin, range(1, 4), other)
+    assert recipe.state() == twin.state()
+    assert recipe.validate(3) == twin.validate(3)
 
 
 def test_it_fine_tunes_and_repeats_itself(faces: Path) -> None:
