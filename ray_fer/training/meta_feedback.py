@@ -95,10 +95,12 @@ class Unlabeled:
     Attributes:
         strong: their strong views, (M, 3, S, S).
         probs: the teacher's of their weak views, (M, K).
+        ok: float (M,), 0 where unreadable.
     """
 
     strong: torch.Tensor
     probs: torch.Tensor
+    ok: torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,11 +192,14 @@ class MetaFeedbackRecipe(BackboneRecipe):
             return loss
         if batch.before is not None:
             strong = outputs[b:split]
-            consistency = F.cross_entropy(strong, batch.before.probs)
-            feedback = F.cross_entropy(strong, strong.detach().argmax(dim=1))
+            consistency = F.cross_entropy(strong, batch.before.probs, reduction="none")
+            feedback = F.cross_entropy(strong, strong.detach().argmax(dim=1), reduction="none")
             ramp = min(1.0, batch.progress / _CONSISTENCY_RAMP)
-            loss = loss + ramp * settings.consistency * consistency + settings.strength * self.h * feedback
-        return loss + F.cross_entropy(outputs[split:], batch.unlabeled.probs.argmax(dim=1))
+            errors = ramp * settings.consistency * consistency + settings.strength * self.h * feedback
+            loss = loss + (errors * batch.before.ok).mean()
+        errors = F.cross_entropy(outputs[split:], batch.unlabeled.probs.argmax(dim=1), reduction="none")
+        students: torch.Tensor = (errors * batch.unlabeled.ok).mean()
+        return loss + students
 
     def after_step(self, model: nn.Module, steps: list[Step]) -> None:
         """Measures what the step did to the student, and moves the averaged weights."""
@@ -230,7 +235,7 @@ class MetaFeedbackRecipe(BackboneRecipe):
     def _step(self, epoch: int, number: int, labeled: Indices, unlabeled: Indices, pictures: list[Any]) -> Step:
         progress = (epoch + number / self.steps_per_epoch) / self.epochs
         generator = self.generator(epoch, number)
-        (pixels, labels_ok), (faces, _) = pictures
+        (pixels, labels_ok), (faces, faces_ok) = pictures
         labels = torch.from_numpy(self.labeled.labels[labeled]).to(self.world.device)
         ok = self.tensor(labels_ok)
         x = self.augmented(pixels, VIEWS[self.settings.labeled_view], generator)
@@ -239,7 +244,7 @@ class MetaFeedbackRecipe(BackboneRecipe):
             self.pair.split = 0
             return Step(x, uris, MetaBatch(labels, ok, x, None, None, {}, 0.0, progress))
         weak, strong = (self.augmented(faces, view, generator) for view in (WEAK, STRONG))
-        own = Unlabeled(strong, self._teacher_probs(weak))
+        own = Unlabeled(strong, self._teacher_probs(weak), self.tensor(faces_ok))
         place = number % self.accumulate
         before = self.before[place] if place < len(self.before) else None
         parts = [x, *([before.strong] if before else []), strong]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,27 @@ def test_teacher_and_student_learn_from_their_own_losses(faces: Path) -> None:
     recipe.loss(outputs, second).backward()
     assert outputs.grad is not None
     assert outputs.grad.any(dim=1).all()
+
+
+def test_nothing_is_learned_from_unreadable_faces(faces: Path, tmp_path: Path) -> None:
+    shutil.copytree(faces, tmp_path, dirs_exist_ok=True)
+    bad = sorted((tmp_path / "more").glob("*.png"))[::20]
+    for path in bad:
+        path.write_bytes(b"no picture")
+    recipe: MetaFeedbackRecipe = recipe_of(tmp_path, "meta.ratio=8")
+    steps = recipe.steps(0)
+    first = next(steps)
+    recipe.after_step(recipe.model, [first])
+    recipe.h = 0.7
+    second = next(steps)
+    outputs = torch.randn(8 + 64 + 64, 3, requires_grad=True)
+    recipe.loss(outputs, second).backward()
+    assert outputs.grad is not None
+    learned = outputs.grad[8:].any(dim=1).tolist()
+    uris = first.uris[8:] + second.uris[8:]
+    assert learned == [uri not in set(map(str, bad)) for uri in uris]
+    assert not all(learned[:64])
+    assert not all(learned[64:])
 
 
 def test_h_is_that_of_the_faces_it_weighs(faces: Path) -> None:
