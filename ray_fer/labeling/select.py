@@ -17,13 +17,12 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 from deltalake import DeltaTable
 
 from ray_fer import storage
 from ray_fer.config import SelectionConfig, SelectPseudoLabelsConfig, as_argument
+from ray_fer.data.digests import contents_of
 from ray_fer.data.manifests import read_manifest
-from ray_fer.data.read import Item, read_objects
 from ray_fer.errors import UserError
 from ray_fer.feedback.actor import load_snapshot
 from ray_fer.feedback.formulas import moved_thresholds
@@ -39,8 +38,6 @@ from ray_fer.selection.ranks import Ranked
 log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.floating]
-
-_ANY_SIZE = 1 << 40
 
 
 def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
@@ -236,16 +233,13 @@ def excluded_digests(manifests: Sequence[str], classes: Sequence[str]) -> set[by
     """
     digests: set[bytes] = set()
     for manifest in manifests:
-        items = [Item(uri, "", 0) for uri in _uris(manifest, classes)]
-        unread = 0
-        for read in read_objects(items, _ANY_SIZE):
-            if read.data is None:
-                unread += 1
-            else:
-                digests.add(xxhash.xxh3_128_digest(read.data))
-        if unread:
+        uris = _uris(manifest, classes)
+        contents = contents_of(uris)
+        digests |= contents.digests
+        if contents.unread:
             log.warning(
-                "exclude=%s: %d of %d pictures cannot be read, so they are not excluded", manifest, unread, len(items)
+                "exclude=%s: %d of %d pictures cannot be read, so they are not excluded",
+                *(manifest, contents.unread, len(uris)),
             )
     return digests
 

@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ray_fer import storage
 from ray_fer.config import TrainBackboneConfig
+from ray_fer.data.digests import Contents, contents_of
 from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
 from ray_fer.data.read import Item, read_objects
@@ -168,7 +169,7 @@ def list_unlabeled(inputs: Inputs, folder: str) -> int:
         folder: of the run.
 
     Returns:
-        How many faces there are, those of ``labeled`` and ``val`` left out.
+        How many faces there are, those of ``labeled`` and ``val`` left out, and whatever has the bytes of one of them.
 
     Raises:
         UserError: for a source that is not there or holds no face, and when some are local and some are not.
@@ -176,8 +177,13 @@ def list_unlabeled(inputs: Inputs, folder: str) -> int:
     counts: Counter[str] = Counter()
     assert inputs.config.unlabeled is not None
     known = {*inputs.labeled.uris, *inputs.val.uris}
-    uris = [uri for page in list_sources(inputs.config.unlabeled, counts) for uri in page["uri"].to_pylist()]
-    kept = [uri for uri in uris if uri not in known]
+    pages = list_sources(inputs.config.unlabeled, counts)
+    columns = (page.select(["uri", "identity", "size"]).to_pydict().values() for page in pages)
+    items = [Item(*key) for keys in columns for key in zip(*keys, strict=True) if key[0] not in known]
+    copies = {item.uri for item in _contents(inputs.labeled.uris, inputs.val.uris).copies(items)}
+    if copies:
+        log.info("unlabeled: %d faces that are copies of faces of labeled or val are left out", len(copies))
+    kept = [item.uri for item in items if item.uri not in copies]
     if len({storage.is_remote(uri) for uri in kept}) != 1:
         raise UserError(
             "unlabeled: has to be all local or all on S3" if kept else "unlabeled: no face beside those with a label"
@@ -186,6 +192,13 @@ def list_unlabeled(inputs: Inputs, folder: str) -> int:
     pq.write_table(pa.table({"uri": kept}), sink, compression="zstd")
     storage.write_bytes(storage.join(folder, _UNLABELED), sink.getvalue().to_pybytes())
     return len(kept)
+
+
+def _contents(*sets: list[str]) -> Contents:
+    contents = contents_of(uri for uris in sets for uri in uris)
+    if contents.unread:
+        log.warning("%d faces of labeled or val cannot be read, so copies of them are not found", contents.unread)
+    return contents
 
 
 def read_unlabeled(folder: str) -> list[str]:
