@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from ray_fer.data.splits import feedback_half, join_validation, missing_in_a_hal
 from ray_fer.errors import UserError
 from ray_fer.feedback.formulas import FeedbackConfig
 from ray_fer.labeling.selection_file import Selection, read_selection
+from ray_fer.labeling.table import open_table, scan_rows
 from ray_fer.models.artifact import Artifact, open_artifact
 
 log = logging.getLogger(__name__)
@@ -159,6 +161,43 @@ def _pretrained_name(config: TrainBackboneConfig) -> str | None:
         return str(storage.read_json(storage.join(config.pretrained, "config.json"))["architecture"])
     except (FileNotFoundError, ValueError, KeyError):
         raise UserError(f"pretrained={config.pretrained}: no config.json that names an architecture") from None
+
+
+def check_selection(inputs: Inputs) -> None:
+    """Makes sure that no pseudo-label is of a picture of the validation set, by URI or by content.
+
+    Raises:
+        UserError: when there is one, for the score would be a leak.
+    """
+    if inputs.selection is None:
+        return
+    config, selection, held_out = inputs.config, inputs.selection, set(inputs.val.uris)
+    contents = contents_of(inputs.val.uris)
+    held_out |= {item.uri for item in contents.copies(Item(uri, "", 0) for uri in _suspects(selection, contents))}
+    found = [uri for uri in selection.uris if uri in held_out or split_face(uri)[0] in held_out]
+    if found:
+        manifests = ",".join(uri for uri in (config.val, config.feedback_val) if uri)
+        raise UserError(
+            f"pseudo={config.pseudo}: {len(found)} of {len(selection.uris)} pseudo-labels are of pictures of the "
+            f"validation set, the first: {found[0]}; select anew with selection.exclude=[{manifests}]"
+        )
+
+
+def _suspects(selection: Selection, contents: Contents) -> list[str]:
+    """Which of the selected may be copies of ``contents``: those that were when they were labelled.
+
+    All of them where the table that would say so is gone.
+    """
+    models = [model for model in selection.info.get("models") or [selection.info.get("model")] if model]
+    try:
+        table = open_table(selection.info["table"])
+    except UserError:
+        table = None
+    if table is None or not models:
+        return list(selection.uris)
+    same = pl.col("digest").is_in(list(contents.digests))
+    rows = pl.concat([scan_rows(table, model).filter(same).select("uri") for model in models])
+    return sorted({*rows.collect(engine="streaming")["uri"]} & {*selection.uris})
 
 
 def list_unlabeled(inputs: Inputs, folder: str) -> int:

@@ -24,6 +24,7 @@ from ray_fer.training.claim import RUN, absolute, claim, digest, environment, id
 from ray_fer.training.inputs import (
     NO_FEEDBACK,
     Inputs,
+    check_selection,
     list_unlabeled,
     open_inputs,
     read_unlabeled,
@@ -142,6 +143,7 @@ def _digest(manifest: Manifest) -> str:
 def _start(out: str, identity: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
     from ray_fer.feedback.actor import FeedbackStore
 
+    check_selection(inputs)
     feedback_version = None
     if inputs.feedback:
         store = FeedbackStore(inputs.feedback, inputs.labeled.classes, inputs.config.feedback_parts)

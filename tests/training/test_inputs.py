@@ -1,16 +1,25 @@
 """What a model is validated on is not what it is trained on, whatever the pictures are called."""
 
+import json
 import logging
+import re
 import shutil
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 
+from ray_fer.data.items import Item, Read
+from ray_fer.data.read import read_objects
 from ray_fer.errors import UserError
-from ray_fer.training.inputs import list_unlabeled, open_inputs, read_unlabeled
-from tests.training.toy import config, write_faces
+from ray_fer.labeling.commit import Committer
+from ray_fer.labeling.table import FILE_SCHEMA, create_table, write_file
+from ray_fer.training.inputs import check_selection, list_unlabeled, open_inputs, read_unlabeled
+from tests.training.toy import CLASSES, PLACES, config, write_faces, write_selection
 
 
 @pytest.fixture
@@ -51,3 +60,58 @@ def test_nothing_but_copies(faces: Path) -> None:
     shutil.copytree(faces / "val", faces / "copy")
     with pytest.raises(UserError, match="unlabeled: no face beside those with a label"):
         unlabeled(faces, faces / "copy")
+
+
+def check(faces: Path, *arguments: str) -> None:
+    check_selection(open_inputs(config(faces, f"pseudo={faces / 'selection'}", *arguments)))
+
+
+def record(faces: Path, digests: dict[Path, bytes]) -> None:
+    """A predictions table that has these digests of pictures, and a selection of ``faces/more`` that names it."""
+    common = {"identity": "v1", "source": "s", "probs": [1.0, 0.0, 0.0], "label": CLASSES[0], "confidence": 1.0}
+    common |= {"status": "ok", "run": "r", "labelled_at": datetime(2026, 1, 1, tzinfo=UTC)}
+    rows = [common | {"uri": str(path), "digest": digest} for path, digest in digests.items()]
+    uri = str(faces / "predictions")
+    table = create_table(uri, CLASSES)
+    file = write_file(uri, "m", pa.Table.from_pylist(rows, schema=FILE_SCHEMA), "r")
+    Committer(table, "m", "r").commit([file])
+    info = Path(write_selection(faces / "selection", faces / "more")) / "selection.json"
+    info.write_text(json.dumps(json.loads(info.read_text()) | {"table": uri, "model": "m"}))
+
+
+def test_what_is_validated_on_has_no_pseudo_label(faces: Path) -> None:
+    write_selection(faces / "selection", faces / "halves")
+    check(faces)
+    halves = faces / "halves" / "manifest.csv"
+    message = f"pseudo={faces}/selection: 12 of 12 pseudo-labels are of pictures of the validation set, the first: "
+    advice = f"{faces}/halves/anger-0.png; select anew with selection.exclude=[{faces / PLACES['val']},{halves}]"
+    with pytest.raises(UserError, match=f"^{re.escape(message + advice)}$"):
+        check(faces, f"feedback_val={halves}")
+
+
+def test_nor_has_its_copy(faces: Path) -> None:
+    copy = faces / "more" / "as-if-new.png"
+    shutil.copy(faces / "val" / "anger-0.png", copy)
+    write_selection(faces / "selection", faces / "more")
+    with pytest.raises(UserError, match=rf"1 of 13 pseudo-labels are of .*, the first: {copy};"):
+        check(faces)
+
+
+def test_the_table_says_what_may_be_a_copy(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = faces / "more" / "as-if-new.png"
+    shutil.copy(faces / "val" / "anger-0.png", copy)
+    pictures = sorted((faces / "more").glob("*.png"))
+    record(faces, {path: xxhash.xxh3_128_digest(path.read_bytes()) for path in pictures})
+    read = list[str]()
+
+    def watched(items: Iterable[Item], max_bytes: int) -> Iterator[Read]:
+        kept = list(items)
+        read.extend(item.uri for item in kept)
+        return read_objects(kept, max_bytes)
+
+    monkeypatch.setattr("ray_fer.data.digests.read_objects", watched)
+    with pytest.raises(UserError, match=rf"1 of 13 pseudo-labels are of .*, the first: {copy};"):
+        check(faces)
+    assert [uri for uri in read if Path(uri).parent.name == "more"] == [str(copy)]
+    copy.write_bytes((faces / "more" / "anger-1.png").read_bytes())  # it has been overwritten since
+    check(faces)
