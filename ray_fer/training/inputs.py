@@ -29,11 +29,14 @@ from ray_fer.feedback.formulas import FeedbackConfig
 from ray_fer.labeling.selection_file import Selection, read_selection
 from ray_fer.labeling.table import open_table, scan_rows
 from ray_fer.models.artifact import Artifact, open_artifact
+from ray_fer.training.claim import digest
 
 log = logging.getLogger(__name__)
 
 NO_FEEDBACK = "none"
-_UNLABELED = "unlabeled.parquet"
+UNLABELED = "unlabeled.parquet"
+"""The listing of the unlabeled faces, in the run's folder and then beside the model: ``uri`` and ``identity``."""
+
 _SMALLEST, _LARGEST, _MULTIPLE, _SAMPLE = 48, 112, 16, 200
 
 
@@ -200,7 +203,7 @@ def _suspects(selection: Selection, contents: Contents) -> list[str]:
     return sorted({*rows.collect(engine="streaming")["uri"]} & {*selection.uris})
 
 
-def list_unlabeled(inputs: Inputs, folder: str) -> int:
+def list_unlabeled(inputs: Inputs, folder: str) -> tuple[int, str]:
     """Writes down what the sources hold now, for a run shall see the same faces however often it is interrupted.
 
     Args:
@@ -208,7 +211,8 @@ def list_unlabeled(inputs: Inputs, folder: str) -> int:
         folder: of the run.
 
     Returns:
-        How many faces there are, those of ``labeled`` and ``val`` left out, and whatever has the bytes of one of them.
+        How many faces there are, those of ``labeled`` and ``val`` left out, and whatever has the bytes of one of them;
+        and the SHA-256 of their URIs and identities, in whatever order they were listed.
 
     Raises:
         UserError: for a source that is not there or holds no face, and when some are local and some are not.
@@ -222,15 +226,16 @@ def list_unlabeled(inputs: Inputs, folder: str) -> int:
     copies = {item.uri for item in _contents(inputs.labeled.uris, inputs.val.uris).copies(items)}
     if copies:
         log.info("unlabeled: %d faces that are copies of faces of labeled or val are left out", len(copies))
-    kept = [item.uri for item in items if item.uri not in copies]
-    if len({storage.is_remote(uri) for uri in kept}) != 1:
+    kept = [item for item in items if item.uri not in copies]
+    if len({storage.is_remote(item.uri) for item in kept}) != 1:
         raise UserError(
             "unlabeled: has to be all local or all on S3" if kept else "unlabeled: no face beside those with a label"
         )
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"uri": kept}), sink, compression="zstd")
-    storage.write_bytes(storage.join(folder, _UNLABELED), sink.getvalue().to_pybytes())
-    return len(kept)
+    table = pa.table({"uri": [item.uri for item in kept], "identity": [item.identity for item in kept]})
+    pq.write_table(table, sink, compression="zstd")
+    storage.write_bytes(storage.join(folder, UNLABELED), sink.getvalue().to_pybytes())
+    return len(kept), digest(sorted((item.uri, item.identity) for item in kept))
 
 
 def _contents(*sets: list[str]) -> Contents:
@@ -242,6 +247,6 @@ def _contents(*sets: list[str]) -> Contents:
 
 def read_unlabeled(folder: str) -> list[str]:
     """The URIs that `list_unlabeled` wrote down."""
-    table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, _UNLABELED))))
+    table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, UNLABELED))))
     uris: list[str] = table["uri"].to_pylist()
     return uris

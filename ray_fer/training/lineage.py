@@ -28,6 +28,7 @@ from ray_fer.models.teacher import open_teacher
 from ray_fer.models.temporal import CONFIG as TEMPORAL_CONFIG
 from ray_fer.models.temporal import open_temporal
 from ray_fer.training.claim import digest
+from ray_fer.training.inputs import UNLABELED
 
 log = logging.getLogger(__name__)
 
@@ -90,15 +91,17 @@ class _Tree:
         if "identity" not in provenance:
             return node | {"origin": "not trained by ray-fer"}
         metrics = _read(storage.join(model.uri, "metrics.json"))
-        return node | _made(provenance, metrics) | {"parents": self._parents_of(provenance)}
+        return node | _made(provenance, metrics) | {"parents": self._parents_of(model.uri, provenance)}
 
-    def _parents_of(self, provenance: Node) -> list[Node]:
+    def _parents_of(self, uri: str, provenance: Node) -> list[Node]:
         arguments, contents = provenance["identity"]["arguments"], provenance["identity"]["contents"]
         counts = dict(provenance["counts"])
         if arguments.get("feedback_val"):
             counts["val"] -= counts["feedback_val"]
         data = [key for key in ("labeled", "val", "feedback_val", "pretrained") if arguments.get(key)]
         parents = [_data(key, arguments[key], counts.get(key), contents.get(key)) for key in data]
+        if arguments.get("unlabeled"):
+            parents.append(_unlabeled(uri, arguments["unlabeled"], counts["unlabeled"], provenance["parents"]))
         feedback = provenance["feedback"]
         if feedback["uri"]:
             versions = {key: feedback.get(key) for key in ("version_at_start", "version_of_best")}
@@ -172,6 +175,16 @@ def _data(role: str, uri: str, count: int | None, content: str | None) -> Node:
     node = _node("data", role, uri, count=count, digest=content)
     if not (storage.exists(uri) or storage.is_dir(uri)):
         node["problem"] = "gone (nothing is there)"
+    return node
+
+
+def _unlabeled(model: str, sources: list[Any], count: int, recorded: Node) -> Node:
+    """The unlabeled faces of a run: where they were listed, and the listing, which lies beside the model."""
+    places = ", ".join(source if isinstance(source, str) else source["uri"] for source in sources)
+    listing = storage.join(model, UNLABELED)
+    node = _node("data", "unlabeled", places, count=count, digest=recorded.get("unlabeled"), listing=listing)
+    if not storage.exists(listing):
+        node["problem"] = f"its faces are not recorded (no {UNLABELED} beside the model)"
     return node
 
 

@@ -23,6 +23,7 @@ from ray_fer.models.artifact import PROVENANCE, open_artifact, save_artifact
 from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished
 from ray_fer.training.inputs import (
     NO_FEEDBACK,
+    UNLABELED,
     Inputs,
     check_selection,
     list_unlabeled,
@@ -47,11 +48,13 @@ class Start:
         run_name: tells the feedback who reports.
         feedback_version: whose factors the first epoch uses.
         unlabeled: how many unlabeled faces there were; their URIs are in the run's folder.
+        unlabeled_digest: of their listing, None without; also of runs that an older version began.
     """
 
     run_name: str
     feedback_version: int | None
     unlabeled: int = 0
+    unlabeled_digest: str | None = None
 
 
 def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
@@ -148,8 +151,8 @@ def _start(out: str, identity: dict[str, Any], inputs: Inputs) -> dict[str, Any]
     if inputs.feedback:
         store = FeedbackStore(inputs.feedback, inputs.labeled.classes, inputs.config.feedback_parts)
         feedback_version = store.snapshot()["version"]
-    unlabeled = list_unlabeled(inputs, storage.join(out, RUN)) if inputs.config.unlabeled else 0
-    return asdict(Start(f"{out.rsplit('/', 1)[-1]}-{digest([out, identity])[:8]}", feedback_version, unlabeled))
+    unlabeled = list_unlabeled(inputs, storage.join(out, RUN)) if inputs.config.unlabeled else (0, None)
+    return asdict(Start(f"{out.rsplit('/', 1)[-1]}-{digest([out, identity])[:8]}", feedback_version, *unlabeled))
 
 
 # --- run and publication ---
@@ -213,7 +216,11 @@ def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: dict[str, Any
             "pseudo": _pseudo_count(inputs),
             "unlabeled": start.unlabeled,
         },
-        "parents": {"init": inputs.init.id if inputs.init else None, "selection": selection},
+        "parents": {
+            "init": inputs.init.id if inputs.init else None,
+            "selection": selection,
+            "unlabeled": start.unlabeled_digest,
+        },
         "feedback": {
             "uri": inputs.feedback,
             "version_at_start": start.feedback_version,
@@ -235,6 +242,8 @@ def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: dict[str, Any
         },
         provenance=provenance,
         temperature=outcome.best.get("temperature", 1.0),  # a run that an older version began has none
+        # The sources go on growing, and what they held goes with the run's folder.
+        extra={UNLABELED: storage.read_bytes(storage.join(out, RUN, UNLABELED))} if start.unlabeled else None,
     )
 
 

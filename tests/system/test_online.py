@@ -9,9 +9,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import timm
 
+from ray_fer.config import load_config
+from ray_fer.training.claim import digest
+from ray_fer.training.inputs import UNLABELED
+from ray_fer.training.lineage import lineage
 from tests.system.jobs import HUNG, run_job, start_job
 from tests.system.test_training import arguments, history, wait_for_epoch, workers_of
 from tests.training.toy import write_faces
@@ -52,6 +57,22 @@ def test_what_is_published(faces: Path, undisturbed: tuple[Path, dict[str, Any]]
     # What both ranks have seen: sixteen unlabeled faces in each of the three or four steps of an epoch.
     assert 20 < sum(versions[0]["q_hat"]) <= sum(versions[-1]["q_hat"]) <= 80
     assert versions[-1]["accepted_share"] == pytest.approx(rows[-1]["accepted_share"])
+
+
+def test_what_it_learnt_from_is_on_record(
+    faces: Path, undisturbed: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = undisturbed
+    told = lineage(load_config("lineage", [f"model={out}"]))
+    assert told["missing"] == []
+    (unlabeled,) = (parent for parent in told["lineage"]["parents"] if parent["role"] == "unlabeled")
+    listing = pq.read_table(unlabeled["listing"]).to_pylist()
+    assert {row["uri"] for row in listing} == {str(path) for path in (faces / "more").glob("*.png")}
+    assert unlabeled["digest"] == digest(sorted([row["uri"], row["identity"]] for row in listing))
+    assert f"unlabeled: {faces / 'more'}  (80 faces; sha256 {unlabeled['digest'][:12]})" in capsys.readouterr().err
+    (out / UNLABELED).rename(faces / "elsewhere")
+    assert "its faces are not recorded" in lineage(load_config("lineage", [f"model={out}"]))["missing"][0]
+    (faces / "elsewhere").rename(out / UNLABELED)
 
 
 @pytest.mark.slow

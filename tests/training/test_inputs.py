@@ -33,10 +33,24 @@ def unlabeled(faces: Path, *sources: Path) -> list[str]:
     """Names of the faces that a run would be given."""
     places = f"unlabeled=[{','.join(map(str, sources))}]"
     inputs = open_inputs(config(faces, "recipe=online", places, f"feedback_val={faces / 'halves' / 'manifest.csv'}"))
-    count = list_unlabeled(inputs, str(faces / "run"))
+    count, _ = list_unlabeled(inputs, str(faces / "run"))
     listed = read_unlabeled(str(faces / "run"))
     assert len(listed) == count
     return [Path(uri).name for uri in listed]
+
+
+def test_the_digest_is_that_of_what_is_listed(faces: Path) -> None:
+    def listed(*sources: str) -> str:
+        places = f"unlabeled=[{','.join(str(faces / source) for source in sources)}]"
+        return list_unlabeled(open_inputs(config(faces, "recipe=online", places)), str(faces / "run"))[1]
+
+    both = listed("more", "halves")
+    assert listed("halves", "more") == both != listed("more")
+    table = pq.read_table(faces / "run" / "unlabeled.parquet")
+    assert table.column_names == ["uri", "identity"]
+    assert all(table["identity"].to_pylist())
+    (faces / "more" / "anger-0.png").write_bytes(b"another picture")
+    assert listed("more", "halves") != both
 
 
 def test_copies_of_labelled_faces_are_not_unlabeled(faces: Path, caplog: pytest.LogCaptureFixture) -> None:
