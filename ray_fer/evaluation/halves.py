@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,15 @@ def evaluate_halves(
     metrics["feedback"]["macro_f1_debiased"] = _debiased(seen, truth, log_prior)
     metrics["confidence_of_correct"] = confidence_of_correct(seen, truth)
     return metrics
+
+
+def prior_helps(half: Mapping[str, Any]) -> bool:
+    """Whether the debiasing prior does no harm, by the metrics of the feedback half; without a label there, unknown.
+
+    Args:
+        half: ``feedback`` of what `evaluate_halves` returned.
+    """
+    return half["macro_f1"] is None or half["macro_f1_debiased"] >= half["macro_f1"]
 
 
 def _debiased(probs: NDArray[np.float64], labels: NDArray[np.int64], log_prior: ArrayLike | None) -> float | None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from ray_fer.data.augment import STRONG, WEAK, Augmentation, augment, normalise
 from ray_fer.data.sampling import ClassUniformSampler
-from ray_fer.evaluation.halves import evaluate_halves
+from ray_fer.evaluation.halves import evaluate_halves, prior_helps
 from ray_fer.feedback.formulas import initial_state, sampling_probabilities, snapshot
 from ray_fer.training.loop import Step
 from ray_fer.training.optimisation import Ema, learning_rate_factor, parameter_groups
@@ -233,7 +233,7 @@ class BackboneRecipe(ABC):
                     np.asarray(half["confusion_matrix"]),
                     epoch,
                     trained_under=trained_under,
-                    prior_helps=half["macro_f1"] is None or half["macro_f1_debiased"] >= half["macro_f1"],
+                    prior_helps=prior_helps(half),
                     q_hat=q_hat,
                     accepted_share=accepted_share,
                 )

@@ -33,6 +33,7 @@ from ray_fer.config import (
 )
 from ray_fer.data.sources import check_sources
 from ray_fer.errors import UserError
+from ray_fer.evaluation.halves import prior_helps
 from ray_fer.evaluation.loop_report import loop_report
 from ray_fer.feedback.actor import FeedbackStore, get_feedback_actor
 from ray_fer.labeling import selection_file
@@ -195,8 +196,9 @@ class _Loop:
 
         Whatever its student learnt under since, it is this teacher that labels now; so the version that it was trained
         under does not matter here, and a teacher that stays is told of again beside the mix of the new pictures.
+        Whether the prior helps is what its validation said of the one that it was trained under.
         """
-        confusion = teacher.metrics["val"]["feedback"]["confusion_matrix"]
+        half = teacher.metrics["val"]["feedback"]
         counts = predicted_counts(config)
         share = None
         if number > 1:
@@ -207,7 +209,8 @@ class _Loop:
 
         actor = get_feedback_actor(self.place("feedback"), teacher.classes, self.config.feedback_parts)
         source = f"round-{number}/teacher-{teacher.id}"
-        ray.get(actor.update.remote(confusion, source, q_hat=counts.tolist(), accepted_share=share))
+        evidence = {"q_hat": counts.tolist(), "accepted_share": share, "prior_helps": prior_helps(half)}
+        ray.get(actor.update.remote(half["confusion_matrix"], source, **evidence))
 
     def _teacher_config(self) -> TrainBackboneConfig:
         return self._train_config("train", "teacher", self.config.train, {})

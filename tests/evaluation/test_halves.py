@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ray_fer.errors import UserError
-from ray_fer.evaluation.halves import evaluate_halves
+from ray_fer.evaluation.halves import evaluate_halves, prior_helps
 from ray_fer.evaluation.metrics import evaluate_probs, fit_temperature
 
 CLASSES = ("neutral", "anger", "happiness")
@@ -52,6 +52,7 @@ def test_a_prior_is_tried_on_the_feedback_half() -> None:
     assert plain["macro_f1_debiased"] == uniform["macro_f1_debiased"] == plain["macro_f1"] < 1
     assert helped["macro_f1_debiased"] == 1
     assert spoiled["macro_f1_debiased"] < spoiled["macro_f1"] == plain["macro_f1"]
+    assert [prior_helps(each) for each in (plain, uniform, helped, spoiled)] == [True, True, True, False]
 
 
 def test_a_half_without_labels() -> None:

@@ -1,9 +1,15 @@
 """When a student becomes the teacher, and when the loop ends before its time."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from ray_fer.config import load_config
+from ray_fer.feedback.actor import FeedbackStore
+from ray_fer.training import self_train
 from ray_fer.training.self_train import replaces, why_stop
 
 
@@ -43,3 +49,24 @@ def test_only_a_better_student_replaces_its_teacher(student: float, teacher: flo
     assert answer == better
     assert reason.endswith("the student replaces it" if better else "the teacher stays")
     assert f"{100 * student:.2f}, the teacher's {100 * teacher:.2f}" in reason
+
+
+@pytest.mark.parametrize(("debiased", "helps"), [(0.6, False), (0.8, True)])
+def test_a_round_says_whether_the_prior_helps(
+    debiased: float, helps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an epoch does: a prior under which the teacher was worse is not moved on, it returns to neutral."""
+    store = FeedbackStore(str(tmp_path / "feedback"), ("a", "b"))
+    actor = SimpleNamespace(update=SimpleNamespace(remote=store.update))
+    monkeypatch.setattr("ray_fer.cluster.connect", lambda: None)
+    monkeypatch.setattr(self_train, "get_feedback_actor", lambda *_: actor)
+    monkeypatch.setattr(self_train, "predicted_counts", lambda _: np.array([900, 100]))
+    monkeypatch.setattr("ray.get", lambda answer: answer)
+    half = {"confusion_matrix": [[90, 10], [50, 50]], "macro_f1": 0.7, "macro_f1_debiased": debiased}
+    teacher = SimpleNamespace(id="t", classes=store.classes, metrics={"val": {"feedback": half}})
+    given = ["labeled=l", "val=v", "source=s", f"out={tmp_path}"]
+    loop = self_train._Loop(load_config("self_train", given))
+    loop._feed_back(1, teacher, None)  # type: ignore[arg-type]
+    (document,) = store.history()
+    assert document["prior_helps"] == helps
+    assert (document["state"]["log_debias"] != [0.0, 0.0]) == helps
