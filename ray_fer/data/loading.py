@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 CACHE_BYTES = 4 << 30
 MAX_BAD_SHARE = 0.05
 MAX_PICTURE_BYTES = 64 << 20
+NAMED = 10
 _MAX_THREADS = 8
-_NAMED = 10
 
 Pixels = NDArray[np.uint8]
 Indices = NDArray[np.int64]
@@ -106,7 +106,7 @@ class ImageLoader:
         if uri in self.bad:
             return
         self.bad[uri] = problem
-        if len(self.bad) <= _NAMED:
+        if len(self.bad) <= NAMED:
             log.warning("%s: %s is left out: %s", self.name, uri, problem)
         if len(self.bad) > MAX_BAD_SHARE * len(self.uris):
             raise UserError(

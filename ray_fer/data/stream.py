@@ -13,6 +13,7 @@ one sees.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,8 +25,11 @@ import ray.data
 from numpy.typing import NDArray
 
 from ray_fer import cluster
-from ray_fer.data.loading import MAX_PICTURE_BYTES, Indices, Pixels, decode_read
+from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES, NAMED, Indices, Pixels, decode_read
 from ray_fer.data.read import Item, read_objects
+from ray_fer.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _THREADS = 4  # of a decoding task
 _AHEAD = 2  # batches that wait at a rank
@@ -54,6 +58,9 @@ class PictureStream:
         share: gives rank 0's bytes to every rank, as `ray_fer.training.loop.World.broadcast` does.
         seed: same seed, same rows.
         tasks: decoding tasks at a time; None: as many as the cluster has CPUs.
+
+    Attributes:
+        bad: rows that this rank has met and that are unreadable.
     """
 
     def __init__(
@@ -71,12 +78,17 @@ class PictureStream:
     ) -> None:
         self.uris, self.image_size, self.batch, self.steps = uris, image_size, batch, steps
         self.rank, self.ranks, self.share, self.seed, self.tasks = rank, ranks, share, seed, tasks
+        self.bad: set[int] = set()
+        self._drawn = 0
 
     def epoch(self, epoch: int) -> Iterator[tuple[Indices, Pixels, NDArray[np.bool_]]]:
         """This rank's batch of every step.
 
         Yields:
             rows int64 (B,), pixels uint8 (B, S, S, 3), zero where unreadable, and ok bool (B,).
+
+        Raises:
+            UserError: once more than 5 % of this rank's part have turned out to be unreadable.
         """
         # Ray's own pickle, which knows the handle of the actor that deals blocks out.
         shared = self.share(ray.cloudpickle.dumps(self._split(epoch)) if self.rank == 0 else b"")
@@ -84,7 +96,29 @@ class PictureStream:
         for found in mine.iter_batches(batch_size=self.batch, batch_format="numpy", prefetch_batches=_AHEAD):
             shape = (len(found["row"]), self.image_size, self.image_size, 3)
             pixels = np.stack([np.frombuffer(one, np.uint8) for one in found["pixels"]]).reshape(shape)
-            yield found["row"], pixels, found["ok"]
+            self.note(found["row"].tolist(), found["problem"].tolist())
+            yield found["row"], pixels, found["problem"] == ""
+
+    def note(self, rows: Sequence[int], problems: Sequence[str]) -> None:
+        """Counts the unreadable among the ``rows`` of a batch; the others have no problem but ``""``.
+
+        Raises:
+            UserError: as `epoch`.
+        """
+        self._drawn += len(rows)
+        # One pass of a rank is its part of the set; in the end it has met the whole.
+        met = min(max(self._drawn, len(self.uris) // self.ranks), len(self.uris))
+        for row, problem in zip(rows, problems, strict=True):
+            if not problem or row in self.bad:
+                continue
+            self.bad.add(row)
+            if len(self.bad) <= NAMED:
+                log.warning("unlabeled: %s is left out: %s", self.uris[row], problem)
+            if len(self.bad) > MAX_BAD_SHARE * met:
+                raise UserError(
+                    f"unlabeled: {len(self.bad)} of {met} pictures cannot be read, more than {MAX_BAD_SHARE:.0%}; "
+                    f"the last: {self.uris[row]} ({problem})"
+                )
 
     def _split(self, epoch: int) -> list[Any]:
         cluster.prepare_data()
@@ -116,13 +150,13 @@ def decode_block(image_size: int, block: pa.Table) -> pa.Table:
         block: ``row`` and ``uri``.
 
     Returns:
-        ``row``, ``pixels`` (S * S * 3 bytes) and ``ok``.
+        ``row``, ``pixels`` (S * S * 3 bytes) and ``problem``, empty where there is none.
     """
     pixels = np.zeros((len(block), image_size, image_size, 3), np.uint8)
     reads = read_objects((Item(uri, "", 0) for uri in block["uri"].to_pylist()), MAX_PICTURE_BYTES)
     with ThreadPoolExecutor(_THREADS) as pool:
-        ok = [problem is None for problem in pool.map(decode_read, reads, pixels)]
+        problems = [problem or "" for problem in pool.map(decode_read, reads, pixels)]
     flat = pa.FixedSizeBinaryArray.from_buffers(
         pa.binary(image_size * image_size * 3), len(pixels), [None, pa.py_buffer(pixels)]
     )
-    return pa.table({"row": block["row"], "pixels": flat, "ok": pa.array(ok)})
+    return pa.table({"row": block["row"], "pixels": flat, "problem": pa.array(problems, pa.string())})
