@@ -129,3 +129,14 @@ def test_the_table_says_what_may_be_a_copy(faces: Path, monkeypatch: pytest.Monk
     assert [uri for uri in read if Path(uri).parent.name == "more"] == [str(copy)]
     copy.write_bytes((faces / "more" / "anger-1.png").read_bytes())  # it has been overwritten since
     check(faces)
+
+
+@pytest.mark.parametrize("rows", [0, 12])
+def test_a_selection_of_nothing_is_named(rows: int, faces: Path) -> None:
+    """Nothing was accepted, or nothing of it can be drawn."""
+    file = Path(write_selection(faces / "selection", faces / "more")) / "selection.parquet"
+    table = pq.read_table(file).slice(0, rows)
+    weights = pa.array([0.0] * rows, pa.float32())
+    pq.write_table(table.set_column(table.column_names.index("weight"), "weight", weights), file)
+    with pytest.raises(UserError, match=rf"^pseudo={faces}/selection: the selection is empty$"):
+        check(faces)
