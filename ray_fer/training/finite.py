@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from ray_fer import storage
 from ray_fer.errors import UserError
 from ray_fer.training.world import World
 
@@ -31,13 +32,22 @@ class FiniteGuard:
         steps_per_epoch: of the recipe.
         on_bad: ``stop`` or ``skip``.
         skipped: steps left out in the run so far.
+        folder: where the pictures of such a step are listed, in ``not_finite/epoch-N-step-N.json``, when they are too
+            many for a message; None: the message names them all.
 
     Attributes:
         skipped: counted on. A run may leave out ten steps, or 1 % of an epoch's where that is more.
     """
 
-    def __init__(self, world: World, steps_per_epoch: int, on_bad: OnBadLoss = "stop", skipped: int = 0) -> None:
-        self.world, self.on_bad, self.skipped = world, on_bad, skipped
+    def __init__(
+        self,
+        world: World,
+        steps_per_epoch: int,
+        on_bad: OnBadLoss = "stop",
+        skipped: int = 0,
+        folder: str | None = None,
+    ) -> None:
+        self.world, self.on_bad, self.skipped, self.folder = world, on_bad, skipped, folder
         self._allowed = max(_ALLOWED, int(_ALLOWED_SHARE * steps_per_epoch))
 
     def finite(self, loss: torch.Tensor) -> bool:
@@ -54,7 +64,8 @@ class FiniteGuard:
             uris: this rank's pictures in it.
 
         Raises:
-            UserError: when steps are not to be left out, or too many have been; it names the pictures concerned.
+            UserError: when steps are not to be left out, or too many have been; it names the pictures concerned, or
+                the first of them and the file with all.
         """
         losses = self.world.gather(float(loss.detach()))
         value = next(loss for loss in losses if not math.isfinite(loss))
@@ -66,8 +77,14 @@ class FiniteGuard:
 
     def _leave_out(self, what: str, epoch: int, step: int, uris: list[str]) -> None:
         named = [uri for part in self.world.gather(uris) for uri in part]
-        pictures = ", ".join(named[:_NAMED]) + (f" and {len(named) - _NAMED} more" if len(named) > _NAMED else "")
         message = f"{what} in epoch {epoch + 1}, step {step + 1}"
+        pictures = ", ".join(named)
+        if self.folder is not None and len(named) > _NAMED:
+            file = storage.join(self.folder, "not_finite", f"epoch-{epoch + 1}-step-{step + 1}.json")
+            if self.world.rank == 0:
+                storage.write_json(file, {"what": message, "pictures": named})
+            self.world.broadcast(None)  # a rank that raises ends the others: not before the file is there
+            pictures = f"{', '.join(named[:_NAMED])} and {len(named) - _NAMED} more, all of them in {file}"
         advice = f"lower learning_rate, or look at the pictures of that step: {pictures}"
         if self.on_bad == "stop":
             raise UserError(f"{message}: {advice}")

@@ -64,6 +64,7 @@ class Run:
         max_failures: losses of workers to survive.
         on_bad_loss: ``stop`` or ``skip``: what happens to a step whose loss is not finite, see `FiniteGuard`.
         clip_norm: largest gradient norm.
+        reports: where the pictures of such steps are listed, to outlive the run; None: in ``folder``.
     """
 
     folder: str
@@ -74,6 +75,7 @@ class Run:
     max_failures: int = 3
     on_bad_loss: OnBadLoss = "stop"
     clip_norm: float = 1.0
+    reports: str | None = None
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,10 @@ class _Rank:
 
     def _epoch(self, epoch: int) -> None:
         started = time.monotonic()
-        guard = FiniteGuard(self.world, self.recipe.steps_per_epoch, self.run.on_bad_loss, self.state["skipped"])
+        guard = FiniteGuard(
+            *(self.world, self.recipe.steps_per_epoch, self.run.on_bad_loss, self.state["skipped"]),
+            folder=self.run.reports or self.run.folder,
+        )
         loss = train_epoch(self.recipe, self.engine, epoch, guard)
         seconds = time.monotonic() - started
         loss = sum(self.world.gather(loss)) / self.world.size

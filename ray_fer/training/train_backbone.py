@@ -73,12 +73,11 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     inputs = open_inputs(config)
     identity = _identity(config, inputs)
     out = storage.normalise(config.out)
-    run_folder = storage.join(out, RUN)
     if not is_finished(out, identity):
         start = Start(**claim(out, identity, functools.partial(_start, out, identity, inputs)))
-        outcome = _run(inputs, run_folder, start)
+        outcome = _run(inputs, out, start)
         _publish(out, inputs, outcome, identity, start)
-    storage.delete(run_folder)
+    storage.delete(storage.join(out, RUN))
     return _summary(out)
 
 
@@ -158,14 +157,14 @@ def _start(out: str, identity: dict[str, Any], inputs: Inputs) -> dict[str, Any]
 # --- run and publication ---
 
 
-def _run(inputs: Inputs, folder: str, start: Start) -> Outcome:
+def _run(inputs: Inputs, out: str, start: Start) -> Outcome:
     from ray_fer import cluster
     from ray_fer.feedback.actor import get_feedback_actor
     from ray_fer.models.backbone import checkpoint_activations
     from ray_fer.training.build_recipe import build_model
     from ray_fer.training.runner import Run, fit
 
-    config = inputs.config
+    config, folder = inputs.config, storage.join(out, RUN)
     model, *_ = build_model(inputs)  # weights that do not fit are found here
     if config.checkpoint_activations:
         checkpoint_activations(model, str(config.backbone))
@@ -193,6 +192,7 @@ def _run(inputs: Inputs, folder: str, start: Start) -> Outcome:
         precision=config.precision,
         max_failures=config.max_failures,
         on_bad_loss=config.on_bad_loss,
+        reports=out,
     )
     outcome = fit(run)
     del actor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,11 @@ def test_a_bad_picture_stops_or_is_left_out(tmp_path: Path, caplog: pytest.LogCa
     left_out = [record.getMessage() for record in caplog.records if "is left out" in record.getMessage()]
     assert len(left_out) == 3
     assert all("row-5" in message for message in left_out)
+    with pytest.raises(UserError, match=r"and 4 more, all of them in .*/not_finite/epoch-1-step-1.json$"):
+        fit(counting(tmp_path / "larger", 1, {"bad": 5, "steps": 1}, workers=2))
+    pictures = json.loads((tmp_path / "larger" / "not_finite" / "epoch-1-step-1.json").read_text())["pictures"]
+    assert len(set(pictures)) == 12
+    assert "row-5" in pictures
 
 
 @pytest.mark.slow

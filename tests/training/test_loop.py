@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -67,6 +69,20 @@ def test_a_run_that_stops_leaves_what_was_before() -> None:
         assert torch.equal(mine, other)
 
 
+def test_all_pictures_of_a_step_are_on_record(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    bad, many = torch.tensor(math.nan), [f"u{n}" for n in range(192)]
+    guard = FiniteGuard(World(), 100, "skip", folder=str(tmp_path))
+    guard.bad_loss(bad, 0, 1, many)
+    file = tmp_path / "not_finite" / "epoch-1-step-2.json"
+    assert caplog.messages[0].endswith(f"its pictures: {', '.join(many[:8])} and 184 more, all of them in {file}")
+    assert json.loads(file.read_text()) == {"what": "the loss became nan in epoch 1, step 2", "pictures": many}
+    with pytest.raises(UserError, match=r"u7 and 184 more, all of them in .*/epoch-3-step-4.json$"):
+        FiniteGuard(World(), 100, "stop", folder=str(tmp_path)).bad_gradient(2, 3, many)
+    guard.bad_loss(bad, 0, 4, many[:8])
+    assert caplog.messages[1].endswith("its pictures: u0, u1, u2, u3, u4, u5, u6, u7")
+
+
 def test_too_many_are_no_accident(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     guard = FiniteGuard(World(), 100, "skip", skipped=9)
@@ -75,8 +91,7 @@ def test_too_many_are_no_accident(caplog: pytest.LogCaptureFixture) -> None:
     assert not guard.finite(bad)
     guard.bad_loss(bad, 0, 1, [f"u{n}" for n in range(10)])
     assert caplog.messages == [
-        "the loss became inf in epoch 1, step 2 and is left out; its pictures: "
-        "u0, u1, u2, u3, u4, u5, u6, u7 and 2 more"
+        "the loss became inf in epoch 1, step 2 and is left out; its pictures: u0, u1, u2, u3, u4, u5, u6, u7, u8, u9"
     ]
     with pytest.raises(UserError, match="step 3, and more than 10 steps have been left out for that"):
         guard.bad_loss(bad, 0, 2, ["a"])
