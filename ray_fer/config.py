@@ -98,6 +98,12 @@ class DrawFacesConfig(JobConfig):
     clip_frames: Count
 
 
+class SupervisedConfig(JobConfig):
+    """What the recipe ``supervised`` has alone."""
+
+    head: Literal["main", "balanced"]
+
+
 class OnlineConfig(JobConfig):
     """What the recipe ``online`` does with unlabeled faces."""
 
@@ -149,6 +155,7 @@ class TrainBackboneConfig(JobConfig):
     pseudo_weight: NonNegative
     recipe: Literal["supervised", "online", "meta_feedback"]
     unlabeled: Sources | None
+    supervised: SupervisedConfig
     online: OnlineConfig
     meta: MetaConfig
     feedback: str | None

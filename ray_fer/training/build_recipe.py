@@ -16,6 +16,7 @@ from ray_fer.data.loading import CACHE_BYTES, ImageLoader
 from ray_fer.data.stream import PictureStream
 from ray_fer.models.backbone import build_backbone, checkpoint_activations, local_pretrained, normalisation
 from ray_fer.selection import RULES
+from ray_fer.training.balanced import BalancedRecipe
 from ray_fer.training.heads import BALANCED, MAIN, published, with_heads
 from ray_fer.training.inputs import Inputs
 from ray_fer.training.meta_feedback import MetaFeedbackRecipe, MetaSettings, TeacherAndStudent
@@ -127,18 +128,22 @@ def build_model(inputs: Inputs) -> tuple[torch.nn.Module, tuple[float, ...], tup
 
 def plain_weights(inputs: Inputs, weights: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """What is published of a recipe's weights: those of ``model``, the plain backbone."""
-    recipe = inputs.config.recipe
-    if recipe == "online":
-        head = BALANCED if inputs.config.online.head == BALANCED else MAIN
-        return published(weights, head, str(model.default_cfg["classifier"]))  # type: ignore[index]
-    if recipe == "meta_feedback":
+    config = inputs.config
+    if config.recipe == "meta_feedback":
         prefix = "student."
         return {key[len(prefix) :]: each for key, each in weights.items() if key.startswith(prefix)}
+    head = config.online.head if config.recipe == "online" else config.supervised.head
+    if config.recipe == "online" or head == BALANCED:
+        head = BALANCED if head == BALANCED else MAIN
+        return published(weights, head, str(model.default_cfg["classifier"]))  # type: ignore[index]
     return weights
 
 
 def _supervised(parts: Parts, unlabeled: Faces) -> SupervisedRecipe:
     settings = parts.settings(SupervisedSettings)
+    if parts.inputs.config.supervised.head == BALANCED:
+        model = with_heads(parts.backbone, BALANCED, len(parts.inputs.labeled.classes))
+        return BalancedRecipe(settings, model, pseudo=parts.pseudo, **parts.shared(), **parts.told)
     return SupervisedRecipe(settings, parts.backbone, pseudo=parts.pseudo, **parts.shared(), **parts.told)
 
 
