@@ -12,14 +12,11 @@ from ray_fer.selection.rule import (
     Measured,
     Rule,
     State,
-    combine,
     debias,
     fit,
-    from_lists,
     harden,
     move,
     smoothed_prior,
-    to_lists,
 )
 from ray_fer.selection.thresholds import AdaCM, Threshold
 
@@ -31,14 +28,11 @@ __all__ = [
     "Measured",
     "Rule",
     "State",
-    "combine",
     "debias",
     "fit",
-    "from_lists",
     "harden",
     "move",
     "smoothed_prior",
-    "to_lists",
 ]
 
 RULES: dict[str, type[Rule]] = {

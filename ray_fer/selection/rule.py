@@ -6,7 +6,7 @@ tensors on any device): nothing here branches on a value of an array, so nothing
 
 Online, once a step, ``rule.update_first`` says in which order::
 
-    measured = all_reduce(rule.measure(probs, state, rows))     # sums; `combine` says what is concatenated instead
+    measured = all_reduce(rule.measure(probs, state, rows))     # sums; what is `CONCATENATED` is appended instead
     state = rule.update(state, measured, momentum)              # of the caller's choice
     accepted = rule.accept(probs, state, known)
 
@@ -15,10 +15,8 @@ Offline `fit` turns the sums over all batches into dataset-wide statistics. N is
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -102,7 +100,7 @@ class Rule:
         return state
 
     def measure(self, probs: Array, state: State, rows: Array | None = None) -> Measured:
-        """Sums over the rows of ``probs`` (N, K): those of parts add up to those of the whole, see `combine`.
+        """Sums over the rows of ``probs`` (N, K): those of parts add up to those of the whole, see `CONCATENATED`.
 
         Args:
             probs: of the weak views.
@@ -143,19 +141,6 @@ def fit(rule: Rule, batches: Iterable[Array], known: Known) -> State:
     return state
 
 
-def combine(parts: Sequence[Measured]) -> Measured:
-    """What several workers, or several batches, have measured together."""
-    together: Measured = {}
-    for name in parts[0]:
-        arrays = [part[name] for part in parts]
-        xp = array_namespace(*arrays)
-        together[name] = xp.concat(arrays) if name in CONCATENATED else functools.reduce(operator.add, arrays)
-    return together
-
-
-# --- states between numpy, torch and checkpoints ---
-
-
 def move(state: State, probs: Array) -> State:
     """The state as arrays of the kind and on the device of ``probs``, of the same number formats."""
     xp, where = array_namespace(probs), device(probs)
@@ -163,30 +148,6 @@ def move(state: State, probs: Array) -> State:
         name: xp.asarray(np.asarray(each), device=where) if isinstance(each, np.ndarray | np.generic) else each
         for name, each in state.items()
     }
-
-
-def to_lists(state: State) -> dict[str, Any]:
-    """The state as JSON has it: (nested) lists and numbers."""
-    return {name: each.tolist() for name, each in state.items()}
-
-
-def from_lists(saved: dict[str, Any], start: State) -> State:
-    """The state that `to_lists` saved, as numpy.
-
-    Args:
-        saved: as JSON has it.
-        start: ``rule.start(…)``, whose shapes and number formats it gets.
-
-    Raises:
-        ValueError: when it is the state of another rule, or of other classes or rows.
-    """
-    if saved.keys() != start.keys():
-        raise ValueError(f"a state of {sorted(saved)} for a rule of {sorted(start)}")
-    state = {name: np.asarray(saved[name], each.dtype) for name, each in start.items()}
-    for name, each in state.items():
-        if each.shape != start[name].shape:
-            raise ValueError(f"{name}: of shape {each.shape}, not {start[name].shape}")
-    return state
 
 
 # --- arrays ---

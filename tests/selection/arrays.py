@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from ray_fer.selection import CONCATENATED, Measured
+
 Make = Callable[[Any], Any]
 
 
@@ -26,3 +28,15 @@ both = pytest.mark.parametrize("make", [numpy_array, torch_tensor], ids=["numpy"
 
 def close(actual: Any, wanted: Any, tolerance: float = 1e-6) -> None:
     np.testing.assert_allclose(np.asarray(actual), np.asarray(wanted), rtol=tolerance, atol=tolerance)
+
+
+def combine(parts: list[Measured]) -> Measured:
+    """What several workers have measured together."""
+    together: Measured = {}
+    for name in parts[0]:
+        arrays = [part[name] for part in parts]
+        if name in CONCATENATED:
+            together[name] = torch.cat(arrays) if isinstance(arrays[0], torch.Tensor) else np.concatenate(arrays)
+        else:
+            together[name] = sum(arrays[1:], start=arrays[0])
+    return together

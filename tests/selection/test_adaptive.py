@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ray_fer.selection import Known, combine, fit, move
+from ray_fer.selection import Known, fit, move
 from ray_fer.selection.adaptive import FlexMatch, FreeMatch, SoftMatch
-from tests.selection.arrays import Make, both, close
+from tests.selection.arrays import Make, both, close, combine
 
 # --- FlexMatch ---
 
