@@ -99,14 +99,14 @@ class FlexMatch(Rule):
 
 @dataclass(frozen=True)
 class FreeMatch(Rule):
-    """Self-adaptive thresholds (Wang et al., ICLR 2023): τ_c = t · p̃_c / max p̃.
+    """The self-adaptive thresholds of FreeMatch (Wang et al., ICLR 2023): τ_c = t · p̃_c / max p̃.
 
     t is the moving average of the mean confidence, p̃ of the mean probabilities; both start at 1/K. It has no base
     threshold, so those of the config and the feedback do not reach it. The floor is ours: with a 16:1 tail a rare class
-    would be accepted at t/16. The fairness term of the paper is a loss, not a selection; ``histogram``, the moving
-    average of the share of each class among the predictions, is what it needs.
+    would be accepted at t/16. The other half of the paper, its fairness term L_f, is left out: it is a loss on the
+    strong views, of a weight of .001 to .01, and no selection; so is the histogram of predictions that only it needs.
 
-    State: ``threshold`` t, 0-d; ``mean`` p̃ (K,); ``histogram`` (K,).
+    State: ``threshold`` t, 0-d; ``mean`` p̃ (K,).
     """
 
     update_first: ClassVar[bool] = True
@@ -115,18 +115,18 @@ class FreeMatch(Rule):
     def start(self, known: Known, rows: int = 0) -> State:
         """See `Rule.start`."""
         classes = len(known.thresholds)
-        uniform = np.full(classes, 1 / classes, np.float32)
-        return {"threshold": np.asarray(1 / classes, np.float32), "mean": uniform, "histogram": uniform.copy()}
+        return {
+            "threshold": np.asarray(1 / classes, np.float32),
+            "mean": np.full(classes, 1 / classes, np.float32),
+        }
 
     def measure(self, probs: Array, state: State, rows: Array | None = None) -> Measured:
         """See `Rule.measure`."""
         xp = array_namespace(probs)
-        labels, confidence = top(probs)
         return {
             "number": number(probs.shape[0], probs),
-            "threshold": xp.sum(confidence),
+            "threshold": xp.sum(top(probs)[1]),
             "mean": xp.sum(probs, axis=0),
-            "histogram": count(labels, probs.shape[1]),
         }
 
     def update(self, state: State, measured: Measured, momentum: float) -> State:
