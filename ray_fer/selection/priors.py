@@ -72,7 +72,8 @@ class DebiasPL(Rule):
     """Debiased pseudo-labels (Wang et al., CVPR 2022): p_deb = softmax(log p − τ_d · log p̂).
 
     p̂ is the moving average of the mean RAW probabilities, from 1/K on; accepted is max p_deb ≥ τ_ĉ. The student's
-    logits get the margin τ_d · log p̂ during training. The floor of p̂ is ours.
+    logits get the margin τ_d · log p̂ during training; the released code takes p̂ with the batch for the margin and
+    without it for the label, the online recipe without it for both. The floor of p̂ is ours.
 
     State: ``prior`` p̂ (K,).
 

@@ -29,6 +29,10 @@ class AdaCM(Rule):
     predicted faces; there of those that the model was trained on, which drives every margin to the ceiling; here
     of held-out ones. What is below the margin counts nothing here; the paper gives it a contrastive loss.
 
+    It also stands for the dynamic threshold module of Yu et al. (ABAW5, arXiv:2303.08617), whose abstract only says
+    that the threshold adapts while the model learns to make full use of unlabeled faces. Its own formula is not known
+    here; Ada-CM's is that of the closest public code.
+
     Attributes:
         ceiling: no margin above it comes from the data.
     """
