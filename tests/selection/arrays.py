@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ray_fer.selection import CONCATENATED, Measured
+from ray_fer.selection import CONCATENATED, Accepted, Known, Measured, Rule, State
 
 Make = Callable[[Any], Any]
 
@@ -40,3 +40,11 @@ def combine(parts: list[Measured]) -> Measured:
         else:
             together[name] = sum(arrays[1:], start=arrays[0])
     return together
+
+
+def online_step(
+    rule: Rule, state: State, probs: Any, known: Known, momentum: float, rows: Any = None
+) -> tuple[Accepted, State]:
+    """What a training step accepts, and the state after it, in the order that the rule asks for."""
+    after = rule.update(state, rule.measure(probs, state, rows), momentum)
+    return rule.accept(probs, after if rule.update_first else state, known), after

@@ -7,7 +7,7 @@ import numpy as np
 
 from ray_fer.selection import Known, fit, move
 from ray_fer.selection.adaptive import FlexMatch, FreeMatch, SoftMatch
-from tests.selection.arrays import Make, both, close, combine
+from tests.selection.arrays import Make, both, close, combine, online_step
 
 # --- FlexMatch ---
 
@@ -71,6 +71,17 @@ def test_flexmatch_counts_a_face_once_that_is_drawn_twice(make: Make) -> None:
 
 
 @both
+def test_flexmatch_masks_by_the_counts_before_the_batch(make: Make) -> None:
+    """Before it β of class 1 is 0, its threshold the floor; after it β is 1 and the last face would be rejected."""
+    state = flexed(make, ([0, 1, 2], [SURE_A, SURE_A, SURE_A]))
+    probs = make([SURE_B, SURE_B, SURE_B, [0.45, 0.55]])
+    accepted, after = online_step(FlexMatch(), state, probs, TAU, 0.9, make([0, 1, 2, 3]))
+    assert accepted.weights.tolist() == [1, 1, 1, 1]
+    assert after["counts"].tolist() == [0, 3, 1]
+    assert online_step(FlexMatch(), after, probs, TAU, 0.9, make([0, 1, 2, 3]))[0].weights.tolist() == [1, 1, 1, 0]
+
+
+@both
 def test_workers_of_flexmatch_keep_one_table(make: Make) -> None:
     """Each exchanges the pairs of its part of the batch; the table of one that does not would differ."""
     rule = FlexMatch()
@@ -114,6 +125,14 @@ def test_freematch_updates_first_and_scales_the_global_threshold(make: Make) -> 
     # t = .53 for class 0; .53 · .49 / .51 = .509 for class 1.
     probs = make([[0.52, 0.48], [0.54, 0.46], [0.495, 0.505], [0.49, 0.51]])
     assert rule.accept(probs, state, TAU).weights.tolist() == [0, 1, 0, 1]
+
+
+@both
+def test_freematch_masks_by_the_averages_with_the_batch(make: Make) -> None:
+    """Without it, t is 1/K and the floor would accept both."""
+    probs = make([[0.9, 0.1], [0.6, 0.4]])
+    accepted, _ = online_step(FreeMatch(), move(FreeMatch().start(TAU), probs), probs, TAU, 0.0)
+    assert accepted.weights.tolist() == [1, 0]  # t = .75
 
 
 @both
@@ -162,6 +181,15 @@ def test_softmatch_takes_moments_of_the_aligned_confidence(make: Make) -> None:
     close(measured["confidence"], aligned.sum(), 1e-5)
     close(measured["squares"], (aligned**2).sum(), 1e-5)
     close(rule.update(state, measured, 0.0)["variance"], aligned.var(ddof=1))
+
+
+@both
+def test_softmatch_weighs_by_the_moments_with_the_batch(make: Make) -> None:
+    """Of .9 and .6, before there is anything to align with: μ = .75, σ² = .045; p̃ = .75, .25 aligns the weights."""
+    probs = make([[0.9, 0.1], [0.6, 0.4]])
+    accepted, _ = online_step(SoftMatch(), move(SoftMatch().start(TAU), probs), probs, TAU, 0.0)
+    aligned = [max(p / 0.75, (1 - p) / 0.25) / (p / 0.75 + (1 - p) / 0.25) for p in (0.9, 0.6)]  # 3/4, 2/3
+    close(accepted.weights, [math.exp(-(min(q - 0.75, 0) ** 2) * 4 / 0.09) for q in aligned], 1e-4)
 
 
 @both

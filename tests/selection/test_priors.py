@@ -4,7 +4,7 @@ import numpy as np
 
 from ray_fer.selection import Known, fit, move
 from ray_fer.selection.priors import Alignment, DebiasPL
-from tests.selection.arrays import Make, both, close
+from tests.selection.arrays import Make, both, close, online_step
 
 # --- distribution alignment ---
 
@@ -42,6 +42,15 @@ def test_alignment_starts_from_the_first_batch_and_moves_on(make: Make) -> None:
     close(state["mean"], [0.75, 0.25])
     state = rule.update(state, rule.measure(make([[0.25, 0.75]]), state), 0.9)
     close(state["mean"], [0.7, 0.3])
+
+
+@both
+def test_alignment_does_not_align_a_batch_with_itself(make: Make) -> None:
+    """As ReMixMatch does; with the batch p̃ would be [.75, .25]."""
+    rule, probs = Alignment(kappa=1), make(PROBS)
+    accepted, after = online_step(rule, move({"mean": np.array([0.25, 0.75], np.float32)}, probs), probs, KNOWN, 0.0)
+    close(accepted.targets, PROBS, 1e-5)
+    close(after["mean"], [0.75, 0.25])
 
 
 @both
@@ -84,6 +93,16 @@ def test_debiaspl_averages_raw_probabilities_per_class(make: Make) -> None:
     rule, probs = DebiasPL(), make([[0.9, 0.1], [0.5, 0.5]])
     state = move({"prior": np.array([0.8, 0.2], np.float32)}, probs)
     close(rule.update(state, rule.measure(probs, state), 0.9)["prior"], [0.9 * 0.8 + 0.1 * 0.7, 0.9 * 0.2 + 0.1 * 0.3])
+
+
+@both
+def test_debiaspl_makes_the_label_before_the_batch_moves_the_prior(make: Make) -> None:
+    """With the batch p̂ would be [.75, .25], and the first face of class 1."""
+    rule, probs = DebiasPL(strength=1), make([[0.6, 0.4], [0.9, 0.1]])
+    accepted, after = online_step(rule, move(rule.start(HALF), probs), probs, HALF, 0.0)
+    close(accepted.targets, [[0.6, 0.4], [0.9, 0.1]])
+    assert accepted.labels.tolist() == [0, 0]
+    close(after["prior"], [0.75, 0.25])
 
 
 @both

@@ -7,7 +7,7 @@ import pytest
 
 from ray_fer.selection import Known, Rule, fit, move
 from ray_fer.selection.ranks import CReST, TopK
-from tests.selection.arrays import Make, both, close, numpy_array, torch_tensor
+from tests.selection.arrays import Make, both, close, numpy_array, online_step, torch_tensor
 
 PROBS = [[0.9, 0.1], [0.7, 0.3], [0.45, 0.55], [0.2, 0.8], [0.6, 0.4], [0.95, 0.05]]
 KNOWN = Known(np.array([0.8, 0.8]))
@@ -110,6 +110,15 @@ def test_crest_s_share_is_not_rounded(make: Make) -> None:
     known = Known(np.full(2, 0.8), labelled_counts=np.array([100, 36]))
     found = weights(CReST(alpha=0.5), make, PROBS, known)
     assert found == pytest.approx([1, 0.4, 1, 1, 0, 1], abs=1e-5)
+
+
+@both
+def test_ranks_are_with_the_batch(make: Make) -> None:
+    """Before the first there are none, and every face would be the best of its class."""
+    known, probs = Known(np.full(2, 0.8), labelled_counts=np.array([100, 36])), make(PROBS)
+    for rule, expected in ((TopK(per_class=1), [0, 0, 0, 1, 0, 1]), (CReST(alpha=0.5), [1, 0.4, 1, 1, 0, 1])):
+        accepted, _ = online_step(rule, move(rule.start(known), probs), probs, known, 0.9)
+        close(accepted.weights, expected, 1e-5)
 
 
 @both
