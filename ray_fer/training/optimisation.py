@@ -15,25 +15,36 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float |
     """Parameter groups for AdamW: kernels and matrices decay; biases, norms and what the model excepts do not.
 
     Args:
-        model: of timm where ``layer_decay`` is given.
+        model: any; where ``layer_decay`` is given, of timm, or one that holds such as its children.
         weight_decay: of the first kind.
-        layer_decay: makes groups per layer; the ``lr_scale`` of the head is 1, and this much of it for each layer
-            below (BEiT, arXiv:2106.08254, as in timm).
+        layer_decay: makes groups per layer of each timm model; the ``lr_scale`` of its classifier is 1, and this much
+            of it for each layer below (BEiT, arXiv:2106.08254, as in timm). Heads beside it are as the classifier.
     """
-    exceptions: Any = getattr(model, "no_weight_decay", set)  # timm's transformers have such a method
-    excepted = set(exceptions())
-    if layer_decay is not None:
-        by_layer: list[dict[str, Any]] = param_groups_layer_decay(
-            model, weight_decay, no_weight_decay_list=excepted, layer_decay=layer_decay
-        )
-        return by_layer
+    groups: list[dict[str, Any]] = []
+    excepted: set[int] = set()
+    for backbone in _backbones(model):
+        exceptions: Any = getattr(backbone, "no_weight_decay", set)  # timm's transformers have such a method
+        names = set(exceptions())
+        excepted |= {id(parameter) for name, parameter in backbone.named_parameters() if name in names}
+        if layer_decay is not None:
+            groups += param_groups_layer_decay(
+                backbone, weight_decay, no_weight_decay_list=names, layer_decay=layer_decay
+            )
+    grouped = {id(parameter) for group in groups for parameter in group["params"]}
     decayed: list[nn.Parameter] = []
     kept: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (kept if parameter.ndim <= 1 or name in excepted else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    for parameter in model.parameters():
+        if parameter.requires_grad and id(parameter) not in grouped:
+            (kept if parameter.ndim <= 1 or id(parameter) in excepted else decayed).append(parameter)
+    others = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return groups + [group for group in others if group["params"]]
+
+
+def _backbones(model: nn.Module) -> list[nn.Module]:
+    # timm knows the layers and exceptions of its own models only: of a wrapper around them it would find neither.
+    if hasattr(model, "pretrained_cfg"):
+        return [model]
+    return [each for each in model.children() if hasattr(each, "pretrained_cfg")] or [model]
 
 
 def learning_rate_factor(step: int, steps: int, warmup_steps: int) -> float:

@@ -1,10 +1,14 @@
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
 import torch
 from torch import nn
 
+from ray_fer.training.heads import with_heads
+from ray_fer.training.meta_feedback import TeacherAndStudent
 from ray_fer.training.optimisation import Ema, learning_rate_factor, parameter_groups
 
 
@@ -43,6 +47,45 @@ def test_layers_below_learn_more_slowly() -> None:
     without = {id(parameter) for group in groups if group["weight_decay"] == 0 for parameter in group["params"]}
     assert id(model.pos_embed) in without
     assert id(model.head.weight) not in without
+
+
+def rates(model: nn.Module, part: nn.Module, layer_decay: float | None) -> dict[str, tuple[float, float]]:
+    """By name, the scale of the learning rate and the weight decay of the parameters of ``part`` of ``model``."""
+    groups = parameter_groups(model, 0.1, layer_decay)
+    rate = {
+        id(each): (group.get("lr_scale", 1.0), group["weight_decay"]) for group in groups for each in group["params"]
+    }
+    assert sum(len(group["params"]) for group in groups) == len(rate) == len(list(model.parameters()))
+    return {name: rate[id(each)] for name, each in part.named_parameters()}
+
+
+@pytest.mark.parametrize("layer_decay", [None, 0.5])
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda backbone: with_heads(backbone, "main", 2),
+        lambda backbone: with_heads(backbone, "debiased", 2),
+        lambda backbone: TeacherAndStudent(timm.create_model("test_vit", num_classes=2), backbone),
+        lambda backbone: TeacherAndStudent(backbone, timm.create_model("test_resnet", num_classes=2)),
+    ],
+    ids=["main", "debiased", "student", "teacher"],
+)
+def test_a_wrapper_changes_nothing_for_what_it_holds(
+    wrap: Callable[[Any], nn.Module], name: str, layer_decay: float | None
+) -> None:
+    backbone = timm.create_model(name, num_classes=2)
+    bare = rates(backbone, backbone, layer_decay)
+    assert rates(wrap(backbone), backbone, layer_decay) == bare
+    assert len({scale for scale, _ in bare.values()}) > (1 if layer_decay else 0), "layers differ"
+
+
+def test_heads_learn_and_decay_as_the_classifier_does() -> None:
+    headed = with_heads(timm.create_model("test_vit", num_classes=2), "debiased", 2)
+    found = rates(headed, headed.heads, 0.5)
+    assert set(found.values()) == {(1.0, 0.1), (1.0, 0.0)}
+    assert found["pseudo.0.weight"] == (1.0, 0.1)
+    assert found["pseudo.0.bias"] == found["worst.layers.1.weight"] == (1.0, 0.0)
 
 
 def test_ema_by_hand() -> None:
