@@ -121,8 +121,19 @@ def sees_faces(model: str) -> bool:
 
 
 def resolve_precision(precision: str, on_gpu: bool) -> str:
-    """``auto`` is float32 on a CPU and bfloat16 on a GPU."""
-    return ("bfloat16" if on_gpu else "float32") if precision == "auto" else precision
+    """``auto`` is float32 on a CPU and bfloat16 on a GPU, unless this machine has one that would only emulate it.
+
+    A driver without a GPU cannot ask those of its cluster: they are taken to have the format.
+    """
+    if precision != "auto":
+        return precision
+    if not on_gpu:
+        return "float32"
+    import torch
+
+    # Emulated, as before Ampere, bfloat16 is slower than float32 and no more exact.
+    lacking = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return "float32" if lacking else "bfloat16"
 
 
 def save_artifact(

@@ -81,8 +81,16 @@ def test_weights_that_are_not_whole(copy: Path) -> None:
         open_artifact(str(copy))
 
 
-def test_the_number_format() -> None:
-    assert [resolve_precision("auto", on_gpu) for on_gpu in (False, True)] == ["float32", "bfloat16"]
+@pytest.mark.parametrize(
+    ("there", "native", "on_gpu"),
+    [(True, True, "bfloat16"), (True, False, "float32"), (False, False, "bfloat16")],
+    ids=["Ampere", "Turing", "a cluster's"],
+)
+def test_the_number_format(monkeypatch: pytest.MonkeyPatch, there: bool, native: bool, on_gpu: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: there)
+    # torch says yes to any CUDA device where emulation counts.
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: including_emulation or native)
+    assert [resolve_precision("auto", asked) for asked in (False, True)] == ["float32", on_gpu]
     assert resolve_precision("bfloat16", False) == "bfloat16"
     assert resolve_precision("float32", True) == "float32"
 
