@@ -34,7 +34,9 @@ from ray_fer.evaluation.metrics import bootstrap_macro_f1_se, macro_f1
 
 Floats = NDArray[np.float64]
 
-LOWEST_THRESHOLD = 0.05
+# Between these the feedback moves a threshold, unless its base is beyond: from .5 on at most one class can pass, and no
+# class is ever closed.
+LOWEST_THRESHOLD, HIGHEST_THRESHOLD = 0.5, 0.97
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,14 +428,16 @@ def snapshot(state: FeedbackState, class_mix: ArrayLike | None = None) -> Snapsh
 
 
 def moved_thresholds(base: float, thresholds: ArrayLike) -> Floats:
-    """Thresholds (K,) in [.05, 1]: the moves of ``thresholds``, made from another neutral one (ray-fer's proposal).
+    """Thresholds (K,): the moves of ``thresholds``, made from another neutral one (ray-fer's proposal).
+
+    They stay in [min(.5, base), max(.97, base)].
 
     Args:
-        base: What every threshold is without feedback.
+        base: What every threshold is without feedback, in (0, 1].
         thresholds: A snapshot's, (K,), moved around the default `tau0`.
     """
     moves = np.asarray(thresholds, dtype=np.float64) - FeedbackConfig().tau0
-    moved: Floats = np.clip(base + moves, LOWEST_THRESHOLD, 1.0)
+    moved: Floats = np.clip(base + moves, min(LOWEST_THRESHOLD, base), max(HIGHEST_THRESHOLD, base))
     return moved
 
 

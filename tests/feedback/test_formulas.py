@@ -98,9 +98,11 @@ def test_thresholds_by_hand() -> None:
 
 
 def test_moves_are_made_from_another_threshold_within_bounds() -> None:
-    moved = moved_thresholds(0.95, [0.8, 0.7, 0.9])
-    np.testing.assert_allclose(moved, [0.95, 0.85, 1.0])
-    np.testing.assert_allclose(moved_thresholds(0.1, [0.6, 0.8, 0.95]), [0.05, 0.1, 0.25])
+    np.testing.assert_allclose(moved_thresholds(0.95, [0.8, 0.7, 0.9]), [0.95, 0.85, 0.97])
+    np.testing.assert_allclose(moved_thresholds(0.6, [0.6, 0.75, 0.95]), [0.5, 0.55, 0.75])
+    # A base beyond the bounds stays, and is where the feedback stops.
+    np.testing.assert_allclose(moved_thresholds(0.1, [0.6, 0.8, 0.95]), [0.1, 0.1, 0.25])
+    np.testing.assert_allclose(moved_thresholds(0.98, [0.75, 0.8, 0.95]), [0.93, 0.98, 0.98])
 
 
 def test_debiasing_by_hand() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ray_fer.evaluation.metrics import macro_f1
 from ray_fer.feedback.actor import FeedbackStore
-from ray_fer.feedback.formulas import FeedbackConfig, FeedbackState, feedback, initial_state, snapshot
+from ray_fer.feedback.formulas import FeedbackConfig, FeedbackState, feedback, initial_state, moved_thresholds, snapshot
 from tests.feedback.test_formulas import assert_neutral
 
 CONFIG = FeedbackConfig()
@@ -57,6 +57,22 @@ def test_no_sequence_of_rounds_leaves_the_boxes(case: tuple[int, list[dict[str, 
         state = following
         assert_in_its_boxes(state)
     assert FeedbackState.from_json(state.to_json()) == state
+
+
+@settings(max_examples=150, deadline=None)
+@given(rounds(), st.floats(0.01, 1.0))
+def test_no_base_lets_a_class_be_closed_or_opened_up(case: tuple[int, list[dict[str, Any]]], base: float) -> None:
+    k, updates = case
+    state = initial_state(k)
+    assert moved_thresholds(base, snapshot(state).thresholds).tolist() == [base] * k, "without feedback it is the base"
+    for update in updates:
+        state = feedback(update.pop("confusion"), update.pop("q_hat"), state, **update)
+        thresholds = snapshot(state).thresholds
+        moved = moved_thresholds(base, thresholds)
+        assert min(0.5, base) <= moved.min() <= moved.max() <= max(0.97, base)
+        assert (np.abs(moved - base) <= np.abs(thresholds - CONFIG.tau0) + ROUND_OFF).all()
+        usual = moved_thresholds(CONFIG.tau0, thresholds)
+        np.testing.assert_allclose(usual, thresholds, rtol=0, atol=ROUND_OFF, err_msg="no bound meets the usual base")
 
 
 @settings(max_examples=50, deadline=None)

@@ -249,12 +249,12 @@ def test_feedback_moves_the_thresholds_around_the_config_s(tmp_path: Path, teach
     snapshot = store.snapshot()
     moves = np.array(snapshot["thresholds"]) - 0.8
     assert np.ptp(moves) > 0.01
-    summary, rows = select(tmp_path, teacher, f"feedback={tmp_path}/feedback", "selection.threshold=0.5")
+    summary, rows = select(tmp_path, teacher, f"feedback={tmp_path}/feedback", "selection.threshold=0.6")
     assert summary["feedback_version"] == version == 5
-    np.testing.assert_allclose(list(summary["thresholds"].values()), np.clip(0.5 + moves, 0.05, 1), atol=1e-4)
+    np.testing.assert_allclose(list(summary["thresholds"].values()), 0.6 + moves, atol=1e-4)
     tilted = np.array(PROBS) / np.exp(snapshot["log_debiasing_prior"])
     debiased = {f"u{k}": p / p.sum() for k, p in enumerate(tilted)}
-    assert {row["uri"] for row in rows} == {uri for uri, p in debiased.items() if p.max() >= 0.5 + moves[p.argmax()]}
+    assert {row["uri"] for row in rows} == {uri for uri, p in debiased.items() if p.max() >= 0.6 + moves[p.argmax()]}
     for row in rows:
         np.testing.assert_allclose(row["target"], debiased[row["uri"]], rtol=1e-5)
         weight = snapshot["sampling_weights"][CLASSES.index(row["label"])]

@@ -107,7 +107,7 @@ def test_the_feedback_acts_in_all_four_places(faces: Path) -> None:
         thresholds=[0.9, 0.8, 0.7], loss_weights=[0.5, 1.0, 1.5], log_debiasing_prior=np.log([0.5, 0.25, 0.25]).tolist()
     )
     recipe: OnlineRecipe = recipe_of(faces, *ONLINE, *rule, factors=told)
-    np.testing.assert_allclose(recipe.known(0).thresholds, [0.6, 0.5, 0.4])
+    np.testing.assert_allclose(recipe.known(0).thresholds, [0.6, 0.5, 0.5], err_msg="none falls below .5")
     step = next(recipe.steps(0))
     _, unlabeled = step.data
     with torch.no_grad():
