@@ -79,14 +79,16 @@ class OnlineSettings(SupervisedSettings):
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What a step found out about its unlabeled faces, for the recipe's state.
+    """What a step found out about its R readable unlabeled faces, for the recipe's state.
 
     Attributes:
-        named: int64 (M,), the class that the teacher names before anything is taken out of its probabilities.
+        rows: int64 (R,).
+        named: int64 (R,), the class that the teacher names before anything is taken out of its probabilities.
         measured: by the rule, of all ranks.
-        accepted: float (M,), the rule's weights.
+        accepted: float (R,), the rule's weights.
     """
 
+    rows: torch.Tensor
     named: torch.Tensor
     measured: Measured
     accepted: torch.Tensor
@@ -100,6 +102,7 @@ class Unlabeled:
         first: where their strong views begin; with DST's heads their weak views follow.
         weak: what the teacher sees, (M, 3, S, S).
         ok: float (M,), 0 where unreadable.
+        readable: int64 (R,), which of the M are not.
         rows: int64 (M,).
         progress: share of the run that is over, in [0, 1).
         found: once the loss was computed.
@@ -108,6 +111,7 @@ class Unlabeled:
     first: int
     weak: torch.Tensor
     ok: torch.Tensor
+    readable: torch.Tensor
     rows: torch.Tensor
     progress: float
     found: Found | None = None
@@ -228,10 +232,11 @@ class OnlineRecipe(SupervisedRecipe):
         super().after_step(model, steps)
         for step in steps:
             _, unlabeled = step.data
-            found, rows = unlabeled.found, unlabeled.rows
+            found, rows = unlabeled.found, unlabeled.found.rows
             self.named[rows], self.touched[rows] = found.named.to(torch.int8), True
-            shares = F.one_hot(found.named, len(self.classes)).float().mean(dim=0)
-            self.class_shares = torch.lerp(self.class_shares, shares, 1 - self.online.momentum)
+            if len(rows):
+                shares = F.one_hot(found.named, len(self.classes)).float().mean(dim=0)
+                self.class_shares = torch.lerp(self.class_shares, shares, 1 - self.online.momentum)
             self.rule_state = self.online.rule.update(self.rule_state, found.measured, self.online.momentum)
             self.accepted += torch.stack([(found.accepted > 0).sum(), found.accepted.new_tensor(len(rows))])
 
@@ -268,7 +273,8 @@ class OnlineRecipe(SupervisedRecipe):
             parts.append(weak)
             self.heads.reverse(_HIGHEST_STRENGTH * math.tanh(1.5 * progress))
         there = torch.from_numpy(rows).to(self.world.device)
-        unlabeled = Unlabeled(len(step.inputs), weak, self.tensor(ok), there, progress)
+        readable = torch.from_numpy(np.flatnonzero(np.asarray(ok))).to(self.world.device)
+        unlabeled = Unlabeled(len(step.inputs), weak, self.tensor(ok), readable, there, progress)
         inputs = torch.cat(parts).contiguous(memory_format=self.layout)
         return Step(inputs, [*step.uris, *(self.unlabeled.uris[row] for row in rows)], (step.data, unlabeled))
 
@@ -299,11 +305,13 @@ class OnlineRecipe(SupervisedRecipe):
         probs = (logits / (self.temperature if self.online.calibrate else 1.0)).softmax(dim=1)
         named = probs.argmax(dim=1)
         probs = debias(probs, self.known_now.log_prior)
-        measured = self._combined(rule.measure(probs, state, unlabeled.rows))
+        # An unreadable face is a black picture: what the teacher makes of it says nothing about the others.
+        readable, rows = unlabeled.readable, unlabeled.rows[unlabeled.readable]
+        measured = self._combined(rule.measure(probs[readable], state, rows))
         if rule.update_first:
             state = rule.update(state, measured, self.online.momentum)
         accepted: Accepted = rule.accept(probs, state, self.known_now)
-        unlabeled.found = Found(named, measured, accepted.weights)
+        unlabeled.found = Found(rows, named[readable], measured, accepted.weights[readable])
         return accepted
 
     def _combined(self, measured: Measured) -> Measured:

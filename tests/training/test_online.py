@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ray_fer.errors import UserError
-from ray_fer.selection import RULES
+from ray_fer.selection import RULES, debias
 from ray_fer.training.build_recipe import build_model, build_recipe, plain_weights
 from ray_fer.training.heads import BALANCED, PSEUDO, WORST, HeadedBackbone, ReversedHead, published
 from ray_fer.training.inputs import open_inputs, warn_of_doubts
@@ -136,6 +138,57 @@ def test_what_the_teacher_sees_is_fed_back(faces: Path) -> None:
     recipe.validate(0)
     assert sum(told[0]["q_hat"]) == (recipe.named >= 0).sum().item() > 20
     assert 0 <= told[0]["accepted_share"] <= 1
+
+
+@dataclass(frozen=True)
+class Partly:
+    """Pictures of which only those with a ``readable`` index can be read."""
+
+    images: Any
+    readable: Callable[[np.ndarray], np.ndarray]
+
+    def batch(self, indices: np.ndarray) -> tuple[Any, np.ndarray]:
+        return self.images.batch(indices)[0], self.readable(indices)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_unreadable_faces_say_nothing_of_the_others(faces: Path, rule: str) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, f"online.rule={rule}")
+    pictures = Partly(recipe.unlabeled.images, lambda rows: rows % 2 == 0)
+    recipe.unlabeled = replace(recipe.unlabeled, images=pictures)
+    step = next(recipe.steps(0))
+    _, unlabeled = step.data
+    even = unlabeled.rows % 2 == 0
+    assert 0 < even.sum() < 16
+    start = dict(recipe.rule_state)
+    probs = recipe.averaged_logits(unlabeled.weak).detach().softmax(dim=1)[even]
+    debiased = debias(probs, recipe.known_now.log_prior)
+    recipe.loss(torch.randn(24, 1, 3), step)
+    recipe.after_step(recipe.model, [step])
+    measured = recipe.online.rule.measure(debiased, start, unlabeled.rows[even])
+    expected = recipe.online.rule.update(start, measured, recipe.online.momentum)
+    for name, value in expected.items():
+        torch.testing.assert_close(recipe.rule_state[name], value)
+    assert recipe.named[unlabeled.rows[even]].tolist() == probs.argmax(dim=1).tolist()
+    assert recipe.named[unlabeled.rows[~even]].eq(-1).all()
+    seen = recipe.online.rule.accept(debiased, expected if recipe.online.rule.update_first else start, recipe.known_now)
+    assert recipe.unlabeled_view()[1] == pytest.approx((seen.weights > 0).float().mean().item())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_step_without_a_readable_face_leaves_all_as_it_was(faces: Path, rule: str) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, f"online.rule={rule}")
+    pictures = Partly(recipe.unlabeled.images, lambda rows: rows < 0)
+    recipe.unlabeled = replace(recipe.unlabeled, images=pictures)
+    step = next(recipe.steps(0))
+    before = {name: tensor.clone() for name, tensor in recipe.tensors().items()}
+    outputs = torch.randn(24, 1, 3)
+    supervised = recipe.supervised_loss(outputs[:8, 0], step.data[0])
+    assert torch.equal(recipe.loss(outputs, step), supervised)
+    recipe.after_step(recipe.model, [step])
+    for name, value in recipe.tensors().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    assert recipe.unlabeled_view() == (None, None)
 
 
 def test_the_hybrid_has_three_kinds_of_faces(faces: Path) -> None:
