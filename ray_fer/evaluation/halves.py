@@ -39,9 +39,10 @@ def evaluate_halves(
 
     Returns:
         `evaluate_probs` of the whole; ``temperature``, fitted on the feedback half, and the `confidence_of_correct`
-        that it has under it; ``feedback`` and ``choice``, `evaluate_probs` of each. ``feedback`` also has
-        ``macro_f1_debiased``, of the calibrated predictions under the prior: the prior helps if it is no less than
-        ``macro_f1``. ``choice`` also has ``ece_calibrated``, an honest number for a temperature fitted elsewhere.
+        that it has under it and, ``confidence_of_correct_uncalibrated``, without; ``feedback`` and ``choice``,
+        `evaluate_probs` of each. ``feedback`` also has ``macro_f1_debiased``, of the calibrated predictions under the
+        prior: the prior helps if it is no less than ``macro_f1``. ``choice`` also has ``ece_calibrated``, an honest
+        number for a temperature fitted elsewhere.
 
     Raises:
         UserError: when no row of the choice half has a label.
@@ -59,6 +60,7 @@ def evaluate_halves(
     seen, truth = calibrated[feedback_rows], y[feedback_rows]
     metrics["feedback"]["macro_f1_debiased"] = _debiased(seen, truth, log_prior)
     metrics["confidence_of_correct"] = confidence_of_correct(seen, truth)
+    metrics["confidence_of_correct_uncalibrated"] = confidence_of_correct(p[feedback_rows], truth)
     return metrics
 
 

@@ -244,6 +244,9 @@ class OnlineRecipe(SupervisedRecipe):
         """As ever, and says which share of the unlabeled faces was accepted."""
         self._exchange()
         score, metrics = super().validate(epoch)
+        if not self.online.calibrate:
+            # Ada-CM compares it with what the teacher says in training.
+            self.confidence_of_correct = metrics["confidence_of_correct_uncalibrated"]
         metrics["accepted_share"] = self.unlabeled_view()[1]
         return score, metrics
 

@@ -7,7 +7,7 @@ import pytest
 
 from ray_fer.errors import UserError
 from ray_fer.evaluation.halves import evaluate_halves, prior_helps
-from ray_fer.evaluation.metrics import evaluate_probs, fit_temperature
+from ray_fer.evaluation.metrics import apply_temperature, confidence_of_correct, evaluate_probs, fit_temperature
 
 CLASSES = ("neutral", "anger", "happiness")
 RNG = np.random.default_rng(0)
@@ -31,6 +31,9 @@ def test_each_half_and_the_whole() -> None:
 def test_the_temperature_is_of_the_feedback_half_and_judged_on_the_other() -> None:
     metrics = evaluate_halves(PROBS, LABELS, ROWS, CLASSES)
     assert metrics["temperature"] == pytest.approx(fit_temperature(PROBS[ROWS], LABELS[ROWS]), abs=1e-4)
+    calibrated = apply_temperature(PROBS[ROWS], metrics["temperature"])
+    assert metrics["confidence_of_correct"] == confidence_of_correct(calibrated, LABELS[ROWS])
+    assert metrics["confidence_of_correct_uncalibrated"] == confidence_of_correct(PROBS[ROWS], LABELS[ROWS])
     others = np.where(ROWS, LABELS, (LABELS + 1) % 3)
     spoiled = evaluate_halves(PROBS, others, ROWS, CLASSES)
     assert spoiled["temperature"] == metrics["temperature"]

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ray_fer.errors import UserError
+from ray_fer.evaluation.metrics import apply_temperature
 from ray_fer.selection import RULES, debias
 from ray_fer.training.build_recipe import build_model, build_recipe, plain_weights
 from ray_fer.training.heads import BALANCED, PSEUDO, WORST, HeadedBackbone, ReversedHead, published
@@ -124,6 +125,22 @@ def test_the_feedback_acts_in_all_four_places(faces: Path) -> None:
     recipe.use(factors(sampling_weights=[1.0, 1.0, 2.0]), 1)
     drawn = recipe.named.numpy()[recipe._unlabeled_rows(1)]
     assert (drawn == 2).mean() == pytest.approx(2 / 3, abs=0.02)
+
+
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_margins_are_of_the_confidence_that_they_are_compared_with(faces: Path, calibrate: bool) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.rule=ada_cm", f"online.calibrate={str(calibrate).lower()}")
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 600)
+    sure_of = np.where(rng.random(600) < 0.7, labels, rng.integers(0, 3, 600))
+    probs = (0.05 + 0.85 * np.eye(3)[sure_of]).astype(np.float32)  # .9 where four out of five are right
+    recipe.feedback_rows = np.arange(600) % 2 == 0
+    recipe.predict = lambda faces: (probs, labels)  # type: ignore[method-assign]
+    recipe.validate(0)
+    assert recipe.temperature > 1.05
+    temperature = recipe.temperature if calibrate else 1.0
+    confidence = apply_temperature(probs, temperature).max()
+    np.testing.assert_allclose(recipe.known(1).labelled_confidence, np.full(3, confidence), rtol=1e-5)
 
 
 def test_what_the_teacher_sees_is_fed_back(faces: Path) -> None:
