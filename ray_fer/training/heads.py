@@ -73,6 +73,20 @@ def published(state: dict[str, torch.Tensor], head: str, classifier: str) -> dic
     return weights
 
 
+def keep_rates(shares: torch.Tensor, progress: float = 1.0) -> torch.Tensor:
+    """How much of each class reaches the balanced head, (K,): 1 - progress (1 - min n / n_c).
+
+    It is the expectation of the mask that ABC (arXiv:2110.10368) draws. A class with n_c = 0 does not count in the
+    minimum, for then the head would learn nothing of the others.
+
+    Args:
+        shares: n, float (K,), of the classes, up to a factor.
+        progress: 0 keeps all, 1 as much of every class as of the rarest.
+    """
+    there = torch.where(shares > 0, shares, torch.inf)
+    return 1 - progress * (1 - there.min() / there)
+
+
 class ReverseGradient(torch.autograd.Function):
     """Identity whose gradient is multiplied by -strength (Ganin and Lempitsky, arXiv:1409.7495)."""
 

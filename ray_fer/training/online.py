@@ -13,9 +13,9 @@ labelled and unlabeled draws, the rule's thresholds, and the prior that is taken
 
 Heads beside the classifier, all on shared features:
 
-* ``balanced``: a second classifier, which is published. Labelled faces reach it class-uniformly, accepted unlabeled
-  ones with weight 1 - progress (1 - min n / n_c), n the running class shares of the teacher's predictions: the
-  expectation of the mask that ABC (arXiv:2110.10368) draws.
+* ``balanced``: a second classifier, which is published, after ABC (arXiv:2110.10368). Labelled faces reach it
+  class-uniformly (drawn naturally, with weight min n / n_c), but for the feedback; accepted unlabeled ones with weight
+  1 - progress (1 - min n / n_c), n the running class shares of the teacher's predictions. See `keep_rates`.
 * ``debiased``: DST (arXiv:2202.07136): a head of its own fits the pseudo-labels, so that the classifier which makes
   them never learns from them, and a worst-case head, played against the features, keeps these robust.
 """
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -40,10 +40,10 @@ from ray_fer.data.sampling import weighted_indices
 from ray_fer.feedback.formulas import moved_thresholds
 from ray_fer.selection import Accepted, Known, Measured, Rule, debias, harden, move, smoothed_prior
 from ray_fer.selection.rule import CONCATENATED
-from ray_fer.training.heads import BALANCED, DEBIASED, MAIN, PSEUDO, WORST, HeadedBackbone
+from ray_fer.training.heads import BALANCED, DEBIASED, MAIN, PSEUDO, WORST, HeadedBackbone, keep_rates
 from ray_fer.training.loop import Step
-from ray_fer.training.recipe import Faces, Factors, Feedback, Indices
-from ray_fer.training.supervised import PseudoLabels, SupervisedRecipe, SupervisedSettings
+from ray_fer.training.recipe import Faces, Factors, Feedback, Indices, sampled_margin
+from ray_fer.training.supervised import PseudoLabels, SupervisedRecipe, SupervisedSettings, Targets, joint_loss
 from ray_fer.training.world import World
 
 _UNSEEN = -1
@@ -164,6 +164,10 @@ class OnlineRecipe(SupervisedRecipe):
             factors=factors,
         )
         self.images_per_epoch += self.unlabeled_per_step * self.steps_per_epoch
+        # The feedback's boost is on top of a balanced mix, which has nothing to be adjusted for.
+        self.labeled_kept = keep_rates(self.tensor(self.neutral_probs))
+        drawn = self.neutral_probs > 0
+        self.balanced_margin = self.tensor(sampled_margin(drawn / drawn.sum(), len(labeled), settings.logit_adjustment))
         self.like = torch.zeros((1, k), device=device)
         self.rule_state = move(settings.rule.start(self.known(0), rows=count), self.like)
 
@@ -216,10 +220,9 @@ class OnlineRecipe(SupervisedRecipe):
         loss = loss + scale * (F.cross_entropy(logits, soft, reduction="none") * weights).sum()
         if settings.head == BALANCED:
             balanced = self.heads.index(BALANCED)
-            shares = self.class_shares.clamp(min=1e-6)
-            kept = 1 - unlabeled.progress * (1 - shares.min() / shares)
+            kept = keep_rates(self.class_shares.clamp(min=1e-6), unlabeled.progress)
             errors = F.cross_entropy(strong[:, balanced], soft, reduction="none")
-            loss = loss + self.supervised_loss(supervised[:, balanced], targets)
+            loss = loss + self._balanced_loss(supervised[:, balanced], targets)
             loss = loss + scale * (errors * weights * kept[labels]).sum()
         elif settings.head == DEBIASED:
             labeled = supervised[: len(targets.labels)]
@@ -340,6 +343,15 @@ class OnlineRecipe(SupervisedRecipe):
         shares, accepted = torch.stack([part[2] for part in parts]), torch.stack([part[3] for part in parts])
         self.class_shares = shares.mean(dim=0).to(self.world.device)
         self.accepted = accepted.sum(dim=0).to(self.world.device)
+
+    def _balanced_loss(self, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
+        """`supervised_loss` of the balanced head."""
+        settings = self.online
+        targets = replace(targets, label_weights=targets.label_weights * self.labeled_kept[targets.labels])
+        return joint_loss(
+            *(logits, targets, self.class_weights, settings.label_smoothing, settings.pseudo_weight),
+            margin=self.balanced_margin,
+        )
 
     def _worst_case(self, labeled: torch.Tensor, weak: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """DST's term: eta (eta' CE(v(f_l), argmax h(f_l)) - mean log(1 - p_v(label of the weak view)))."""

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from ray_fer.errors import UserError
 from ray_fer.evaluation.metrics import apply_temperature
 from ray_fer.selection import RULES, debias
-from ray_fer.training.build_recipe import build_model, build_recipe, plain_weights
-from ray_fer.training.heads import BALANCED, PSEUDO, WORST, HeadedBackbone, ReversedHead, published
+from ray_fer.training.build_recipe import build_recipe
 from ray_fer.training.inputs import open_inputs, warn_of_doubts
 from ray_fer.training.online import OnlineRecipe
 from ray_fer.training.plain_engine import PlainEngine, run_epochs
@@ -224,67 +223,6 @@ def test_ranks_share_a_step_and_its_loss(faces: Path) -> None:
         recipe._combined = lambda measured: measured  # the threshold measures nothing
     steps = [next(recipe.steps(2)) for recipe in (whole, *parts)]
     assert sorted(steps[0].uris) == sorted(steps[1].uris + steps[2].uris)
-
-
-class TestHeads:
-    def test_who_learns_from_what_in_dst(self, faces: Path) -> None:
-        """The table of ssl.md: h only from labels, g only from pseudo-labels, v from its game, features from all."""
-        recipe: OnlineRecipe = recipe_of(
-            faces, *ONLINE, "online.head=debiased", "online.rule=threshold", "online.threshold=0.05"
-        )
-        step = next(recipe.steps(0))
-        _, unlabeled = step.data
-        model = recipe.heads
-        outputs = model(step.inputs)
-        pseudo = recipe._pseudo_labels(unlabeled)
-        m = len(unlabeled.rows)
-        fits = F.cross_entropy(outputs[8 : 8 + m, model.index(PSEUDO)], pseudo.labels)
-        worst = recipe._worst_case(outputs[:8], outputs[8 + m :], pseudo.labels)
-        classifier = model.backbone.get_classifier().weight
-        g, v = next(model.heads[PSEUDO].parameters()), next(model.heads[WORST].parameters())
-        for loss, touched, untouched in ((fits, g, (classifier, v)), (worst, v, (classifier, g))):
-            gradients = torch.autograd.grad(loss, [touched, *untouched], retain_graph=True, allow_unused=True)
-            assert gradients[0].any()
-            assert all(each is None or not each.any() for each in gradients[1:])
-
-    def test_the_features_learn_the_opposite_of_the_worst_case(self) -> None:
-        head = ReversedHead(4, 3).eval()
-        features = torch.randn(5, 4, requires_grad=True)
-        gradients = []
-        for strength in (-1.0, 0.3):  # -1 reverses nothing
-            head.strength = strength
-            gradients.append(torch.autograd.grad(F.cross_entropy(head(features), torch.arange(5) % 3), features)[0])
-        torch.testing.assert_close(gradients[1], -0.3 * gradients[0])
-
-    def test_the_worst_case_of_its_own_labelled_error_is_capped(self, faces: Path) -> None:
-        recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.head=debiased")
-        labeled = torch.zeros(2, 3, 3)
-        labeled[:, 0, 0] = 9.0
-        labeled[:, recipe.heads.index(WORST), 0] = -1e6
-        term = recipe._worst_case(labeled, torch.zeros(2, 3, 3), torch.tensor([0, 1]))
-        assert term.item() == pytest.approx(0.3 * (2 * (math.log(3) + 2) - math.log(2 / 3)), rel=1e-3)
-
-    def test_the_balanced_head_is_published(self, faces: Path) -> None:
-        recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.head=balanced", "epochs=1")
-        run_epochs(recipe, range(1))
-        inputs = open_inputs(config(faces, f"unlabeled={faces / 'more'}", *ONLINE, "online.head=balanced"))
-        model, *_ = build_model(inputs)
-        model.load_state_dict(plain_weights(inputs, recipe.ema_model.state_dict(), model))
-        x = torch.randn(4, 3, 32, 32)
-        both = recipe.ema_model(x)
-        torch.testing.assert_close(model.eval()(x), both[:, recipe.heads.index(BALANCED)])
-        assert not torch.equal(both[:, 0], both[:, 1])
-        plain = published(recipe.ema_model.state_dict(), "main", model.default_cfg["classifier"])
-        model.load_state_dict(plain)
-        torch.testing.assert_close(model(x), both[:, 0])
-
-    def test_heads_share_the_features(self) -> None:
-        import timm
-
-        backbone = timm.create_model("test_resnet", num_classes=3).eval()
-        headed = HeadedBackbone(backbone, {"other": torch.nn.Linear(backbone.num_features, 3)}).eval()
-        x = torch.randn(2, 3, 32, 32)
-        torch.testing.assert_close(headed(x)[:, 0], backbone(x))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,146 @@
+"""The heads beside the classifier, and what each learns in the online recipe."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from ray_fer.training.build_recipe import build_model, plain_weights
+from ray_fer.training.heads import BALANCED, PSEUDO, WORST, HeadedBackbone, ReversedHead, keep_rates, published
+from ray_fer.training.inputs import open_inputs
+from ray_fer.training.online import OnlineRecipe
+from ray_fer.training.plain_engine import run_epochs
+from tests.training.test_online import ONLINE, recipe_of
+from tests.training.toy import config, write_faces
+
+ABC = (*ONLINE, "online.head=balanced", "online.rule=threshold", "online.targets=hard")
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faces")
+    write_faces(folder / "train", (24, 12, 12), seed=1)
+    write_faces(folder / "val", (10, 10, 10), seed=2)
+    write_faces(folder / "more", (20, 10, 10), seed=3)
+    return folder
+
+
+def test_keep_rates_by_hand() -> None:
+    shares = torch.tensor([0.5, 0.3, 0.2])
+    torch.testing.assert_close(keep_rates(shares), torch.tensor([0.4, 2 / 3, 1.0]))
+    torch.testing.assert_close(keep_rates(shares, 0.5), torch.tensor([0.7, 5 / 6, 1.0]))
+    assert keep_rates(shares, 0.0).tolist() == keep_rates(torch.full((3,), 1 / 3)).tolist() == [1.0] * 3
+    absent = keep_rates(torch.tensor([0.75, 0.25, 0.0]))
+    torch.testing.assert_close(absent[:2], torch.tensor([1 / 3, 1.0]), msg="a class without a face is not the rarest")
+    assert absent.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"), [("uniform", [1.0, 1.0, 1.0]), ("natural", [0.5, 1.0, 1.0])], ids=["uniform", "natural"]
+)
+def test_the_balanced_head_by_hand(faces: Path, sampling: str, kept: list[float]) -> None:
+    """Zero logits cost ln 3 whatever the label, so that the loss counts what reaches the head."""
+    recipe: OnlineRecipe = recipe_of(faces, *ABC, "online.threshold=0.05", f"class_sampling={sampling}")
+    assert recipe.labeled_kept.tolist() == pytest.approx(kept)
+    step = next(recipe.steps(0))
+    targets, unlabeled = step.data
+    unlabeled.progress = 0.5
+    recipe.class_shares = torch.tensor([0.5, 0.3, 0.2])
+    outputs = torch.zeros(24, 2, 3)
+    outputs[:8, 0] = torch.randn(8, 3)
+    main = F.cross_entropy(outputs[:8, 0], targets.labels, label_smoothing=0.1).item() + math.log(3)
+    loss = recipe.loss(outputs, step).item()
+    named = unlabeled.found.named.tolist()
+    labelled = sum(kept[label] for label in targets.labels.tolist()) / 8
+    pseudo = sum([0.7, 5 / 6, 1.0][label] for label in named) / 16
+    assert loss == pytest.approx(main + math.log(3) * (labelled + pseudo), rel=1e-5)
+
+
+def test_labelled_faces_reach_the_balanced_head_class_uniformly(faces: Path) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ABC, "class_sampling=natural", "logit_adjustment=1")
+    drawn = recipe.labeled.labels[np.concatenate([recipe.sampler.epoch(epoch).ravel() for epoch in range(40)])]
+    assert np.bincount(drawn)[0] > 1.8 * np.bincount(drawn)[1:].max()
+    mass = np.bincount(drawn, recipe.labeled_kept.numpy()[drawn])
+    np.testing.assert_allclose(mass / mass.sum(), np.full(3, 1 / 3), atol=0.03)
+    assert recipe.balanced_margin.unique().numel() == 1, "nothing to adjust for"
+    assert recipe.margin.unique().numel() == 2
+
+
+def test_a_class_that_is_never_named_does_not_keep_labels_from_the_balanced_head(faces: Path) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ABC, "online.threshold=0.05")
+    step = next(recipe.steps(0))
+    step.data[1].progress = 0.999
+    recipe.class_shares = torch.tensor([0.5, 0.5, 0.0])
+    outputs = torch.zeros(24, 2, 3, requires_grad=True)
+    loss = recipe.loss(outputs, step)
+    (gradient,) = torch.autograd.grad(loss, outputs)
+    assert gradient.isfinite().all()
+    assert gradient[:8, 1].abs().sum(dim=1).gt(0.05).all()
+
+
+def test_who_learns_from_what_in_dst(faces: Path) -> None:
+    """The table of ssl.md: h only from labels, g only from pseudo-labels, v from its game, features from all."""
+    recipe: OnlineRecipe = recipe_of(
+        faces, *ONLINE, "online.head=debiased", "online.rule=threshold", "online.threshold=0.05"
+    )
+    step = next(recipe.steps(0))
+    _, unlabeled = step.data
+    model = recipe.heads
+    outputs = model(step.inputs)
+    pseudo = recipe._pseudo_labels(unlabeled)
+    m = len(unlabeled.rows)
+    fits = F.cross_entropy(outputs[8 : 8 + m, model.index(PSEUDO)], pseudo.labels)
+    worst = recipe._worst_case(outputs[:8], outputs[8 + m :], pseudo.labels)
+    classifier = model.backbone.get_classifier().weight
+    g, v = next(model.heads[PSEUDO].parameters()), next(model.heads[WORST].parameters())
+    for loss, touched, untouched in ((fits, g, (classifier, v)), (worst, v, (classifier, g))):
+        gradients = torch.autograd.grad(loss, [touched, *untouched], retain_graph=True, allow_unused=True)
+        assert gradients[0].any()
+        assert all(each is None or not each.any() for each in gradients[1:])
+
+
+def test_the_features_learn_the_opposite_of_the_worst_case() -> None:
+    head = ReversedHead(4, 3).eval()
+    features = torch.randn(5, 4, requires_grad=True)
+    gradients = []
+    for strength in (-1.0, 0.3):  # -1 reverses nothing
+        head.strength = strength
+        gradients.append(torch.autograd.grad(F.cross_entropy(head(features), torch.arange(5) % 3), features)[0])
+    torch.testing.assert_close(gradients[1], -0.3 * gradients[0])
+
+
+def test_the_worst_case_of_its_own_labelled_error_is_capped(faces: Path) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.head=debiased")
+    labeled = torch.zeros(2, 3, 3)
+    labeled[:, 0, 0] = 9.0
+    labeled[:, recipe.heads.index(WORST), 0] = -1e6
+    term = recipe._worst_case(labeled, torch.zeros(2, 3, 3), torch.tensor([0, 1]))
+    assert term.item() == pytest.approx(0.3 * (2 * (math.log(3) + 2) - math.log(2 / 3)), rel=1e-3)
+
+
+def test_the_balanced_head_is_published(faces: Path) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.head=balanced", "epochs=1")
+    run_epochs(recipe, range(1))
+    inputs = open_inputs(config(faces, f"unlabeled={faces / 'more'}", *ONLINE, "online.head=balanced"))
+    model, *_ = build_model(inputs)
+    model.load_state_dict(plain_weights(inputs, recipe.ema_model.state_dict(), model))
+    x = torch.randn(4, 3, 32, 32)
+    both = recipe.ema_model(x)
+    torch.testing.assert_close(model.eval()(x), both[:, recipe.heads.index(BALANCED)])
+    assert not torch.equal(both[:, 0], both[:, 1])
+    plain = published(recipe.ema_model.state_dict(), "main", model.default_cfg["classifier"])
+    model.load_state_dict(plain)
+    torch.testing.assert_close(model(x), both[:, 0])
+
+
+def test_heads_share_the_features() -> None:
+    backbone = timm.create_model("test_resnet", num_classes=3).eval()
+    headed = HeadedBackbone(backbone, {"other": torch.nn.Linear(backbone.num_features, 3)}).eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(headed(x)[:, 0], backbone(x))
