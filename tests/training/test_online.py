@@ -21,6 +21,7 @@ from ray_fer.evaluation.metrics import apply_temperature
 from ray_fer.selection import RULES, debias
 from ray_fer.training.build_recipe import build_recipe
 from ray_fer.training.inputs import open_inputs, warn_of_doubts
+from ray_fer.training.loop import Step
 from ray_fer.training.online import OnlineRecipe
 from ray_fer.training.plain_engine import PlainEngine, run_epochs
 from ray_fer.training.world import World
@@ -55,6 +56,21 @@ def factors(**changed: Any) -> dict[str, Any]:
         "log_debiasing_prior": [-math.log(3)] * 3,
     }
     return neutral | changed
+
+
+def step_of_known_logits(recipe: OnlineRecipe, epoch: int) -> tuple[Step, float]:
+    """The first step of ``epoch`` and its loss, after it was taken.
+
+    What teacher and student say depends on the face alone, not on its augmentation, which every rank draws for itself.
+    """
+    uris = [*recipe.labeled.uris, *recipe.unlabeled.uris]
+    logits = 2 * torch.randn(2, len(uris), 3, generator=torch.Generator().manual_seed(0))
+    step = next(recipe.steps(epoch))
+    unlabeled = step.data[1]
+    recipe.averaged_logits = lambda weak: logits[0, len(recipe.labeled) + unlabeled.rows]  # type: ignore[method-assign]
+    loss = recipe.loss(logits[1, [uris.index(uri) for uri in step.uris], None], step)
+    recipe.after_step(recipe.model, [step])
+    return step, loss.item()
 
 
 def test_a_step_by_hand(faces: Path) -> None:
@@ -216,13 +232,13 @@ def test_the_hybrid_has_three_kinds_of_faces(faces: Path) -> None:
 
 
 def test_ranks_share_a_step_and_its_loss(faces: Path) -> None:
-    arguments = (*ONLINE, "online.rule=threshold")
+    arguments = (*ONLINE, "online.rule=threshold")  # which measures nothing: no rank waits for another
     whole = recipe_of(faces, *arguments)
     parts = [recipe_of(faces, *arguments, world=World(rank, 2)) for rank in (0, 1)]
-    for recipe in (whole, *parts):
-        recipe._combined = lambda measured: measured  # the threshold measures nothing
-    steps = [next(recipe.steps(2)) for recipe in (whole, *parts)]
-    assert sorted(steps[0].uris) == sorted(steps[1].uris + steps[2].uris)
+    (step, loss), *others = [step_of_known_logits(recipe, 2) for recipe in (whole, *parts)]
+    assert sorted(step.uris) == sorted(uri for part, _ in others for uri in part.uris)
+    assert 0 < whole.accepted[0] < 16
+    assert sum(each for _, each in others) / 2 == pytest.approx(loss, rel=1e-5)
 
 
 @pytest.mark.parametrize(
