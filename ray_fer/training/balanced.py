@@ -2,10 +2,10 @@
 
     loss = loss of the supervised recipe + the same of the head, without m, each face times min n / n_c of its class c
 
-n is how often each class is drawn, of labelled and of pseudo-labelled faces by themselves. So every class has the same
-say in the head, which is what is validated and published, while the classifier beside it and the features learn from
-all that is drawn. Of faces that are drawn uniformly both learn the same: the head is for natural sampling, where it is
-an alternative to the adjustment m, and for the classes of a selection.
+n is how often each class is drawn, of labelled and of pseudo-labelled faces by themselves (`keep_rates`). So every
+class has the same say in the head, which is what is validated and published, while the classifier beside it and the
+features learn from all that is drawn. Of faces that are drawn uniformly both learn the same: the head is for natural
+sampling, where it is an alternative to the adjustment m, and for the classes of a selection.
 """
 
 from __future__ import annotations
@@ -15,24 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ray_fer.training.heads import BALANCED, HeadedBackbone
+from ray_fer.training.heads import BALANCED, HeadedBackbone, keep_rates
 from ray_fer.training.loop import Step
 from ray_fer.training.supervised import SupervisedRecipe, SupervisedSettings, Targets, joint_loss
-
-
-def balancing_weights(mass: NDArray[np.float64]) -> NDArray[np.float64]:
-    """ABC's weights of the faces of each class, min n / n_c: the expectation of the mask that it draws for a face.
-
-    Args:
-        mass: n, how often each class is drawn, (K,), in any unit.
-
-    Returns:
-        (K,), in (0, 1]; 1 for a class that is never drawn, which is not the rarest one: that would leave nothing.
-    """
-    drawn = mass > 0
-    return np.where(drawn, mass[drawn].min(initial=np.inf) / np.where(drawn, mass, 1.0), 1.0)
 
 
 def balanced(targets: Targets, labeled: torch.Tensor, pseudo: torch.Tensor) -> Targets:
@@ -66,11 +52,11 @@ class BalancedRecipe(SupervisedRecipe):
     def __init__(self, settings: SupervisedSettings, model: HeadedBackbone, **others: Any) -> None:
         self.balanced = model.index(BALANCED)
         super().__init__(settings, model, **others)
-        mass = np.zeros(len(self.classes))
+        self.labeled_balance = keep_rates(self.tensor(self.neutral_probs))
+        self.pseudo_balance = torch.ones_like(self.labeled_balance)
         if self.pseudo is not None:
-            np.add.at(mass, self.pseudo.targets.argmax(axis=1), self.pseudo.weights)
-        self.labeled_balance = self.tensor(balancing_weights(self.neutral_probs))
-        self.pseudo_balance = self.tensor(balancing_weights(mass))
+            labels = self.pseudo.targets.argmax(axis=1)
+            self.pseudo_balance = keep_rates(self.tensor(np.bincount(labels, self.pseudo.weights, len(self.classes))))
 
     def inference_logits(self, outputs: torch.Tensor) -> torch.Tensor:
         """(B, K) of the balanced head, which is published."""

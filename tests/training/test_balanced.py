@@ -9,7 +9,7 @@ import torch
 from ray_fer.config import load_config
 from ray_fer.errors import UserError
 from ray_fer.labeling.selection_file import Selection
-from ray_fer.training.balanced import BalancedRecipe, balanced, balancing_weights
+from ray_fer.training.balanced import BalancedRecipe, balanced
 from ray_fer.training.build_recipe import build_model, build_recipe, plain_weights
 from ray_fer.training.inputs import open_inputs
 from ray_fer.training.plain_engine import run_epochs
@@ -34,13 +34,6 @@ def recipe_of(faces: Path, *arguments: str, world: World | None = None) -> Balan
     recipe = build_recipe(open_inputs(config(faces, *arguments)), [], world or World(), {})
     assert isinstance(recipe, BalancedRecipe)
     return recipe
-
-
-def test_the_weights_by_hand() -> None:
-    assert balancing_weights(np.array([6.0, 3.0, 1.5])).tolist() == [0.25, 0.5, 1.0]
-    assert balancing_weights(np.full(3, 1 / 3)).tolist() == [1.0] * 3
-    assert balancing_weights(np.array([0.8, 0.0, 0.2])).tolist() == [0.25, 1.0, 1.0], "who is never drawn is not rare"
-    assert balancing_weights(np.zeros(2)).tolist() == [1.0] * 2
 
 
 def test_the_loss_by_hand() -> None:
