@@ -6,6 +6,7 @@ buckets, and an ETag is a hash of the content only for some uploads.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -15,7 +16,10 @@ from ray_fer.data.items import Item
 from ray_fer.data.read import read_objects
 from ray_fer.data.sources.uris import Row, parse, split_face
 
+log = logging.getLogger(__name__)
+
 _ANY_SIZE = 1 << 40
+_TOLD = 100_000  # a few minutes of a bucket
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,9 @@ class Contents:
 
         Only what may be one is read: what is listed with a size that no picture here has is not.
         """
-        for read in read_objects(filter(self._may_be, items), _ANY_SIZE):
+        for number, read in enumerate(read_objects(filter(self._may_be, items), _ANY_SIZE), 1):
+            if not number % _TOLD:
+                log.info("%d pictures read to find copies", number)
             if read.data is not None and xxhash.xxh3_128_digest(read.data) in self.digests:
                 yield read.item
 

@@ -223,6 +223,7 @@ def list_unlabeled(inputs: Inputs, folder: str) -> tuple[int, str]:
     pages = list_sources(inputs.config.unlabeled, counts)
     columns = (page.select(["uri", "identity", "size"]).to_pydict().values() for page in pages)
     items = [Item(*key) for keys in columns for key in zip(*keys, strict=True) if key[0] not in known]
+    log.info("unlabeled: %d faces are listed; those of the size of one of labeled or val are compared", len(items))
     copies = {item.uri for item in _contents(inputs.labeled.uris, inputs.val.uris).copies(items)}
     if copies:
         log.info("unlabeled: %d faces that are copies of faces of labeled or val are left out", len(copies))
