@@ -15,19 +15,14 @@ from ray_fer.training.inputs import open_inputs
 from ray_fer.training.plain_engine import run_epochs
 from ray_fer.training.supervised import Targets, joint_loss
 from ray_fer.training.world import World
-from tests.training.toy import config, write_faces, write_selection
+from tests.training.toy import config, write_faces, write_sets
 
 NATURAL = ("class_sampling=natural", "supervised.head=balanced")
 
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faces")
-    write_faces(folder / "train", (24, 12, 12), seed=1)
-    write_faces(folder / "val", (10, 10, 10), seed=2)
-    write_faces(folder / "more", (10, 10, 10), seed=3)
-    write_selection(folder / "selection", folder / "more")
-    return folder
+    return write_sets(tmp_path_factory.mktemp("faces"), (10, 10, 10))
 
 
 def recipe_of(faces: Path, *arguments: str, world: World | None = None) -> BalancedRecipe:

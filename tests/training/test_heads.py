@@ -17,18 +17,14 @@ from ray_fer.training.inputs import open_inputs
 from ray_fer.training.online import OnlineRecipe
 from ray_fer.training.plain_engine import run_epochs
 from tests.training.test_online import ONLINE, recipe_of
-from tests.training.toy import config, write_faces
+from tests.training.toy import config, write_sets
 
 ABC = (*ONLINE, "online.head=balanced", "online.rule=threshold", "online.targets=hard")
 
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faces")
-    write_faces(folder / "train", (24, 12, 12), seed=1)
-    write_faces(folder / "val", (10, 10, 10), seed=2)
-    write_faces(folder / "more", (20, 10, 10), seed=3)
-    return folder
+    return write_sets(tmp_path_factory.mktemp("faces"), (20, 10, 10))
 
 
 def test_keep_rates_by_hand() -> None:

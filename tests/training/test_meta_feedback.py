@@ -18,16 +18,12 @@ from ray_fer.training.inputs import open_inputs
 from ray_fer.training.meta_feedback import MetaFeedbackRecipe
 from ray_fer.training.plain_engine import PlainEngine, run_epochs
 from ray_fer.training.world import World
-from tests.training.toy import config, write_faces
+from tests.training.toy import config, write_sets
 
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faces")
-    write_faces(folder / "train", (24, 12, 12), seed=1)
-    write_faces(folder / "val", (10, 10, 10), seed=2)
-    write_faces(folder / "more", (20, 10, 10), seed=3)
-    return folder
+    return write_sets(tmp_path_factory.mktemp("faces"), (20, 10, 10))
 
 
 def recipe_of(faces: Path, *arguments: str, world: World | None = None) -> Any:

@@ -25,7 +25,7 @@ from ray_fer.training.loop import Step
 from ray_fer.training.online import OnlineRecipe
 from ray_fer.training.plain_engine import PlainEngine, run_epochs
 from ray_fer.training.world import World
-from tests.training.toy import config, write_faces, write_selection
+from tests.training.toy import config, write_sets
 
 ONLINE = ("recipe=online", "feedback=none", "online.threshold=0.5", "batch_size=8")
 META = ("recipe=meta_feedback", "batch_size=8")
@@ -33,12 +33,7 @@ META = ("recipe=meta_feedback", "batch_size=8")
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faces")
-    write_faces(folder / "train", (24, 12, 12), seed=1)
-    write_faces(folder / "val", (10, 10, 10), seed=2)
-    write_faces(folder / "more", (20, 10, 10), seed=3)
-    write_selection(folder / "selection", folder / "more")
-    return folder
+    return write_sets(tmp_path_factory.mktemp("faces"), (20, 10, 10))
 
 
 def recipe_of(faces: Path, *arguments: str, world: World | None = None, **told: Any) -> Any:

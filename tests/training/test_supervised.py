@@ -16,17 +16,12 @@ from ray_fer.training.plain_engine import PlainEngine, run_epochs
 from ray_fer.training.recipe import Faces, sampled_margin
 from ray_fer.training.supervised import PseudoLabels, SupervisedRecipe, Targets, joint_loss
 from ray_fer.training.world import World
-from tests.training.toy import CLASSES, config, write_faces, write_selection
+from tests.training.toy import CLASSES, config, write_faces, write_selection, write_sets
 
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("faces")
-    write_faces(folder / "train", (24, 12, 12), seed=1)
-    write_faces(folder / "val", (10, 10, 10), seed=2)
-    write_faces(folder / "more", (10, 10, 10), seed=3)
-    write_selection(folder / "selection", folder / "more")
-    return folder
+    return write_sets(tmp_path_factory.mktemp("faces"), (10, 10, 10))
 
 
 def recipe_of(faces: Path, *arguments: str, world: World | None = None, **others: Any) -> SupervisedRecipe:

@@ -65,3 +65,12 @@ def config(folder: Path, *arguments: str) -> TrainBackboneConfig:
 
 
 PLACES = {"labeled": "train/manifest.csv", "val": "val/manifest.csv", "out": "model"}
+
+
+def write_sets(folder: Path, more: tuple[int, int, int]) -> Path:
+    """Faces to train on, to validate on, and ``more`` without a use yet, with a selection that holds all of these."""
+    write_faces(folder / "train", (24, 12, 12), seed=1)
+    write_faces(folder / "val", (10, 10, 10), seed=2)
+    write_faces(folder / "more", more, seed=3)
+    write_selection(folder / "selection", folder / "more")
+    return folder
