@@ -132,11 +132,11 @@ def plain_weights(inputs: Inputs, weights: dict[str, torch.Tensor], model: torch
     if config.recipe == "meta_feedback":
         prefix = "student."
         return {key[len(prefix) :]: each for key, each in weights.items() if key.startswith(prefix)}
-    head = config.online.head if config.recipe == "online" else config.supervised.head
-    if config.recipe == "online" or head == BALANCED:
-        head = BALANCED if head == BALANCED else MAIN
-        return published(weights, head, str(model.default_cfg["classifier"]))  # type: ignore[index]
-    return weights
+    if config.recipe == "supervised" and config.supervised.head == MAIN:
+        return weights
+    chosen = config.online.head if config.recipe == "online" else config.supervised.head
+    head = BALANCED if chosen == BALANCED else MAIN
+    return published(weights, head, str(model.default_cfg["classifier"]))  # type: ignore[index]
 
 
 def _supervised(parts: Parts, unlabeled: Faces) -> SupervisedRecipe:

@@ -175,7 +175,7 @@ def check_selection(inputs: Inputs) -> None:
     if inputs.selection is None:
         return
     config, selection, held_out = inputs.config, inputs.selection, set(inputs.val.uris)
-    contents = contents_of(inputs.val.uris)
+    contents = _contents(inputs.val.uris)
     held_out |= {item.uri for item in contents.copies(Item(uri, "", 0) for uri in _suspects(selection, contents))}
     found = [uri for uri in selection.uris if uri in held_out or split_face(uri)[0] in held_out]
     if found:
