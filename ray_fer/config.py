@@ -15,10 +15,21 @@ import yaml
 from botocore.exceptions import BotoCoreError
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError
 
 from ray_fer import storage
 from ray_fer.errors import UserError, one_line
+from ray_fer.training.recipe_names import RECIPES, is_there
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -81,6 +92,13 @@ Sources = Annotated[
     BeforeValidator(_read_sources),
     Field(min_length=1),
 ]
+
+
+def _known_recipe(name: str) -> str:
+    if not is_there(name):
+        ours = ", ".join(f"'{each}'" for each in RECIPES)
+        raise PydanticCustomError("recipe", f"input should be {ours} or a module, in the current folder or installed")
+    return name
 
 
 class DrawFacesConfig(JobConfig):
@@ -153,7 +171,8 @@ class TrainBackboneConfig(JobConfig):
     pseudo: str | None
     pseudo_ratio: Count
     pseudo_weight: NonNegative
-    recipe: Literal["supervised", "online", "meta_feedback"]
+    recipe: Annotated[str, AfterValidator(_known_recipe)]
+    settings: dict[str, Any] | None
     unlabeled: Sources | None
     supervised: SupervisedConfig
     online: OnlineConfig

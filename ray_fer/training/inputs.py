@@ -45,7 +45,7 @@ class Inputs:
     """What the arguments point at, opened and found to fit.
 
     Attributes:
-        config: with ``backbone``, ``image_size`` and ``classes`` resolved.
+        config: with ``backbone``, ``image_size`` and ``classes`` resolved, and ``settings`` as the recipe has them.
         labeled: readable labelled rows.
         val: likewise; with the rows of ``feedback_val`` where that is given.
         feedback_rows: which rows of ``val`` drive feedback and temperature, bool; the others choose the epoch.
@@ -74,20 +74,24 @@ def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
         UserError: for anything wrong with the arguments or with what they point at.
     """
     labeled, val, feedback_rows = _read_manifests(config, quiet)
-    # It imports torch, for which a mistyped path should not wait.
+    # They import torch, for which a mistyped path should not wait.
     from ray_fer.models.backbone import DEFAULT_BACKBONE, check_backbone
+    from ray_fer.training.find_recipe import check_arguments, find_recipe
 
+    kind = find_recipe(config.recipe)
+    own_settings = check_arguments(config, kind)
     init = open_artifact(config.init) if config.init else None
     selection = read_selection(config.pseudo, labeled.classes) if config.pseudo else None
     backbone = config.backbone or (init.architecture if init else _pretrained_name(config)) or DEFAULT_BACKBONE
     check_backbone(backbone)
     default = storage.join(storage.normalise(config.out), "feedback")
-    feedback = config.feedback or (default if selection or config.recipe == "online" else None)
+    feedback = config.feedback or (default if kind.feedback and (selection or kind.unlabeled) else None)
     resolved = config.model_copy(
         update={
             "backbone": backbone,
             "image_size": config.image_size or (init.image_size if init else picture_size(labeled.uris)),
             "classes": list(labeled.classes),
+            "settings": own_settings,
         }
     )
     return Inputs(resolved, labeled, val, feedback_rows, init, selection, None if feedback == NO_FEEDBACK else feedback)
@@ -110,11 +114,6 @@ def picture_size(uris: list[str]) -> int:
 def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest, Manifest, NDArray[np.bool_]]:
     if config.init and config.pretrained:
         raise UserError("init and pretrained: give one of them")
-    if (config.recipe == "supervised") != (config.unlabeled is None):
-        wanted = "needs unlabeled=" if config.unlabeled is None else "takes no unlabeled=, recipe=online does"
-        raise UserError(f"recipe={config.recipe}: {wanted}")
-    if config.recipe == "meta_feedback" and (config.pseudo or config.feedback not in (None, NO_FEEDBACK)):
-        raise UserError("recipe=meta_feedback: takes neither pseudo= nor feedback=, its teacher is what it corrects")
     labeled = _readable("labeled", read_manifest(config.labeled, config.classes), quiet)
     val = _readable("val", read_manifest(config.val, labeled.classes), quiet)
     check_disjoint(labeled, val)
@@ -145,11 +144,11 @@ def _readable(name: str, manifest: Manifest, quiet: bool) -> Manifest:
 
 def warn_of_doubts(inputs: Inputs) -> None:
     """Says what the feedback or the choice cannot see, for want of validation faces, and what starts too early."""
-    config = inputs.config
-    if config.recipe == "meta_feedback" and not (config.init or config.pretrained):
-        log.warning(
-            "recipe=meta_feedback from scratch: the student learns from a teacher that knows nothing; give init="
-        )
+    from ray_fer.training.find_recipe import find_recipe
+
+    config, advice = inputs.config, find_recipe(inputs.config.recipe).from_scratch
+    if advice and not (config.init or config.pretrained):
+        log.warning("recipe=%s from scratch: %s", config.recipe, advice)
     if lonely := missing_in_a_half(inputs.val, inputs.feedback_rows):
         log.warning("val: only one half of it has any of %s: feedback or choice is blind there", ", ".join(lonely))
     there, wanted = int(inputs.feedback_rows.sum()), FeedbackConfig().min_examples

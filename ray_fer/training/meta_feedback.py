@@ -32,11 +32,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.func import functional_call
 
+from ray_fer.config import TrainBackboneConfig
 from ray_fer.data.augment import STRONG, WEAK
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
 from ray_fer.training.loop import Step
 from ray_fer.training.optimisation import learning_rate_factor
+from ray_fer.training.parts import Parts, RecipeKind, Weights
 from ray_fer.training.recipe import VIEWS, BackboneRecipe, Faces, Indices, Settings
 from ray_fer.training.world import World
 
@@ -284,3 +286,25 @@ class MetaFeedbackRecipe(BackboneRecipe):
         moments["square"] += share * (h * h - moments["square"])
         moments["count"] += 1
         return value
+
+
+def build(parts: Parts) -> MetaFeedbackRecipe:
+    """The recipe of one rank."""
+    settings = parts.settings(MetaSettings, **parts.config.meta.model_dump())
+    pair = TeacherAndStudent(parts.backbone, parts.another_backbone())
+    return MetaFeedbackRecipe(settings, pair, unlabeled=parts.unlabeled, **parts.shared())
+
+
+def publish(weights: Weights, config: TrainBackboneConfig, backbone: nn.Module) -> Weights:
+    """The student."""
+    prefix = "student."
+    return {key[len(prefix) :]: each for key, each in weights.items() if key.startswith(prefix)}
+
+
+RECIPE = RecipeKind(
+    build=build,
+    unlabeled=True,
+    feedback=False,  # the teacher is what it corrects
+    publish=publish,
+    from_scratch="the student learns from a teacher that knows nothing; give init=",
+)

@@ -23,7 +23,7 @@ Heads beside the classifier, all on shared features:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -34,14 +34,26 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from ray_fer.config import TrainBackboneConfig
 from ray_fer.data.augment import STRONG, WEAK
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
 from ray_fer.feedback.formulas import moved_thresholds
-from ray_fer.selection import Accepted, Known, Measured, Rule, debias, harden, move, smoothed_prior
+from ray_fer.selection import RULES, Accepted, Known, Measured, Rule, debias, harden, move, smoothed_prior
 from ray_fer.selection.rule import CONCATENATED
-from ray_fer.training.heads import BALANCED, DEBIASED, MAIN, PSEUDO, WORST, HeadedBackbone, keep_rates
+from ray_fer.training.heads import (
+    BALANCED,
+    DEBIASED,
+    MAIN,
+    PSEUDO,
+    WORST,
+    HeadedBackbone,
+    keep_rates,
+    published,
+    with_heads,
+)
 from ray_fer.training.loop import Step
+from ray_fer.training.parts import Parts, RecipeKind, Stream, Weights
 from ray_fer.training.recipe import Faces, Factors, Feedback, Indices, sampled_margin
 from ray_fer.training.supervised import PseudoLabels, SupervisedRecipe, SupervisedSettings, Targets, joint_loss
 from ray_fer.training.world import World
@@ -149,7 +161,7 @@ class OnlineRecipe(SupervisedRecipe):
     ) -> None:
         self.online = settings
         self.unlabeled = unlabeled
-        self.stream: Callable[[int], Iterator[tuple[Indices, Any, Any]]] | None = None
+        self.stream: Stream | None = None
         self.unlabeled_per_step = settings.batch_size * settings.ratio
         self.heads = model
         device, count, k = world.device, len(unlabeled), len(classes)
@@ -362,3 +374,22 @@ class OnlineRecipe(SupervisedRecipe):
         there = weak[:, worst].softmax(dim=1).gather(1, labels[:, None])[:, 0]
         away = -torch.log((1 - there + 1e-6).clamp(max=1.0))
         return _WORST_WEIGHT * (_LABELED_WORST * agreed.mean() + away.mean())
+
+
+def build(parts: Parts) -> OnlineRecipe:
+    """The recipe of one rank."""
+    own = parts.config.online.model_dump() | {"rule": RULES[parts.config.online.rule]()}
+    settings = parts.settings(OnlineSettings, **own)
+    model = with_heads(parts.backbone, settings.head, len(parts.classes))
+    recipe = OnlineRecipe(settings, model, pseudo=parts.pseudo, unlabeled=parts.unlabeled, **parts.shared())
+    recipe.stream = parts.stream(recipe.unlabeled_per_step // parts.world.size, recipe.steps_per_epoch)
+    return recipe
+
+
+def publish(weights: Weights, config: TrainBackboneConfig, backbone: Any) -> Weights:
+    """The backbone with the head that is validated."""
+    head = BALANCED if config.online.head == BALANCED else MAIN
+    return published(weights, head, backbone.default_cfg["classifier"])
+
+
+RECIPE = RecipeKind(build=build, unlabeled=True, pseudo=True, publish=publish)

@@ -24,11 +24,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from ray_fer.config import TrainBackboneConfig
 from ray_fer.data.augment import STRONG
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
 from ray_fer.feedback.formulas import sampling_probabilities
+from ray_fer.training.heads import BALANCED, MAIN, published, with_heads
 from ray_fer.training.loop import Step
+from ray_fer.training.parts import Parts, RecipeKind, Weights
 from ray_fer.training.recipe import VIEWS, BackboneRecipe, Faces, Factors, Feedback, Indices, Settings
 from ray_fer.training.world import World
 
@@ -217,3 +220,25 @@ class SupervisedRecipe(BackboneRecipe):
             soft_count=self.pseudo_per_step,
         )
         return Step(inputs.contiguous(memory_format=self.layout), uris, targets)
+
+
+def build(parts: Parts) -> SupervisedRecipe:
+    """The recipe of one rank, with the head that ``supervised.head`` asks for."""
+    settings, shared = parts.settings(SupervisedSettings), parts.shared()
+    if parts.config.supervised.head == MAIN:
+        return SupervisedRecipe(settings, parts.backbone, pseudo=parts.pseudo, **shared)
+    from ray_fer.training.balanced import BalancedRecipe  # a form of this one
+
+    return BalancedRecipe(
+        settings, with_heads(parts.backbone, BALANCED, len(parts.classes)), pseudo=parts.pseudo, **shared
+    )
+
+
+def publish(weights: Weights, config: TrainBackboneConfig, backbone: Any) -> Weights:
+    """The backbone with the head that ``supervised.head`` asks for."""
+    if config.supervised.head == MAIN:
+        return weights
+    return published(weights, BALANCED, backbone.default_cfg["classifier"])
+
+
+RECIPE = RecipeKind(build=build, pseudo=True, publish=publish)
