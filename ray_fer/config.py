@@ -97,7 +97,9 @@ Sources = Annotated[
 def _known_recipe(name: str) -> str:
     if not is_there(name):
         ours = ", ".join(f"'{each}'" for each in RECIPES)
-        raise PydanticCustomError("recipe", f"input should be {ours} or a module, in the current folder or installed")
+        raise PydanticCustomError(
+            "recipe", f"input should be {ours} or a module such as my.recipe, in the current folder or installed"
+        )
     return name
 
 
