@@ -68,7 +68,7 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     Raises:
         UserError: for anything wrong with the arguments or with what they point at.
     """
-    places = ["labeled", "val", "feedback_val", "pretrained", "init", "pseudo"]
+    places = ["labeled", "val", "feedback_val", "out", "pretrained", "init", "pseudo"]
     config = absolute(config, *places, *([] if config.feedback == NO_FEEDBACK else ["feedback"]))
     inputs = open_inputs(config)
     identity = _identity(config, inputs)

@@ -27,11 +27,11 @@ def relative(path: Path) -> str:
     return os.path.relpath(path, ROOT)
 
 
-def start_job(name: str, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def start_job(name: str, *arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.Popen[str]:
     """The job as the leader of a process group of its own, so that its Ray dies with it."""
     return subprocess.Popen(
         [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *arguments],
-        cwd=ROOT,
+        cwd=cwd,
         env=os.environ | {"PYTHONPATH": str(ROOT)} | (env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -40,9 +40,9 @@ def start_job(name: str, *arguments: str, env: dict[str, str] | None = None) -> 
     )
 
 
-def run_job(name: str, *arguments: str, env: dict[str, str] | None = None) -> dict[str, Any]:
+def run_job(name: str, *arguments: str, env: dict[str, str] | None = None, cwd: Path = ROOT) -> dict[str, Any]:
     """Runs a job to its end and returns the summary on the last line of its stdout."""
-    process = start_job(name, *arguments, env=env)
+    process = start_job(name, *arguments, env=env, cwd=cwd)
     try:
         out, err = process.communicate(timeout=HUNG)
     finally:
