@@ -23,6 +23,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from tests.images import write_pictures
 from tests.system.jobs import HUNG, ROOT, kill_job, run_job
 from tests.system.servers import free_ports
+from tests.training.toy import PLACES, SMALL, write_sets
 
 RAY = str(Path(sys.executable).parent / "ray")
 
@@ -109,6 +110,31 @@ def test_the_same_line_after_ray_job_submit(head: str, tmp_path: Path, model: st
     (summary,) = (json.loads(text) for text in done.stdout.splitlines() if text.startswith('{"job"'))
     assert summary["labelled"] == 50
     assert DeltaTable(str(table)).to_pyarrow_table().num_rows == 50
+
+
+@pytest.mark.slow
+def test_a_recipe_in_the_submitted_folder(head: str, tmp_path: Path) -> None:
+    """The workers find it there, wherever ray-fer itself is installed."""
+    faces, folder = write_sets(tmp_path, (20, 10, 10)), tmp_path / "submitted"
+    (folder / "jobs").mkdir(parents=True)
+    shutil.copy(ROOT / "jobs" / "train_backbone.py", folder / "jobs")
+    shutil.copy(ROOT / "examples" / "entropy.py", folder / "mine.py")
+    places = (f"labeled={faces / PLACES['labeled']}", f"val={faces / PLACES['val']}", f"out={tmp_path / 'model'}")
+    line = ["python", "jobs/train_backbone.py", *places, *SMALL, "epochs=2", "workers=2"]
+    done = subprocess.run(
+        [
+            *(RAY, "job", "submit", "--address", head, "--working-dir", str(folder), "--", *line),
+            *("recipe=mine", f"unlabeled={faces / 'more'}"),
+        ],
+        cwd=tmp_path,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=HUNG,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    (summary,) = (json.loads(text) for text in done.stdout.splitlines() if text.startswith('{"job"'))
+    assert (summary["epochs"], summary["unlabeled"]) == (2, 40)
 
 
 @pytest.mark.slow
