@@ -13,6 +13,7 @@ import torch
 
 from ray_fer.data.loading import CACHE_BYTES, ImageLoader
 from ray_fer.data.stream import PictureStream
+from ray_fer.errors import UserError
 from ray_fer.models.backbone import build_backbone, checkpoint_activations, local_pretrained, normalisation
 from ray_fer.training.find_recipe import find_recipe
 from ray_fer.training.inputs import Inputs
@@ -30,13 +31,16 @@ def build_recipe(inputs: Inputs, unlabeled: Sequence[str], world: World, told: d
         unlabeled: URIs of the unlabeled faces; none for recipes without.
         world: the ranks.
         told: ``feedback`` and ``factors``, as `BackboneRecipe` takes them.
+
+    Raises:
+        UserError: when what it would publish is not a plain backbone.
     """
     config, cache_bytes = inputs.config, CACHE_BYTES // world.local_size
     assert config.image_size is not None
     size = config.image_size
     torch.manual_seed(config.seed)
     backbone, mean, std = build_model(inputs)
-    backbones = [backbone]
+    backbones, plain = [backbone], _shapes(backbone.state_dict())
 
     def another_backbone() -> torch.nn.Module:
         backbones.append(build_model(inputs)[0])
@@ -80,6 +84,8 @@ def build_recipe(inputs: Inputs, unlabeled: Sequence[str], world: World, told: d
         stream=stream,
     )
     recipe = find_recipe(config.recipe).build(parts)
+    if wrong := plain.items() ^ _shapes(plain_weights(inputs, recipe.ema_model.state_dict(), backbone)).items():
+        raise UserError(f"recipe={config.recipe}: what it publishes is no {config.backbone}, see {min(wrong)[0]}")
     # After the averaged copy was made, which needs no gradients.
     if config.checkpoint_activations:
         for each in backbones:
@@ -108,3 +114,7 @@ def build_model(inputs: Inputs) -> tuple[torch.nn.Module, tuple[float, ...], tup
 def plain_weights(inputs: Inputs, weights: Weights, model: torch.nn.Module) -> Weights:
     """What is published of a recipe's weights: those of ``model``, the plain backbone."""
     return find_recipe(inputs.config.recipe).publish(weights, inputs.config, model)
+
+
+def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(each.shape) for name, each in weights.items()}

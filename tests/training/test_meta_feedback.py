@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ray_fer.training.build_recipe import build_recipe
+from ray_fer.training.build_recipe import build_model, build_recipe, plain_weights
 from ray_fer.training.inputs import open_inputs
 from ray_fer.training.meta_feedback import MetaFeedbackRecipe
 from ray_fer.training.plain_engine import PlainEngine, run_epochs
@@ -177,3 +177,13 @@ def test_checkpointed_activations_change_nothing(faces: Path) -> None:
     assert losses[0] == losses[1]
     for name, value in recipes[0].model.state_dict().items():
         assert torch.equal(value, pair.state_dict()[name]) or "tracked" in name, name
+
+
+def test_the_student_is_published(faces: Path) -> None:
+    recipe: MetaFeedbackRecipe = recipe_of(faces, "epochs=1")
+    run_epochs(recipe, range(1))
+    inputs = open_inputs(config(faces, f"unlabeled={faces / 'more'}", "recipe=meta_feedback"))
+    model, *_ = build_model(inputs)
+    model.load_state_dict(plain_weights(inputs, recipe.ema_model.state_dict(), model))
+    x = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(model.eval()(x), recipe.averaged_logits(x))

@@ -87,6 +87,16 @@ def test_the_recipe_in_the_readme_is_one(faces: Path, modules: Path) -> None:
     assert math.isfinite(run_epochs(recipe, range(1))[0])
 
 
+def test_what_it_publishes_is_looked_at_before_it_trains(faces: Path, modules: Path) -> None:
+    text = "from dataclasses import replace\n\nfrom ray_fer.training import online, parts\n\n"
+    (modules / "headed.py").write_text(f"{text}RECIPE = replace(online.RECIPE, publish=parts.whole)\n")
+    inputs = open_inputs(config(faces, "recipe=headed", f"unlabeled={faces / 'more'}", "feedback=none"))
+    with pytest.raises(
+        UserError, match=r"^recipe=headed: what it publishes is no test_resnet, see backbone\.bn1\.bias$"
+    ):
+        build_recipe(inputs, [str(faces / "more" / "anger-0.png")], World(), {})
+
+
 def test_a_run_records_what_it_was_told(faces: Path, modules: Path) -> None:
     (modules / "recorded.py").write_text(NUMBERED)
     told = config(faces, "recipe=recorded", "settings.steepness=2", "settings.temperature=3")
