@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from torch import nn
 
 from ray_fer.training.loop import Recipe
 from ray_fer.training.world import World
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class DeepSpeedEngine:
@@ -37,7 +39,7 @@ class DeepSpeedEngine:
 
         # Also keeps DeepSpeed from asking the compiler which of its operators could be built.
         deepspeed.ops.__compatible_ops__ = {}
-        self._stage = zero_stage
+        self._stage, self._rank = zero_stage, world.rank
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # only read for throughput figures
             "gradient_accumulation_steps": recipe.accumulate,
@@ -62,7 +64,7 @@ class DeepSpeedEngine:
 
     @property
     def groups(self) -> list[dict[str, Any]]:
-        """The optimiser's parameter groups; a loaded checkpoint puts others in their place."""
+        """The optimiser's parameter groups."""
         groups: list[dict[str, Any]] = self._optimizer.param_groups
         return groups
 
@@ -91,13 +93,85 @@ class DeepSpeedEngine:
         )
         return gathered
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Writes weights and optimiser into ``folder/tag``; every rank has to call it."""
-        self._engine.save_checkpoint(str(folder), tag=tag)
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The model's state by name, whole; every rank has to go through all of it, and copy what it keeps."""
+        # A step that was left out leaves at stage 3 weights that were gathered for autocast, so rounded.
+        self._engine.empty_partition_cache()
+        with self.whole():
+            yield from self.model.state_dict().items()
 
-    def load(self, folder: Path, tag: str) -> None:
-        """Takes over what `save` wrote, with the same number of ranks unless ``zero_stage`` is 0."""
-        self._engine.load_checkpoint(str(folder), tag=tag)
+    def moments(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What AdamW knows of every weight that has been updated, whole, as at any stage and with any number of ranks.
+
+        Every rank has to go through all of it, and copy what it keeps.
+
+        Yields:
+            ``NAME/exp_avg`` and ``NAME/exp_avg_sq``, float32 of the weight's shape, and ``NAME/step``, float32 ().
+        """
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for parameters, held in self._held():
+            state = self._adamw.state.get(held)
+            if not state:
+                continue
+            self._link(parameters, held)
+            for parameter in parameters:
+                yield f"{names[parameter]}/step", state["step"]
+                for key in _MOMENTS:
+                    whole = safe_get_full_optimizer_state(parameter, key) if self._stage else state[key]
+                    yield f"{names[parameter]}/{key}", whole
+
+    def load_moments(self, moments: Mapping[str, torch.Tensor]) -> None:
+        """Takes over, before the first step, what `moments` yielded at any stage and with any number of ranks.
+
+        Weights whose steps are counted together, as at stages 1 to 3, take the largest of their counts, and moments of
+        zero where there are none.
+        """
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for parameters, held in self._held():
+            known = [parameter for parameter in parameters if f"{names[parameter]}/step" in moments]
+            if not known:
+                continue
+            steps = torch.stack([moments[f"{names[parameter]}/step"] for parameter in known])
+            zeros = {key: torch.zeros_like(held) for key in _MOMENTS}
+            self._adamw.state[held] = {"step": steps.max().to(held.device), **zeros}
+            self._link(parameters, held)
+            for parameter in known:
+                for key in _MOMENTS:
+                    self._set(parameter, key, moments[f"{names[parameter]}/{key}"])
+
+    def _held(self) -> list[tuple[list[nn.Parameter], torch.Tensor]]:
+        """Which weights AdamW has together, and the tensor of this rank's part of them that it has for them."""
+        if self._stage == 0:
+            return [([weight], weight) for group in self.groups for weight in group["params"]]
+        if self._stage == 3:
+            return list(zip(self._optimizer.fp16_groups, self._optimizer.fp32_partitioned_groups_flat, strict=True))
+        return list(zip(self._optimizer.bit16_groups, self._optimizer.single_partition_of_fp32_groups, strict=True))
+
+    def _link(self, parameters: list[nn.Parameter], held: torch.Tensor) -> None:
+        """Lets DeepSpeed find the moments of ``parameters``: at stages 1 and 2 it looks for them once, and too early.
+
+        That is after the first group's first step, when the other groups have none yet.
+        """
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        if self._stage in (1, 2):
+            lazy_init_hp_params_optimizer_state(parameters, held, self._adamw.state)
+
+    def _set(self, parameter: nn.Parameter, key: str, whole: torch.Tensor) -> None:
+        from deepspeed import utils
+
+        if self._stage == 0:
+            self._adamw.state[parameter][key].copy_(whole)
+        elif self._stage == 3:
+            # DeepSpeed cuts up itself only what the number of ranks divides.
+            part = torch.zeros_like(utils.safe_get_local_optimizer_state(parameter, key))
+            own = whole.flatten()[self._rank * len(part) :][: len(part)]
+            part[: len(own)] = own
+            utils.safe_set_local_optimizer_state(parameter, part, key)
+        else:
+            utils.safe_set_full_optimizer_state(parameter, whole, key)
 
 
 class CheckedAdamW(torch.optim.AdamW):

@@ -84,18 +84,28 @@ def test_a_worker_dies_in_an_epoch(tmp_path: Path, stage: int) -> None:
 
 
 @pytest.mark.slow
-def test_fewer_workers_after_the_death_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", [0, 3])
+def test_fewer_workers_after_the_death_of_one(tmp_path: Path, stage: int) -> None:
     """The same steps: all that differs is the order in which floats are summed, about 1e-7 of what a weight moves.
 
     A BatchNorm would add that its statistics are those of one rank's part of a batch.
     """
-    undisturbed = fit(counting(tmp_path / "undisturbed", 4, workers=2))
+    undisturbed = fit(counting(tmp_path / "undisturbed", 4, workers=2, zero_stage=stage))
     dying = {"grave": tmp_path / "disturbed" / "grave"}
     with pytest.raises(RuntimeError, match="max_failures=0"):
-        fit(counting(tmp_path / "disturbed", 4, dying, workers=2, max_failures=0))
-    disturbed = fit(counting(tmp_path / "disturbed", 4, dying, workers=1, max_failures=0))
+        fit(counting(tmp_path / "disturbed", 4, dying, workers=2, zero_stage=stage, max_failures=0))
+    disturbed = fit(counting(tmp_path / "disturbed", 4, dying, workers=1, zero_stage=stage, max_failures=0))
     assert disturbed.resumed == [1]
     for one, other in zip(rows(disturbed), rows(undisturbed), strict=True):
         assert one == pytest.approx(other, rel=1e-5)
     for name, weights in undisturbed.weights.items():
         torch.testing.assert_close(disturbed.weights[name], weights, atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_an_earlier_version(tmp_path: Path) -> None:
+    fit(counting(tmp_path, 1))
+    (moments,) = tmp_path.glob("ray/*/moments.safetensors")
+    moments.unlink()
+    with pytest.raises(UserError, match=rf"^{tmp_path} holds a run of an earlier version"):
+        fit(counting(tmp_path, 2))
