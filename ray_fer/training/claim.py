@@ -28,7 +28,8 @@ RUN = ".run"
 _CLAIM = "claim.json"
 _PROVENANCE = "provenance.json"
 _MODELS = ("config.json", "temporal.json")  # written last: the folder holds a whole model
-_FREE = ("out", "workers", "max_failures", "on_bad_loss")  # change neither the model nor its checkpoints
+# Change neither the model, but for the order of sums, nor what its checkpoints hold.
+_FREE = {"out", "workers", "zero_stage", "max_failures", "on_bad_loss"}
 _PACKAGES = ("ray", "torch", "timm", "deepspeed", "numpy", "pyarrow")
 
 
@@ -109,7 +110,8 @@ def environment() -> dict[str, Any]:
 
 def _compare(out: str, what: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     old, new = theirs["arguments"], ours["arguments"]
-    differing = [f"{key}={old.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    # An identity of an earlier version may have what has become free since.
+    differing = [f"{key}={old.get(key)}" for key in sorted({*old, *new} - _FREE) if old.get(key) != new.get(key)]
     old, new = theirs["contents"], ours["contents"]
     differing += [f"another content of {key}" for key in sorted({*old} & {*new}) if old[key] != new[key]]
     if differing:

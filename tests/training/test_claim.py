@@ -17,7 +17,7 @@ def identity(*arguments: str, contents: dict[str, str] | None = None) -> dict[st
 
 
 def test_places_and_resources_are_no_part_of_it() -> None:
-    assert identity() == identity("out=elsewhere", "workers=3", "max_failures=0")
+    assert identity() == identity("out=elsewhere", "workers=3", "zero_stage=2", "max_failures=0")
     assert identity() != identity("seed=1")
 
 
