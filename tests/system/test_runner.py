@@ -84,8 +84,8 @@ def test_a_worker_dies_in_an_epoch(tmp_path: Path, stage: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 3])
-def test_fewer_workers_after_the_death_of_one(tmp_path: Path, stage: int) -> None:
+@pytest.mark.parametrize(("stage", "later"), [(0, 0), (3, 2)])
+def test_fewer_workers_after_the_death_of_one(tmp_path: Path, stage: int, later: int) -> None:
     """The same steps: all that differs is the order in which floats are summed, about 1e-7 of what a weight moves.
 
     A BatchNorm would add that its statistics are those of one rank's part of a batch.
@@ -94,7 +94,7 @@ def test_fewer_workers_after_the_death_of_one(tmp_path: Path, stage: int) -> Non
     dying = {"grave": tmp_path / "disturbed" / "grave"}
     with pytest.raises(RuntimeError, match="max_failures=0"):
         fit(counting(tmp_path / "disturbed", 4, dying, workers=2, zero_stage=stage, max_failures=0))
-    disturbed = fit(counting(tmp_path / "disturbed", 4, dying, workers=1, zero_stage=stage, max_failures=0))
+    disturbed = fit(counting(tmp_path / "disturbed", 4, dying, workers=1, zero_stage=later, max_failures=0))
     assert disturbed.resumed == [1]
     for one, other in zip(rows(disturbed), rows(undisturbed), strict=True):
         assert one == pytest.approx(other, rel=1e-5)
