@@ -2,8 +2,9 @@
 # make test-slow: more kills, minutes each; make bench: labelling speed, an hour or two of an idle machine;
 # with CROPS=FILE.parquet also on the JPEGs in its column image; make bench-ledger: the ledger up to 10⁸
 # images, 10 GB of disk; make bench-selection: every rule up to 10⁷ images, 1 GB; make bench-training: training speed
-# and memory; make bench-ssl: semi-supervised methods on FER+ in DATA, a day of two cores, goes on where it stopped;
-# with SSL="--device cuda --processes 6" on a GPU; make bench-ssl-quick: four of them, half an hour.
+# from memory and from a stream, and memory; make bench-ssl: semi-supervised methods on FER+ in DATA, a day of two
+# cores, goes on where it stopped; with SSL="--device cuda --processes 6" on a GPU; make bench-ssl-quick: four of them,
+# half an hour.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -59,6 +60,7 @@ bench-selection: $(STAMP)
 
 bench-training: $(STAMP)
 	$(BIN)/python -m benchmarks.training.throughput
+	$(BIN)/python -m benchmarks.training.stream
 	$(BIN)/python -m benchmarks.training.zero_memory
 
 bench-ssl: $(STAMP)

@@ -1,10 +1,10 @@
-"""The two that are compared; in a file of their own, for Ray pickles functions of a program's main file by value."""
+"""What is compared; in a file of its own, for Ray pickles functions of a program's main file by value."""
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from benchmarks.labeling.material import list_pictures
 from ray_fer import cluster
 from ray_fer.config import TrainBackboneConfig
 from ray_fer.data.augment import WEAK, augment
@@ -20,8 +21,8 @@ from ray_fer.data.manifests import read_manifest
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import ClassUniformSampler
 from ray_fer.models.backbone import build_backbone, normalisation
-from ray_fer.training import supervised
-from ray_fer.training.build_recipe import build_recipe
+from ray_fer.training import build_recipe as builder
+from ray_fer.training import online, supervised
 from ray_fer.training.inputs import Inputs
 from ray_fer.training.optimisation import Ema, parameter_groups
 from ray_fer.training.recipe import BackboneRecipe
@@ -29,44 +30,61 @@ from ray_fer.training.runner import Run, fit
 from ray_fer.training.world import World
 
 
-def ray_train(config: TrainBackboneConfig, folder: Path) -> list[dict[str, float]]:
-    """Seconds, CPU seconds and seconds spent waiting for pictures of every epoch, on one worker."""
+def ray_train(config: TrainBackboneConfig, folder: Path, streamed: bool = False) -> list[dict[str, float]]:
+    """Seconds, CPU seconds, and seconds spent waiting for pictures, also before the first step, of every epoch.
+
+    Args:
+        config: of a run on one worker.
+        folder: of the run.
+        streamed: as if the unlabeled pictures did not fit in memory.
+    """
     cluster.connect()
-    outcome = fit(Run(str(folder), functools.partial(measured_recipe, config), workers=1))
-    return [{key: row[key] for key in ("seconds", "cpu_seconds", "wait_seconds")} for row in outcome.history]
+    outcome = fit(Run(str(folder), functools.partial(measured_recipe, config, streamed), workers=1))
+    clocks = ("seconds", "cpu_seconds", "wait_seconds", "first_wait_seconds")
+    return [{key: row[key] for key in clocks} for row in outcome.history]
 
 
-def measured_recipe(config: TrainBackboneConfig, world: World) -> BackboneRecipe:
+def measured_recipe(config: TrainBackboneConfig, streamed: bool, world: World) -> BackboneRecipe:
     """The recipe of the jobs, with clocks around its steps and its input."""
     labeled = read_manifest(config.labeled)
     val = labeled.take(np.arange(64))
     inputs = Inputs(config, labeled, val, np.arange(64) < 32, None, None, None)
-    recipe = build_recipe(inputs, [], world, {})
-    clocks = {"wait_seconds": 0.0, "cpu_seconds": 0.0}
+    if streamed:
+        builder.CACHE_BYTES = len(labeled) * int(config.image_size or 0) ** 2 * 3  # type: ignore[attr-defined]
+    unlabeled = list_pictures(str(config.unlabeled[0])) if config.unlabeled else []
+    recipe = builder.build_recipe(inputs, unlabeled, world, {})
+    clocks = dict.fromkeys(("cpu_seconds", "wait_seconds", "first_wait_seconds"), 0.0)
 
     def steps(epoch: int) -> Iterator[Any]:
         clocks["wait_seconds"], started = 0.0, time.process_time()
-        yield from original_steps(epoch)
+        for number, step in enumerate(original_steps(epoch)):
+            if number == 0:
+                clocks["first_wait_seconds"] = clocks["wait_seconds"]
+            yield step
         clocks["cpu_seconds"] = time.process_time() - started
 
     def validate(epoch: int) -> tuple[float, dict[str, Any]]:
         score, metrics = original_validate(epoch)
         return score, metrics | clocks
 
-    def timed_read_ahead(make: Callable[[Any], Any], items: Iterable[Any], depth: int = 2) -> Iterator[Any]:
-        made = read_ahead(make, items, depth)
+    def timed(made: Iterator[Any]) -> Iterator[Any]:
         while True:
             started = time.perf_counter()
             try:
                 one = next(made)
             except StopIteration:
                 return
-            clocks["wait_seconds"] += time.perf_counter() - started
+            finally:
+                clocks["wait_seconds"] += time.perf_counter() - started
             yield one
 
     original_steps, original_validate = recipe.steps, recipe.validate
     recipe.steps, recipe.validate = steps, validate  # type: ignore[method-assign]
-    supervised.read_ahead = timed_read_ahead  # type: ignore[assignment]
+    for module in (supervised, online):
+        module.read_ahead = lambda *arguments: timed(read_ahead(*arguments))  # type: ignore[attr-defined]
+    if isinstance(recipe, online.OnlineRecipe) and recipe.stream is not None:
+        stream = recipe.stream
+        recipe.stream = lambda epoch: timed(stream(epoch))
     return recipe
 
 

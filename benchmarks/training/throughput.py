@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from benchmarks.training.contestants import bare_loop, ray_train
 from ray_fer.config import load_config
 from ray_fer.synthetic.plan import CLASSES
 
+Runs = list[list[dict[str, float]]]
+"""What each epoch of each run took."""
+
 ROOT = Path(__file__).parents[2]
-
-
 CONTESTANTS = ("ray-fer", "bare loop")
 
 
@@ -50,12 +52,7 @@ def main() -> None:
             epochs = ray_train(config, Path(name)) if arguments.role == "ray-fer" else bare_loop(config)
         print(json.dumps(epochs))
         return
-    runs: dict[str, list[list[dict[str, float]]]] = {name: [] for name in CONTESTANTS}
-    for repeat in range(arguments.repeats):
-        for name in CONTESTANTS if repeat % 2 == 0 else reversed(CONTESTANTS):
-            runs[name].append(run(name))
-            seconds = [round(epoch["seconds"], 2) for epoch in runs[name][-1]]
-            print(f"{repeat + 1}/{arguments.repeats} {name}: {seconds} s an epoch", file=sys.stderr)
+    runs = run_in_turn("benchmarks.training.throughput", CONTESTANTS, arguments.repeats)
     images = -(-arguments.pictures // config.batch_size) * config.batch_size
     facts = keys | {
         "batch_size": config.batch_size,
@@ -75,11 +72,22 @@ def write_manifest(folder: Path) -> Path:
     return manifest
 
 
-def run(name: str) -> list[dict[str, float]]:
-    """Every epoch of one run in a process of its own, with this process's arguments."""
+def run_in_turn(module: str, contestants: Sequence[str], repeats: int) -> dict[str, Runs]:
+    """Of every contestant, ``repeats`` runs of ``module`` with this process's arguments and ``--role``."""
+    runs: dict[str, Runs] = {name: [] for name in contestants}
+    for repeat in range(repeats):
+        for name in contestants if repeat % 2 == 0 else reversed(contestants):
+            runs[name].append(_run(module, name))
+            seconds = [round(epoch["seconds"], 2) for epoch in runs[name][-1]]
+            print(f"{repeat + 1}/{repeats} {name}: {seconds} s an epoch", file=sys.stderr)
+    return runs
+
+
+def _run(module: str, name: str) -> list[dict[str, float]]:
+    """Every epoch of one run in a process of its own."""
     # A worker of Ray Train's runs so, too.
     environment = os.environ | {"RAY_ADDRESS": "local", "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
-    command = [sys.executable, "-m", "benchmarks.training.throughput", *sys.argv[1:], "--role", name]
+    command = [sys.executable, "-m", module, *sys.argv[1:], "--role", name]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{name} failed\n{done.stderr[-3000:]}")
@@ -87,7 +95,7 @@ def run(name: str) -> list[dict[str, float]]:
     return epochs
 
 
-def row(name: str, runs: list[list[dict[str, float]]], images: int) -> dict[str, Any]:
+def row(name: str, runs: Runs, images: int) -> dict[str, Any]:
     """Medians over all epochs of all runs but each run's first."""
     epochs = [epoch for one in runs for epoch in one[1:]]
     return {
@@ -98,7 +106,7 @@ def row(name: str, runs: list[list[dict[str, float]]], images: int) -> dict[str,
     }
 
 
-def stalls(runs: list[list[dict[str, float]]]) -> dict[str, float]:
+def stalls(runs: Runs) -> dict[str, float]:
     """Share of the time that steps wait for pictures, medians: while they are decoded, and once they are in memory."""
     shares = [[epoch["wait_seconds"] / epoch["seconds"] for epoch in one] for one in runs]
     return {

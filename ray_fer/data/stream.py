@@ -130,8 +130,9 @@ class PictureStream:
             pa.table({"row": rows, "uri": [self.uris[row] for row in rows]}) for rows in order.reshape(-1, self.batch)
         ]
         tasks = self.tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        # No CPU is asked for: the ranks may have taken them all, and would wait for pictures for ever.
-        decoded = ray.data.from_arrow(blocks).map_batches(
+        # No CPU is asked for: the ranks may have taken them all, and would wait for pictures for ever. So `from_arrow`
+        # does not do, which looks at every block in a task of one CPU.
+        decoded = ray.data.from_blocks(blocks).map_batches(
             functools.partial(decode_block, self.image_size),
             batch_size=None,
             batch_format="pyarrow",

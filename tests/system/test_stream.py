@@ -28,6 +28,9 @@ BAD = 7
 @pytest.fixture(scope="module", autouse=True)
 def connected() -> Iterator[None]:
     cluster.connect()
+    # Ray Train holds what the ranks compute on, and without a GPU that is every core.
+    held = ray.util.placement_group([{"CPU": cluster.cpus()}])
+    assert held.wait(60)
     yield
     ray.shutdown()
 

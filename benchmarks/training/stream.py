@@ -1,0 +1,117 @@
+"""Unlabeled pictures from a Ray Data stream against the same in memory: `python -m benchmarks.training.stream`.
+
+The recipe is online: every step trains on labelled faces, which are in memory for both, and on twice as many unlabeled
+ones. Streamed, these are read and decoded anew by tasks beside the worker, which on a machine without a GPU compute on
+the same cores as the model; so the ratio of the throughputs is what decoding takes from it, and the waiting says
+whether the stream keeps up. Every epoch is a stream of its own: the wait before its first step is told by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.labeling.material import write_pictures
+from benchmarks.results import RESULTS, write_results
+from benchmarks.training.contestants import ray_train
+from benchmarks.training.throughput import Runs, run_in_turn, write_manifest
+from ray_fer.config import load_config
+
+CONTESTANTS = ("in memory", "stream")
+
+
+def main() -> None:
+    """Runs the comparison and writes ``training-stream.md`` and ``.json``; with ``--role``, one contestant."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="resnet10t")
+    parser.add_argument("--image-size", type=int, default=48)
+    parser.add_argument("--labeled", type=int, default=768)
+    parser.add_argument("--unlabeled", type=int, default=1536, help="more than --labeled")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ray-fer-bench")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--role", choices=CONTESTANTS)
+    arguments = parser.parse_args()
+    sets = write_pictures(arguments.work, [arguments.labeled, arguments.unlabeled])
+    manifest = write_manifest(sets[arguments.labeled])
+    keys = {"backbone": arguments.backbone, "image_size": arguments.image_size, "epochs": arguments.epochs}
+    places = {"labeled": manifest, "val": manifest, "out": "unused", "unlabeled": sets[arguments.unlabeled]}
+    given = {"recipe": "online", "feedback": "none"} | places | keys
+    config: Any = load_config("train_backbone", [f"{key}={value}" for key, value in given.items()])
+    if arguments.role:
+        with tempfile.TemporaryDirectory() as name:
+            epochs = ray_train(config, Path(name), streamed=arguments.role == "stream")
+        print(json.dumps(epochs))
+        return
+    runs = run_in_turn("benchmarks.training.stream", CONTESTANTS, arguments.repeats)
+    steps = -(-arguments.labeled // config.batch_size)
+    facts = keys | {
+        "batch_size": config.batch_size,
+        "ratio": config.online.ratio,
+        "labeled": arguments.labeled,
+        "unlabeled": arguments.unlabeled,
+        "steps_per_epoch": steps,
+        "repeats": arguments.repeats,
+        "rows": [row(name, runs[name], steps * config.batch_size * (1 + config.online.ratio)) for name in CONTESTANTS],
+    }
+    write_results(arguments.out, "training-stream", facts, markdown)
+
+
+def row(name: str, runs: Runs, images: int) -> dict[str, Any]:
+    """Medians over all epochs of all runs but each run's first, in which what is in memory later is decoded.
+
+    ``images_per_second`` is of whole epochs; ``later`` is the steps but for the wait before the first of them.
+    """
+    epochs = [epoch for one in runs for epoch in one[1:]]
+    later = [epoch["seconds"] - epoch["first_wait_seconds"] for epoch in epochs]
+    waits = [epoch["wait_seconds"] - epoch["first_wait_seconds"] for epoch in epochs]
+    return {
+        "name": name,
+        "epoch_seconds": statistics.median(epoch["seconds"] for epoch in epochs),
+        "images_per_second": images / statistics.median(epoch["seconds"] for epoch in epochs),
+        "later_images_per_second": images / statistics.median(later),
+        "later_wait_share": statistics.median(wait / whole for wait, whole in zip(waits, later, strict=True)),
+        "first_wait_seconds": statistics.median(epoch["first_wait_seconds"] for epoch in epochs),
+        "seconds": [[round(epoch["seconds"], 3) for epoch in one] for one in runs],
+        "wait_seconds": [[round(epoch["wait_seconds"], 3) for epoch in one] for one in runs],
+        "first_wait_seconds_of_all": [[round(epoch["first_wait_seconds"], 3) for epoch in one] for one in runs],
+    }
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The table for people."""
+    memory, streamed = document["rows"]
+    whole, later = (streamed[key] / memory[key] for key in ("images_per_second", "later_images_per_second"))
+    lines = [
+        "# Training from a stream",
+        "",
+        f"{document['machine']}, {document['date']}. {document['backbone']} at {document['image_size']} px, recipe",
+        f"online, epochs of {document['steps_per_epoch']} steps, each of {document['batch_size']} labelled faces, in",
+        f"memory, and {document['ratio']} times as many of {document['unlabeled']} JPEGs of 256 px, unlabeled; one",
+        f"worker; medians over the epochs of {document['repeats']} runs each, in turn, without each run's first.",
+        "",
+        "| unlabeled faces | s an epoch | images/s | wait for the first step, s | images/s from then on | waits then |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for one in (memory, streamed):
+        cells = (
+            *(f"{one['epoch_seconds']:.2f}", f"{one['images_per_second']:.1f}", f"{one['first_wait_seconds']:.2f}"),
+            *(f"{one['later_images_per_second']:.1f}", f"{one['later_wait_share']:.1%}"),
+        )
+        lines.append(f"| {one['name']} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"From the stream it is {whole:.2f} of the throughput from memory, {later:.2f} once an epoch has begun.",
+        "Reading and decoding take place on the same cores as training, and before the first step once an epoch.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
