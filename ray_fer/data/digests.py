@@ -7,7 +7,7 @@ buckets, and an ETag is a hash of the content only for some uploads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import xxhash
@@ -27,25 +27,30 @@ class Contents:
     """What a set of pictures holds.
 
     Attributes:
-        digests: of the bytes of each; a picture that is there twice counts once.
+        digests: of the bytes of each, with its URI; of a picture that is there twice, with that of the last.
         sizes: in bytes.
         unread: how many could not be read, and so are in neither.
     """
 
-    digests: frozenset[bytes]
+    digests: Mapping[bytes, str]
     sizes: frozenset[int]
     unread: int
 
-    def copies(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Those of ``items`` whose bytes are those of one of these pictures; what cannot be read is none.
+    def __or__(self, other: Contents) -> Contents:
+        """What both hold."""
+        return Contents({**self.digests, **other.digests}, self.sizes | other.sizes, self.unread + other.unread)
 
-        Only what may be one is read: what is listed with a size that no picture here has is not.
+    def copies(self, items: Iterable[Item]) -> Iterator[tuple[Item, str]]:
+        """Those of ``items`` whose bytes are those of one of these pictures, with its URI.
+
+        What cannot be read is none. Only what may be one is read: what is listed with a size that no picture here has
+        is not.
         """
         for number, read in enumerate(read_objects(filter(self._may_be, items), _ANY_SIZE), 1):
             if not number % _TOLD:
                 log.info("%d pictures read to find copies", number)
-            if read.data is not None and xxhash.xxh3_128_digest(read.data) in self.digests:
-                yield read.item
+            if read.data is not None and (original := self.digests.get(xxhash.xxh3_128_digest(read.data))):
+                yield read.item, original
 
     def _may_be(self, item: Item) -> bool:
         # The size of a table's row is the mean of its neighbours.
@@ -54,11 +59,11 @@ class Contents:
 
 def contents_of(uris: Iterable[str]) -> Contents:
     """Reads the pictures at ``uris``; of a face its whole picture counts."""
-    digests, sizes, unread = set(), set(), 0
+    digests, sizes, unread = dict[bytes, str](), set[int](), 0
     for read in read_objects((Item(uri, "", 0) for uri in uris), _ANY_SIZE):
         if read.data is None:
             unread += 1
         else:
-            digests.add(xxhash.xxh3_128_digest(read.data))
+            digests[xxhash.xxh3_128_digest(read.data)] = read.item.uri
             sizes.add(len(read.data))
-    return Contents(frozenset(digests), frozenset(sizes), unread)
+    return Contents(digests, frozenset(sizes), unread)

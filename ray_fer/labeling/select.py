@@ -235,7 +235,7 @@ def excluded_digests(manifests: Sequence[str], classes: Sequence[str]) -> set[by
     for manifest in manifests:
         uris = _uris(manifest, classes)
         contents = contents_of(uris)
-        digests |= contents.digests
+        digests.update(contents.digests)
         if contents.unread:
             log.warning(
                 "exclude=%s: %d of %d pictures cannot be read, so they are not excluded",

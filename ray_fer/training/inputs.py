@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
@@ -61,6 +62,11 @@ class Inputs:
     init: Artifact | None
     selection: Selection | None
     feedback: str | None
+
+    @functools.cached_property
+    def val_contents(self) -> Contents:
+        """What the pictures of ``val`` hold, read once."""
+        return _contents("val", self.val.uris)
 
 
 def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
@@ -174,8 +180,8 @@ def check_selection(inputs: Inputs) -> None:
     if inputs.selection is None:
         return
     config, selection, held_out = inputs.config, inputs.selection, set(inputs.val.uris)
-    contents = _contents(inputs.val.uris)
-    held_out |= {item.uri for item in contents.copies(Item(uri, "", 0) for uri in _suspects(selection, contents))}
+    contents = inputs.val_contents
+    held_out |= {item.uri for item, _ in contents.copies(Item(uri, "", 0) for uri in _suspects(selection, contents))}
     found = [uri for uri in selection.uris if uri in held_out or split_face(uri)[0] in held_out]
     if found:
         manifests = ",".join(uri for uri in (config.val, config.feedback_val) if uri)
@@ -202,6 +208,21 @@ def _suspects(selection: Selection, contents: Contents) -> list[str]:
     return sorted({*rows.collect(engine="streaming")["uri"]} & {*selection.uris})
 
 
+def warn_of_copies(inputs: Inputs) -> None:
+    """Says whether labelled faces are of pictures of the validation set; public sets hold such, so it is no error."""
+    sized = (
+        Item(uri, "", 0 if storage.is_remote(uri) else os.path.getsize(split_face(uri)[0]))
+        for uri in inputs.labeled.uris
+    )
+    found = [(item.uri, original) for item, original in inputs.val_contents.copies(sized)]
+    if found:
+        log.warning(
+            "val: %d of %d faces of labeled are of pictures with the bytes of one of val, the first: %s and %s; "
+            "the score is too good by that",
+            *(len(found), len(inputs.labeled), *found[0]),
+        )
+
+
 def list_unlabeled(inputs: Inputs, folder: str) -> tuple[int, str]:
     """Writes down what the sources hold now, for a run shall see the same faces however often it is interrupted.
 
@@ -223,7 +244,8 @@ def list_unlabeled(inputs: Inputs, folder: str) -> tuple[int, str]:
     columns = (page.select(["uri", "identity", "size"]).to_pydict().values() for page in pages)
     items = [Item(*key) for keys in columns for key in zip(*keys, strict=True) if key[0] not in known]
     log.info("unlabeled: %d faces are listed; those of the size of one of labeled or val are compared", len(items))
-    copies = {item.uri for item in _contents(inputs.labeled.uris, inputs.val.uris).copies(items)}
+    contents = _contents("labeled", inputs.labeled.uris) | inputs.val_contents
+    copies = {item.uri for item, _ in contents.copies(items)}
     if copies:
         log.info("unlabeled: %d faces that are copies of faces of labeled or val are left out", len(copies))
     kept = [item for item in items if item.uri not in copies]
@@ -238,10 +260,10 @@ def list_unlabeled(inputs: Inputs, folder: str) -> tuple[int, str]:
     return len(kept), digest(sorted((item.uri, item.identity) for item in kept))
 
 
-def _contents(*sets: list[str]) -> Contents:
-    contents = contents_of(uri for uris in sets for uri in uris)
+def _contents(name: str, uris: list[str]) -> Contents:
+    contents = contents_of(uris)
     if contents.unread:
-        log.warning("%d faces of labeled or val cannot be read, so copies of them are not found", contents.unread)
+        log.warning("%s: %d faces cannot be read, so copies of them are not found", name, contents.unread)
     return contents
 
 

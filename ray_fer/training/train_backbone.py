@@ -29,6 +29,7 @@ from ray_fer.training.inputs import (
     list_unlabeled,
     open_inputs,
     read_unlabeled,
+    warn_of_copies,
     warn_of_doubts,
 )
 
@@ -146,6 +147,7 @@ def _start(out: str, identity: dict[str, Any], inputs: Inputs) -> dict[str, Any]
     from ray_fer.feedback.actor import FeedbackStore
 
     check_selection(inputs)
+    warn_of_copies(inputs)
     feedback_version = None
     if inputs.feedback:
         store = FeedbackStore(inputs.feedback, inputs.labeled.classes, inputs.config.feedback_parts)

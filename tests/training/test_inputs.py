@@ -18,7 +18,7 @@ from ray_fer.data.read import read_objects
 from ray_fer.errors import UserError
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.table import FILE_SCHEMA, create_table, write_file
-from ray_fer.training.inputs import check_selection, list_unlabeled, open_inputs, read_unlabeled
+from ray_fer.training.inputs import check_selection, list_unlabeled, open_inputs, read_unlabeled, warn_of_copies
 from tests.training.toy import CLASSES, PLACES, config, write_faces, write_selection
 
 
@@ -111,11 +111,8 @@ def test_nor_has_its_copy(faces: Path) -> None:
         check(faces)
 
 
-def test_the_table_says_what_may_be_a_copy(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = faces / "more" / "as-if-new.png"
-    shutil.copy(faces / "val" / "anger-0.png", copy)
-    pictures = sorted((faces / "more").glob("*.png"))
-    record(faces, {path: xxhash.xxh3_128_digest(path.read_bytes()) for path in pictures})
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The URIs of what is read from now on to compare it."""
     read = list[str]()
 
     def watched(items: Iterable[Item], max_bytes: int) -> Iterator[Read]:
@@ -124,6 +121,15 @@ def test_the_table_says_what_may_be_a_copy(faces: Path, monkeypatch: pytest.Monk
         return read_objects(kept, max_bytes)
 
     monkeypatch.setattr("ray_fer.data.digests.read_objects", watched)
+    return read
+
+
+def test_the_table_says_what_may_be_a_copy(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = faces / "more" / "as-if-new.png"
+    shutil.copy(faces / "val" / "anger-0.png", copy)
+    pictures = sorted((faces / "more").glob("*.png"))
+    record(faces, {path: xxhash.xxh3_128_digest(path.read_bytes()) for path in pictures})
+    read = watch(monkeypatch)
     with pytest.raises(UserError, match=rf"1 of 13 pseudo-labels are of .*, the first: {copy};"):
         check(faces)
     assert [uri for uri in read if Path(uri).parent.name == "more"] == [str(copy)]
@@ -140,3 +146,24 @@ def test_a_selection_of_nothing_is_named(rows: int, faces: Path) -> None:
     pq.write_table(table.set_column(table.column_names.index("weight"), "weight", weights), file)
     with pytest.raises(UserError, match=rf"^pseudo={faces}/selection: the selection is empty$"):
         check(faces)
+
+
+def test_labelled_copies_of_validation_faces_are_told(
+    faces: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def warn() -> list[str]:
+        caplog.clear()
+        warn_of_copies(open_inputs(config(faces, f"feedback_val={faces / 'halves' / 'manifest.csv'}")))
+        return caplog.messages
+
+    longer = faces / "train" / "anger-1.png"
+    longer.write_bytes(longer.read_bytes() + bytes(10_000))
+    read = watch(monkeypatch)
+    assert warn() == []
+    assert str(longer) not in read
+    shutil.copy(faces / "val" / "anger-3.png", faces / "train" / "anger-2.png")
+    shutil.copy(faces / "halves" / "anger-0.png", faces / "train" / "anger-3.png")
+    assert warn() == [
+        f"val: 2 of 12 faces of labeled are of pictures with the bytes of one of val, the first: "
+        f"{faces}/train/anger-2.png and {faces}/val/anger-3.png; the score is too good by that"
+    ]
