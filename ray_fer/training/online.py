@@ -237,8 +237,8 @@ class OnlineRecipe(SupervisedRecipe):
             loss = loss + self._balanced_loss(supervised[:, balanced], targets)
             loss = loss + scale * (errors * weights * kept[labels]).sum()
         elif settings.head == DEBIASED:
-            labeled = supervised[: len(targets.labels)]
-            loss = loss + self._worst_case(labeled, outputs[first + m :], labels) / self.world.size
+            labeled, readable = supervised[: len(targets.labels)], (targets.label_weights, unlabeled.ok)
+            loss = loss + self._worst_case(labeled, outputs[first + m :], labels, *readable) / self.world.size
         total: torch.Tensor = loss * self.world.size
         return total
 
@@ -365,7 +365,14 @@ class OnlineRecipe(SupervisedRecipe):
             margin=self.balanced_margin,
         )
 
-    def _worst_case(self, labeled: torch.Tensor, weak: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _worst_case(
+        self,
+        labeled: torch.Tensor,
+        weak: torch.Tensor,
+        labels: torch.Tensor,
+        labeled_ok: torch.Tensor,
+        ok: torch.Tensor,
+    ) -> torch.Tensor:
         """DST's term: eta (eta' CE(v(f_l), argmax h(f_l)) - mean log(1 - p_v(label of the weak view)))."""
         worst = self.heads.index(WORST)
         kept = labeled[:, 0].detach().argmax(dim=1)
@@ -373,7 +380,7 @@ class OnlineRecipe(SupervisedRecipe):
         agreed = F.cross_entropy(labeled[:, worst], kept, reduction="none").clamp(max=math.log(len(self.classes)) + 2)
         there = weak[:, worst].softmax(dim=1).gather(1, labels[:, None])[:, 0]
         away = -torch.log((1 - there + 1e-6).clamp(max=1.0))
-        return _WORST_WEIGHT * (_LABELED_WORST * agreed.mean() + away.mean())
+        return _WORST_WEIGHT * (_LABELED_WORST * (agreed * labeled_ok).mean() + (away * ok).mean())
 
 
 def build(parts: Parts) -> OnlineRecipe:

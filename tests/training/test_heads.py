@@ -92,7 +92,7 @@ def test_who_learns_from_what_in_dst(faces: Path) -> None:
     pseudo = recipe._pseudo_labels(unlabeled)
     m = len(unlabeled.rows)
     fits = F.cross_entropy(outputs[8 : 8 + m, model.index(PSEUDO)], pseudo.labels)
-    worst = recipe._worst_case(outputs[:8], outputs[8 + m :], pseudo.labels)
+    worst = recipe._worst_case(outputs[:8], outputs[8 + m :], pseudo.labels, torch.ones(8), torch.ones(m))
     classifier = model.backbone.get_classifier().weight
     g, v = next(model.heads[PSEUDO].parameters()), next(model.heads[WORST].parameters())
     for loss, touched, untouched in ((fits, g, (classifier, v)), (worst, v, (classifier, g))):
@@ -116,8 +116,19 @@ def test_the_worst_case_of_its_own_labelled_error_is_capped(faces: Path) -> None
     labeled = torch.zeros(2, 3, 3)
     labeled[:, 0, 0] = 9.0
     labeled[:, recipe.heads.index(WORST), 0] = -1e6
-    term = recipe._worst_case(labeled, torch.zeros(2, 3, 3), torch.tensor([0, 1]))
+    term = recipe._worst_case(labeled, torch.zeros(2, 3, 3), torch.tensor([0, 1]), torch.ones(2), torch.ones(2))
     assert term.item() == pytest.approx(0.3 * (2 * (math.log(3) + 2) - math.log(2 / 3)), rel=1e-3)
+
+
+def test_black_pictures_play_no_part_in_the_worst_case(faces: Path) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.head=debiased")
+    step = next(recipe.steps(0))
+    targets, unlabeled = step.data
+    targets.label_weights[3] = unlabeled.ok[5] = 0
+    outputs = torch.randn(8 + 16 + 16, 3, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(recipe.loss(outputs, step), outputs)
+    heard = gradient[:, recipe.heads.index(WORST)].any(dim=1)
+    assert (~heard).nonzero()[:, 0].tolist() == [3, *range(8, 24), 24 + 5]
 
 
 def test_the_balanced_head_is_published(faces: Path) -> None:
