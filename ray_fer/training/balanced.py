@@ -18,22 +18,19 @@ import torch
 
 from ray_fer.training.heads import BALANCED, HeadedBackbone, keep_rates
 from ray_fer.training.loop import Step
-from ray_fer.training.supervised import SupervisedRecipe, SupervisedSettings, Targets, joint_loss
+from ray_fer.training.supervised import SupervisedRecipe, SupervisedSettings, Targets
 
 
-def balanced(targets: Targets, labeled: torch.Tensor, pseudo: torch.Tensor) -> Targets:
+def balanced(targets: Targets, labeled: torch.Tensor, pseudo: torch.Tensor | None = None) -> Targets:
     """``targets`` with each face weighted by its class, for a soft target the likeliest one.
 
     Args:
         targets: of one step.
         labeled: weight of the labelled faces of each class, float (K,).
-        pseudo: likewise of the pseudo-labelled ones.
+        pseudo: likewise of the pseudo-labelled ones; None leaves them as they are.
     """
-    return replace(
-        targets,
-        label_weights=targets.label_weights * labeled[targets.labels],
-        soft_weights=targets.soft_weights * pseudo[targets.soft.argmax(dim=1)],
-    )
+    soft_weights = targets.soft_weights if pseudo is None else targets.soft_weights * pseudo[targets.soft.argmax(dim=1)]
+    return replace(targets, label_weights=targets.label_weights * labeled[targets.labels], soft_weights=soft_weights)
 
 
 class BalancedRecipe(SupervisedRecipe):
@@ -65,6 +62,5 @@ class BalancedRecipe(SupervisedRecipe):
     def loss(self, outputs: torch.Tensor, step: Step) -> torch.Tensor:
         """The losses of both heads for outputs (B + M, 2, K); their mean over the ranks is the loss of the step."""
         targets = balanced(step.data, self.labeled_balance, self.pseudo_balance)
-        numbers = self.settings.label_smoothing, self.settings.pseudo_weight
-        of_head = joint_loss(outputs[:, self.balanced], targets, self.class_weights, *numbers)
+        of_head = self.supervised_loss(outputs[:, self.balanced], targets, margin=0.0)
         return super().loss(outputs[:, 0], step) + of_head * self.world.size

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +41,7 @@ from ray_fer.data.sampling import weighted_indices
 from ray_fer.feedback.formulas import moved_thresholds
 from ray_fer.selection import RULES, Accepted, Known, Measured, Rule, debias, harden, move, smoothed_prior
 from ray_fer.selection.rule import CONCATENATED
+from ray_fer.training.balanced import balanced
 from ray_fer.training.heads import (
     BALANCED,
     DEBIASED,
@@ -53,15 +54,14 @@ from ray_fer.training.heads import (
     with_heads,
 )
 from ray_fer.training.loop import Step
+from ray_fer.training.online_terms import Found, Unlabeled, reversal, worst_case
 from ray_fer.training.parts import Parts, RecipeKind, Stream, Weights
 from ray_fer.training.recipe import Faces, Factors, Feedback, Indices, sampled_margin
-from ray_fer.training.supervised import PseudoLabels, SupervisedRecipe, SupervisedSettings, Targets, joint_loss
+from ray_fer.training.supervised import PseudoLabels, SupervisedRecipe, SupervisedSettings
 from ray_fer.training.world import World
 
 _UNSEEN = -1
 _STREAM = 1 << 20  # apart from the draws of selected pseudo-labels
-# DST's constants, from its from-scratch code: eta, eta', and hi of the warm-up, whose N is a third of the run here.
-_WORST_WEIGHT, _LABELED_WORST, _HIGHEST_STRENGTH = 0.3, 2.0, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,46 +87,6 @@ class OnlineSettings(SupervisedSettings):
     momentum: float = 0.99
     head: Literal["main", "balanced", "debiased"] = MAIN
     calibrate: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """What a step found out about its R readable unlabeled faces, for the recipe's state.
-
-    Attributes:
-        rows: int64 (R,).
-        named: int64 (R,), the class that the teacher names before anything is taken out of its probabilities.
-        measured: by the rule, of all ranks.
-        accepted: float (R,), the rule's weights.
-    """
-
-    rows: torch.Tensor
-    named: torch.Tensor
-    measured: Measured
-    accepted: torch.Tensor
-
-
-@dataclass(eq=False)
-class Unlabeled:
-    """Of one step's inputs, the M unlabeled faces behind the labelled and pseudo-labelled ones.
-
-    Attributes:
-        first: where their strong views begin; with DST's heads their weak views follow.
-        weak: what the teacher sees, (M, 3, S, S).
-        ok: float (M,), 0 where unreadable.
-        readable: int64 (R,), which of the M are not.
-        rows: int64 (M,).
-        progress: share of the run that is over, in [0, 1).
-        found: once the loss was computed.
-    """
-
-    first: int
-    weak: torch.Tensor
-    ok: torch.Tensor
-    readable: torch.Tensor
-    rows: torch.Tensor
-    progress: float
-    found: Found | None = None
 
 
 class OnlineRecipe(SupervisedRecipe):
@@ -231,14 +191,16 @@ class OnlineRecipe(SupervisedRecipe):
             logits = logits + margin
         loss = loss + scale * (F.cross_entropy(logits, soft, reduction="none") * weights).sum()
         if settings.head == BALANCED:
-            balanced = self.heads.index(BALANCED)
+            head, of_labels = self.heads.index(BALANCED), balanced(targets, self.labeled_kept)
             kept = keep_rates(self.class_shares.clamp(min=1e-6), unlabeled.progress)
-            errors = F.cross_entropy(strong[:, balanced], soft, reduction="none")
-            loss = loss + self._balanced_loss(supervised[:, balanced], targets)
+            errors = F.cross_entropy(strong[:, head], soft, reduction="none")
+            loss = loss + self.supervised_loss(supervised[:, head], of_labels, self.balanced_margin)
             loss = loss + scale * (errors * weights * kept[labels]).sum()
         elif settings.head == DEBIASED:
-            labeled, readable = supervised[: len(targets.labels)], (targets.label_weights, unlabeled.ok)
-            loss = loss + self._worst_case(labeled, outputs[first + m :], labels, *readable) / self.world.size
+            worst, labeled = self.heads.index(WORST), supervised[: len(targets.labels)]
+            both = labeled[:, 0], labeled[:, worst]
+            term = worst_case(both, targets.label_weights, outputs[first + m :, worst], labels, unlabeled.ok)
+            loss = loss + term / self.world.size
         total: torch.Tensor = loss * self.world.size
         return total
 
@@ -289,7 +251,7 @@ class OnlineRecipe(SupervisedRecipe):
         parts = [step.inputs, self.augmented(pixels, STRONG, generator)]
         if self.online.head == DEBIASED:
             parts.append(weak)
-            self.heads.reverse(_HIGHEST_STRENGTH * math.tanh(1.5 * progress))
+            self.heads.reverse(reversal(progress))
         there = torch.from_numpy(rows).to(self.world.device)
         readable = torch.from_numpy(np.flatnonzero(np.asarray(ok))).to(self.world.device)
         unlabeled = Unlabeled(len(step.inputs), weak, self.tensor(ok), readable, there, progress)
@@ -355,32 +317,6 @@ class OnlineRecipe(SupervisedRecipe):
         shares, accepted = torch.stack([part[2] for part in parts]), torch.stack([part[3] for part in parts])
         self.class_shares = shares.mean(dim=0).to(self.world.device)
         self.accepted = accepted.sum(dim=0).to(self.world.device)
-
-    def _balanced_loss(self, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
-        """`supervised_loss` of the balanced head."""
-        settings = self.online
-        targets = replace(targets, label_weights=targets.label_weights * self.labeled_kept[targets.labels])
-        return joint_loss(
-            *(logits, targets, self.class_weights, settings.label_smoothing, settings.pseudo_weight),
-            margin=self.balanced_margin,
-        )
-
-    def _worst_case(
-        self,
-        labeled: torch.Tensor,
-        weak: torch.Tensor,
-        labels: torch.Tensor,
-        labeled_ok: torch.Tensor,
-        ok: torch.Tensor,
-    ) -> torch.Tensor:
-        """DST's term: eta (eta' CE(v(f_l), argmax h(f_l)) - mean log(1 - p_v(label of the weak view)))."""
-        worst = self.heads.index(WORST)
-        kept = labeled[:, 0].detach().argmax(dim=1)
-        # Reversed, this error has no bound: the cap is ray-fer's.
-        agreed = F.cross_entropy(labeled[:, worst], kept, reduction="none").clamp(max=math.log(len(self.classes)) + 2)
-        there = weak[:, worst].softmax(dim=1).gather(1, labels[:, None])[:, 0]
-        away = -torch.log((1 - there + 1e-6).clamp(max=1.0))
-        return _WORST_WEIGHT * (_LABELED_WORST * (agreed * labeled_ok).mean() + (away * ok).mean())
 
 
 def build(parts: Parts) -> OnlineRecipe:

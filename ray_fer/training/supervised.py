@@ -181,10 +181,13 @@ class SupervisedRecipe(BackboneRecipe):
         """`joint_loss`, scaled so that its mean over the ranks is the loss of the step."""
         return self.supervised_loss(outputs, step.data) * self.world.size
 
-    def supervised_loss(self, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
-        """This rank's share of `joint_loss` for logits (B + M, K)."""
-        numbers = self.settings.label_smoothing, self.settings.pseudo_weight, self.margin
-        return joint_loss(logits, targets, self.class_weights, *numbers)
+    def supervised_loss(
+        self, logits: torch.Tensor, targets: Targets, margin: torch.Tensor | float | None = None
+    ) -> torch.Tensor:
+        """This rank's share of `joint_loss` for logits (B + M, K); without ``margin``, with that of the classifier."""
+        numbers = self.settings.label_smoothing, self.settings.pseudo_weight
+        margin = self.margin if margin is None else margin
+        return joint_loss(logits, targets, self.class_weights, *numbers, margin)
 
     def _pseudo_rows(self, epoch: int) -> Indices:
         # (steps, faces per step over all ranks)

@@ -15,6 +15,7 @@ from ray_fer.training.build_recipe import build_model, plain_weights
 from ray_fer.training.heads import BALANCED, PSEUDO, WORST, HeadedBackbone, ReversedHead, keep_rates, published
 from ray_fer.training.inputs import open_inputs
 from ray_fer.training.online import OnlineRecipe
+from ray_fer.training.online_terms import worst_case
 from ray_fer.training.plain_engine import run_epochs
 from tests.training.test_online import ONLINE, recipe_of
 from tests.training.toy import config, write_sets
@@ -92,9 +93,11 @@ def test_who_learns_from_what_in_dst(faces: Path) -> None:
     pseudo = recipe._pseudo_labels(unlabeled)
     m = len(unlabeled.rows)
     fits = F.cross_entropy(outputs[8 : 8 + m, model.index(PSEUDO)], pseudo.labels)
-    worst = recipe._worst_case(outputs[:8], outputs[8 + m :], pseudo.labels, torch.ones(8), torch.ones(m))
+    of_worst = outputs[:, model.index(WORST)]
+    labeled, readable = (outputs[:8, 0], of_worst[:8]), (torch.ones(8), torch.ones(m))
+    worst = worst_case(labeled, readable[0], of_worst[8 + m :], pseudo.labels, readable[1])
     classifier = model.backbone.get_classifier().weight
-    g, v = next(model.heads[PSEUDO].parameters()), next(model.heads[WORST].parameters())
+    g, v = (next(model.heads[name].parameters()) for name in (PSEUDO, WORST))
     for loss, touched, untouched in ((fits, g, (classifier, v)), (worst, v, (classifier, g))):
         gradients = torch.autograd.grad(loss, [touched, *untouched], retain_graph=True, allow_unused=True)
         assert gradients[0].any()
@@ -111,12 +114,9 @@ def test_the_features_learn_the_opposite_of_the_worst_case() -> None:
     torch.testing.assert_close(gradients[1], -0.3 * gradients[0])
 
 
-def test_the_worst_case_of_its_own_labelled_error_is_capped(faces: Path) -> None:
-    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.head=debiased")
-    labeled = torch.zeros(2, 3, 3)
-    labeled[:, 0, 0] = 9.0
-    labeled[:, recipe.heads.index(WORST), 0] = -1e6
-    term = recipe._worst_case(labeled, torch.zeros(2, 3, 3), torch.tensor([0, 1]), torch.ones(2), torch.ones(2))
+def test_the_worst_case_of_its_own_labelled_error_is_capped() -> None:
+    sure, sure_of_others = torch.tensor([[9.0, 0.0, 0.0]] * 2), torch.tensor([[-1e6, 0.0, 0.0]] * 2)
+    term = worst_case((sure, sure_of_others), torch.ones(2), torch.zeros(2, 3), torch.tensor([0, 1]), torch.ones(2))
     assert term.item() == pytest.approx(0.3 * (2 * (math.log(3) + 2) - math.log(2 / 3)), rel=1e-3)
 
 
