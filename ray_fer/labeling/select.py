@@ -27,8 +27,8 @@ from ray_fer.errors import UserError
 from ray_fer.feedback.actor import load_snapshot
 from ray_fer.feedback.formulas import moved_thresholds
 from ray_fer.labeling import selection_file
-from ray_fer.labeling.predictions import BATCH_ROWS, newest_predictions
-from ray_fer.labeling.table import files_of, open_table, scan_rows
+from ray_fer.labeling.predictions import BATCH_ROWS, Predictions, newest_predictions
+from ray_fer.labeling.table import files_of, open_table
 from ray_fer.models.artifact import Artifact
 from ray_fer.models.teacher import Teacher, check_together, open_teacher
 from ray_fer.selection import RULES, Accepted, Known, Rule, debias, fit, harden, smoothed_prior
@@ -54,10 +54,10 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
             teacher does not say of its labelled faces.
     """
     teachers, table = _opened(config)
-    models = [_model_in(table, teacher, config) for teacher in teachers]
     classes, names = teachers[0].classes, np.array(teachers[0].classes)
     rule, (known, class_weights, version) = make_rule(config.selection), known_to(config, teachers[0])
-    predictions, left_out = newest_predictions(table, models, excluded_digests(config.selection.exclude, classes))
+    predictions, left_out = _usable(table, teachers, config)
+    models = predictions.models
     if not len(predictions):
         raise UserError(f"table={config.table}: no usable prediction of {as_argument('teacher', config.teacher)}")
     vectors = [predictions.probs(number, len(classes)) for number in range(len(models))]
@@ -109,15 +109,16 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
 
 
 def predicted_counts(config: SelectPseudoLabelsConfig) -> npt.NDArray[np.int64]:
-    """How often the teachers' predictions name each class, int64 (K,), over every usable row of the table.
+    """How often the teachers' predictions name each class, int64 (K,), over the pictures that are selected from.
 
     Raises:
         UserError: when the table holds no prediction of a teacher, or its classes are others.
     """
     teachers, table = _opened(config)
-    labels = pl.concat([scan_rows(table, _model_in(table, teacher, config)).select("label") for teacher in teachers])
-    counts = dict(labels.drop_nulls().group_by("label").len().collect(engine="streaming").iter_rows())
-    return np.array([counts.get(name, 0) for name in teachers[0].classes], np.int64)
+    predictions, _ = _usable(table, teachers, config)
+    n_classes = len(teachers[0].classes)
+    labels = [predictions.probs(number, n_classes).argmax(axis=1) for number in range(len(teachers))]
+    return np.bincount(np.concatenate(labels), minlength=n_classes)
 
 
 def make_rule(config: SelectionConfig) -> Rule:
@@ -211,6 +212,13 @@ def _opened(config: SelectPseudoLabelsConfig) -> tuple[list[Teacher], DeltaTable
     if table is None:
         raise UserError(f"table={config.table}: no predictions table there")
     return teachers, table
+
+
+def _usable(
+    table: DeltaTable, teachers: Sequence[Teacher], config: SelectPseudoLabelsConfig
+) -> tuple[Predictions, dict[str, int]]:
+    models = [_model_in(table, teacher, config) for teacher in teachers]
+    return newest_predictions(table, models, excluded_digests(config.selection.exclude, teachers[0].classes))
 
 
 def _model_in(table: DeltaTable, teacher: Teacher, config: SelectPseudoLabelsConfig) -> str:

@@ -20,7 +20,7 @@ from ray_fer.labeling import predictions
 from ray_fer.labeling import select as selecting
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.predictions import Predictions, newest_predictions
-from ray_fer.labeling.select import excluded_digests, select_pseudo_labels
+from ray_fer.labeling.select import excluded_digests, predicted_counts, select_pseudo_labels
 from ray_fer.labeling.selection_file import SCHEMA
 from ray_fer.labeling.table import FILE_SCHEMA, create_table, open_table, write_file
 from ray_fer.models.artifact import Artifact, model_id
@@ -281,6 +281,19 @@ def test_what_is_in_the_validation_set_is_not_selected(tmp_path: Path, teacher: 
     summary, selected = select(tmp_path, teacher, f"selection.exclude=[{val}]")
     assert [row["uri"] for row in selected] == ["fine"]
     assert summary["left_out"]["excluded"] == 1
+
+
+def test_the_class_mix_is_of_what_is_selected_from(tmp_path: Path, teacher: Artifact) -> None:
+    val = manifest(tmp_path / "val", {"a.jpg": "anger"})
+    (tmp_path / "val" / "a.jpg").write_bytes(picture(1))
+    held_out = ok("held out", A, digest=xxhash.xxh3_128_digest(picture(1)))
+    twice = [ok(uri, B, digest=b"2") for uri in "xy"]
+    rows = [held_out, *twice, ok("was", A, "v1"), ok("went", A), failed("bad")]
+    now = [ok("was", B, "v2", minute=5), mark("went", "gone", minute=5), ok("fine", A)]
+    write(str(tmp_path / "t"), teacher.model_id("float32"), rows, now)
+    given = config(tmp_path, teacher, f"selection.exclude=[{val}]")
+    assert predicted_counts(given).tolist() == [1, 2, 0]
+    assert list(select_pseudo_labels(given)["predicted"].values()) == [1, 2, 0]
 
 
 def test_what_cannot_be_selected_from_is_one_line(tmp_path: Path, teacher: Artifact) -> None:
