@@ -8,11 +8,15 @@ Rows come in an endless sequence of shuffles of the set, one after another, a fu
 training takes the next part of it. A block is what one rank sees in one step, and blocks are dealt out in turn, so the
 step and the rank of every row follow from (seed, epoch), and a run that goes on after an epoch sees what an undisturbed
 one sees.
+
+An execution of Ray Data takes seconds to start, for it starts processes. So one goes on over many epochs, and reads on
+while the ranks validate; only what names its pictures has to be there from its beginning.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _THREADS = 4  # of a decoding task
 _AHEAD = 2  # batches that wait at a rank
+_BLOCKS = 4096  # of one execution, if that is more than an epoch: some ten kB of URIs each
 _STREAM = 3  # an independent random stream of the seed, beside those in ray_fer.data.sampling
 
 
@@ -46,13 +51,14 @@ def stream_order(rows: int, start: int, count: int, seed: int) -> Indices:
 
 
 class PictureStream:
-    """Batches of pictures for every rank; all ranks have to make one, and to iterate over the same epochs.
+    """Batches of pictures for every rank; all ranks have to make one, and to go through the same epochs to their ends.
 
     Args:
         uris: N pictures, the same on every rank; only rank 0 reads them.
         image_size: side S.
         batch: B, rows of a rank in a step.
         steps: of an epoch.
+        epochs: of the run.
         rank: of this process.
         ranks: how many take part.
         share: gives rank 0's bytes to every rank, as `ray_fer.training.loop.World.broadcast` does.
@@ -70,16 +76,19 @@ class PictureStream:
         *,
         batch: int,
         steps: int,
+        epochs: int,
         rank: int,
         ranks: int,
         share: Callable[[bytes], bytes],
         seed: int = 0,
         tasks: int | None = None,
     ) -> None:
-        self.uris, self.image_size, self.batch, self.steps = uris, image_size, batch, steps
+        self.uris, self.image_size, self.batch, self.steps, self.epochs = uris, image_size, batch, steps, epochs
         self.rank, self.ranks, self.share, self.seed, self.tasks = rank, ranks, share, seed, tasks
         self.bad: set[int] = set()
         self._drawn = 0
+        self._batches: Iterator[Any] = iter(())
+        self._goes_on = range(0)  # epochs that are still to come from there
 
     def epoch(self, epoch: int) -> Iterator[tuple[Indices, Pixels, NDArray[np.bool_]]]:
         """This rank's batch of every step.
@@ -90,14 +99,22 @@ class PictureStream:
         Raises:
             UserError: once more than 5 % of this rank's part have turned out to be unreadable.
         """
-        # Ray's own pickle, which knows the handle of the actor that deals blocks out.
-        shared = self.share(ray.cloudpickle.dumps(self._split(epoch)) if self.rank == 0 else b"")
-        mine = ray.cloudpickle.loads(shared)[self.rank]
-        for found in mine.iter_batches(batch_size=self.batch, batch_format="numpy", prefetch_batches=_AHEAD):
+        if epoch not in self._goes_on[:1]:
+            self._goes_on = range(epoch, min(self.epochs, epoch + max(1, _BLOCKS // (self.steps * self.ranks))))
+            # Ray's own pickle, which knows the handle of the actor that deals blocks out.
+            shared = self.share(ray.cloudpickle.dumps(self._split(self._goes_on)) if self.rank == 0 else b"")
+            mine = ray.cloudpickle.loads(shared)[self.rank]
+            self._batches = iter(
+                mine.iter_batches(batch_size=self.batch, batch_format="numpy", prefetch_batches=_AHEAD)
+            )
+        self._goes_on = self._goes_on[1:]
+        for found in itertools.islice(self._batches, self.steps):
             shape = (len(found["row"]), self.image_size, self.image_size, 3)
             pixels = np.stack([np.frombuffer(one, np.uint8) for one in found["pixels"]]).reshape(shape)
             self.note(found["row"].tolist(), found["problem"].tolist())
             yield found["row"], pixels, found["problem"] == ""
+        if not self._goes_on:
+            next(self._batches, None)  # nothing: it tells the execution to end
 
     def note(self, rows: Sequence[int], problems: Sequence[str]) -> None:
         """Counts the unreadable among the ``rows`` of a batch; the others have no problem but ``""``.
@@ -120,12 +137,12 @@ class PictureStream:
                     f"the last: {self.uris[row]} ({problem})"
                 )
 
-    def _split(self, epoch: int) -> list[Any]:
+    def _split(self, epochs: range) -> list[Any]:
         cluster.prepare_data()
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         count = self.steps * self.ranks * self.batch
-        order = stream_order(len(self.uris), epoch * count, count, self.seed)
+        order = stream_order(len(self.uris), epochs.start * count, len(epochs) * count, self.seed)
         blocks = [
             pa.table({"row": rows, "uri": [self.uris[row] for row in rows]}) for rows in order.reshape(-1, self.batch)
         ]

@@ -57,6 +57,7 @@ def build_recipe(inputs: Inputs, unlabeled: Sequence[str], world: World, told: d
             *(unlabeled, size),
             batch=batch,
             steps=steps,
+            epochs=config.epochs,
             rank=world.rank,
             ranks=world.size,
             share=world.broadcast,

@@ -20,7 +20,7 @@ def test_the_sequence_of_shuffles_is_one(start: int) -> None:
 
 
 def stream(uris: list[str], ranks: int) -> PictureStream:
-    return PictureStream(uris, 8, batch=10, steps=1, rank=0, ranks=ranks, share=lambda note: note)
+    return PictureStream(uris, 8, batch=10, steps=1, epochs=1, rank=0, ranks=ranks, share=lambda note: note)
 
 
 def test_too_many_unreadable_pictures_are_an_error(caplog: pytest.LogCaptureFixture) -> None:

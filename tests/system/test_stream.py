@@ -13,6 +13,7 @@ import pytest
 import ray
 
 from ray_fer import cluster
+from ray_fer.data import stream
 from ray_fer.data.stream import PictureStream, stream_order
 from ray_fer.training import build_recipe
 from ray_fer.training.inputs import open_inputs
@@ -62,8 +63,9 @@ def rank_of(rank: int, uris: list[str], board: Any, epochs: list[int]) -> list[A
             time.sleep(0.05)
         return bytes(found)
 
-    stream = PictureStream(uris, 32, batch=BATCH, steps=STEPS, rank=rank, ranks=RANKS, share=share, seed=3, tasks=2)
-    return [list(stream.epoch(epoch)) for epoch in epochs]
+    numbers = {"batch": BATCH, "steps": STEPS, "epochs": epochs[-1] + 1, "rank": rank, "ranks": RANKS}
+    pictures = PictureStream(uris, 32, **numbers, share=share, seed=3, tasks=2)
+    return [list(pictures.epoch(epoch)) for epoch in epochs]
 
 
 def run(uris: list[str], epochs: list[int]) -> list[list[Any]]:
@@ -102,6 +104,7 @@ def test_an_online_recipe_takes_the_stream_where_faces_do_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_recipe, "CACHE_BYTES", 1)
+    monkeypatch.setattr(stream, "_BLOCKS", 1)  # an execution for every epoch
     for name, counts in (("train", (8, 8, 8)), ("val", (8, 8, 8)), ("more", (20, 10, 10))):
         write_faces(tmp_path / name, counts)
     uris = sorted(str(path) for path in (tmp_path / "more").glob("*.png"))
