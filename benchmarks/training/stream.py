@@ -89,7 +89,7 @@ def markdown(document: dict[str, Any]) -> str:
         f"memory, and {document['ratio']} times as many of {document['unlabeled']} JPEGs of 256 px, unlabeled; one",
         f"worker; medians over the epochs of {document['repeats']} runs each, in turn, without each run's first.",
         "",
-        "| unlabeled faces | s an epoch | images/s | of memory | steps wait | s before an epoch's first step | a run's |",
+        "| unlabeled faces | s an epoch | images/s | of memory | steps wait | s before its first step | a run's |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for one in (memory, streamed):

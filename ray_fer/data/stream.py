@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _THREADS = 4  # of a decoding task
 _AHEAD = 2  # batches that wait at a rank
+_WAITING = 16  # blocks of a rank that may wait in the object store
 _BLOCKS = 4096  # of one execution, if that is more than an epoch: some ten kB of URIs each
 _STREAM = 3  # an independent random stream of the seed, beside those in ray_fer.data.sampling
 
@@ -139,8 +140,6 @@ class PictureStream:
 
     def _split(self, epochs: range) -> list[Any]:
         cluster.prepare_data()
-        context = ray.data.DataContext.get_current()
-        context.execution_options.preserve_order = True
         count = self.steps * self.ranks * self.batch
         order = stream_order(len(self.uris), epochs.start * count, len(epochs) * count, self.seed)
         blocks = [
@@ -156,6 +155,11 @@ class PictureStream:
             num_cpus=0,
             compute=ray.data.TaskPoolStrategy(tasks),
         )
+        options = decoded.context.execution_options
+        options.preserve_order = True
+        # Else it would decode on until half of the object store is full, and take the cores from the ranks meanwhile.
+        there = (_WAITING * self.ranks + 2 * tasks) * self.batch * self.image_size**2 * 3
+        options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=there)
         split: list[Any] = decoded.streaming_split(self.ranks, equal=True)
         return split
 
