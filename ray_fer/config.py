@@ -174,7 +174,7 @@ class TrainBackboneConfig(JobConfig):
     pseudo_ratio: Count
     pseudo_weight: NonNegative
     recipe: Annotated[str, AfterValidator(_known_recipe)]
-    settings: dict[str, Any] | None
+    settings: Annotated[dict[str, Any] | None, AfterValidator(lambda given: given or None)]
     unlabeled: Sources | None
     supervised: SupervisedConfig
     online: OnlineConfig

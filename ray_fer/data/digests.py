@@ -40,17 +40,16 @@ class Contents:
         """What both hold."""
         return Contents({**self.digests, **other.digests}, self.sizes | other.sizes, self.unread + other.unread)
 
-    def copies(self, items: Iterable[Item]) -> Iterator[tuple[Item, str]]:
-        """Those of ``items`` whose bytes are those of one of these pictures, with its URI.
+    def copies(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Those of ``items`` whose bytes are those of one of these pictures; what cannot be read is none.
 
-        What cannot be read is none. Only what may be one is read: what is listed with a size that no picture here has
-        is not.
+        Only what may be one is read: what is listed with a size that no picture here has is not.
         """
         for number, read in enumerate(read_objects(filter(self._may_be, items), _ANY_SIZE), 1):
             if not number % _TOLD:
                 log.info("%d pictures read to find copies", number)
-            if read.data is not None and (original := self.digests.get(xxhash.xxh3_128_digest(read.data))):
-                yield read.item, original
+            if read.data is not None and xxhash.xxh3_128_digest(read.data) in self.digests:
+                yield read.item
 
     def _may_be(self, item: Item) -> bool:
         # The size of a table's row is the mean of its neighbours.

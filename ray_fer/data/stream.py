@@ -90,6 +90,7 @@ class PictureStream:
         self._drawn = 0
         self._batches: Iterator[Any] = iter(())
         self._goes_on = range(0)  # epochs that are still to come from there
+        self._open = False  # whether an epoch has not been gone through to its end
 
     def epoch(self, epoch: int) -> Iterator[tuple[Indices, Pixels, NDArray[np.bool_]]]:
         """This rank's batch of every step.
@@ -100,7 +101,7 @@ class PictureStream:
         Raises:
             UserError: once more than 5 % of this rank's part have turned out to be unreadable.
         """
-        if epoch not in self._goes_on[:1]:
+        if self._open or epoch not in self._goes_on[:1]:
             self._goes_on = range(epoch, min(self.epochs, epoch + max(1, _BLOCKS // (self.steps * self.ranks))))
             # Ray's own pickle, which knows the handle of the actor that deals blocks out.
             shared = self.share(ray.cloudpickle.dumps(self._split(self._goes_on)) if self.rank == 0 else b"")
@@ -108,12 +109,13 @@ class PictureStream:
             self._batches = iter(
                 mine.iter_batches(batch_size=self.batch, batch_format="numpy", prefetch_batches=_AHEAD)
             )
-        self._goes_on = self._goes_on[1:]
+        self._goes_on, self._open = self._goes_on[1:], True
         for found in itertools.islice(self._batches, self.steps):
             shape = (len(found["row"]), self.image_size, self.image_size, 3)
             pixels = np.stack([np.frombuffer(one, np.uint8) for one in found["pixels"]]).reshape(shape)
             self.note(found["row"].tolist(), found["problem"].tolist())
             yield found["row"], pixels, found["problem"] == ""
+        self._open = False
         if not self._goes_on:
             next(self._batches, None)  # nothing: it tells the execution to end
 

@@ -36,6 +36,8 @@ def build_recipe(inputs: Inputs, unlabeled: Sequence[str], world: World, told: d
         UserError: when what it would publish is not a plain backbone.
     """
     config, cache_bytes = inputs.config, CACHE_BYTES // world.local_size
+    # The same on all ranks: either all of them stream or none.
+    streams = len(unlabeled) * (config.image_size or 0) ** 2 * 3 > CACHE_BYTES // max(world.gather(world.local_size))
     assert config.image_size is not None
     size = config.image_size
     torch.manual_seed(config.seed)
@@ -50,12 +52,16 @@ def build_recipe(inputs: Inputs, unlabeled: Sequence[str], world: World, told: d
         images = ImageLoader(uris, size, cache_bytes=cache_bytes, name=name)
         return Faces(images, uris, np.full(len(uris), -1) if labels is None else labels)
 
-    def stream(batch: int, steps: int) -> Stream | None:
-        if len(unlabeled) * size**2 * 3 <= cache_bytes:
+    def stream(per_step: int, steps: int) -> Stream | None:
+        if not streams:
             return None
+        if per_step % world.size:
+            raise UserError(
+                f"workers={world.size}: does not divide the {per_step} unlabeled faces of a step, which a stream needs"
+            )
         return PictureStream(
             *(unlabeled, size),
-            batch=batch,
+            batch=per_step // world.size,
             steps=steps,
             epochs=config.epochs,
             rank=world.rank,

@@ -28,7 +28,7 @@ RUN = ".run"
 _CLAIM = "claim.json"
 _PROVENANCE = "provenance.json"
 _MODELS = ("config.json", "temporal.json")  # written last: the folder holds a whole model
-# Change neither the model, but for the order of sums, nor what its checkpoints hold.
+# A run may go on with another of these: its checkpoints hold the same.
 _FREE = {"out", "workers", "zero_stage", "max_failures", "on_bad_loss"}
 _PACKAGES = ("ray", "torch", "timm", "deepspeed", "numpy", "pyarrow")
 

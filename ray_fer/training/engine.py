@@ -101,7 +101,7 @@ class DeepSpeedEngine:
             yield from self.model.state_dict().items()
 
     def moments(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What AdamW knows of every weight that has been updated, whole, as at any stage and with any number of ranks.
+        """What AdamW knows of the weights that it has updated, whole, as at any stage and with any number of ranks.
 
         Every rank has to go through all of it, and copy what it keeps.
 

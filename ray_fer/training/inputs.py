@@ -46,7 +46,7 @@ class Inputs:
     """What the arguments point at, opened and found to fit.
 
     Attributes:
-        config: with ``backbone``, ``image_size`` and ``classes`` resolved, and ``settings`` as the recipe has them.
+        config: with ``backbone``, ``image_size`` and ``classes`` resolved.
         labeled: readable labelled rows.
         val: likewise; with the rows of ``feedback_val`` where that is given.
         feedback_rows: which rows of ``val`` drive feedback and temperature, bool; the others choose the epoch.
@@ -68,6 +68,11 @@ class Inputs:
         """What the pictures of ``val`` hold, read once."""
         return _contents("val", self.val.uris)
 
+    @functools.cached_property
+    def labeled_contents(self) -> Contents:
+        """Likewise of ``labeled``."""
+        return _contents("labeled", self.labeled.uris)
+
 
 def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
     """Opens what ``config`` points at and resolves what it leaves open.
@@ -85,7 +90,7 @@ def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
     from ray_fer.training.find_recipe import check_arguments, find_recipe
 
     kind = find_recipe(config.recipe)
-    own_settings = check_arguments(config, kind)
+    check_arguments(config, kind)
     init = open_artifact(config.init) if config.init else None
     selection = read_selection(config.pseudo, labeled.classes) if config.pseudo else None
     backbone = config.backbone or (init.architecture if init else _pretrained_name(config)) or DEFAULT_BACKBONE
@@ -97,7 +102,6 @@ def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
             "backbone": backbone,
             "image_size": config.image_size or (init.image_size if init else picture_size(labeled.uris)),
             "classes": list(labeled.classes),
-            "settings": own_settings,
         }
     )
     return Inputs(resolved, labeled, val, feedback_rows, init, selection, None if feedback == NO_FEEDBACK else feedback)
@@ -181,7 +185,7 @@ def check_selection(inputs: Inputs) -> None:
         return
     config, selection, held_out = inputs.config, inputs.selection, set(inputs.val.uris)
     contents = inputs.val_contents
-    held_out |= {item.uri for item, _ in contents.copies(Item(uri, "", 0) for uri in _suspects(selection, contents))}
+    held_out |= {item.uri for item in contents.copies(Item(uri, "", 0) for uri in _suspects(selection, contents))}
     found = [uri for uri in selection.uris if uri in held_out or split_face(uri)[0] in held_out]
     if found:
         manifests = ",".join(uri for uri in (config.val, config.feedback_val) if uri)
@@ -210,16 +214,13 @@ def _suspects(selection: Selection, contents: Contents) -> list[str]:
 
 def warn_of_copies(inputs: Inputs) -> None:
     """Says whether labelled faces are of pictures of the validation set; public sets hold such, so it is no error."""
-    sized = (
-        Item(uri, "", 0 if storage.is_remote(uri) else os.path.getsize(split_face(uri)[0]))
-        for uri in inputs.labeled.uris
-    )
-    found = [(item.uri, original) for item, original in inputs.val_contents.copies(sized)]
+    ours, theirs = inputs.labeled_contents.digests, inputs.val_contents.digests
+    found = sorted((ours[each], theirs[each]) for each in ours.keys() & theirs.keys())
     if found:
         log.warning(
-            "val: %d of %d faces of labeled are of pictures with the bytes of one of val, the first: %s and %s; "
+            "val: %d of %d pictures of labeled have the bytes of one of val, the first: %s and %s; "
             "the score is too good by that",
-            *(len(found), len(inputs.labeled), *found[0]),
+            *(len(found), len(ours), *found[0]),
         )
 
 
@@ -244,8 +245,7 @@ def list_unlabeled(inputs: Inputs, folder: str) -> tuple[int, str]:
     columns = (page.select(["uri", "identity", "size"]).to_pydict().values() for page in pages)
     items = [Item(*key) for keys in columns for key in zip(*keys, strict=True) if key[0] not in known]
     log.info("unlabeled: %d faces are listed; those of the size of one of labeled or val are compared", len(items))
-    contents = _contents("labeled", inputs.labeled.uris) | inputs.val_contents
-    copies = {item.uri for item, _ in contents.copies(items)}
+    copies = {item.uri for item in (inputs.labeled_contents | inputs.val_contents).copies(items)}
     if copies:
         log.info("unlabeled: %d faces that are copies of faces of labeled or val are left out", len(copies))
     kept = [item for item in items if item.uri not in copies]

@@ -325,7 +325,7 @@ def build(parts: Parts) -> OnlineRecipe:
     settings = parts.settings(OnlineSettings, **own)
     model = with_heads(parts.backbone, settings.head, len(parts.classes))
     recipe = OnlineRecipe(settings, model, pseudo=parts.pseudo, unlabeled=parts.unlabeled, **parts.shared())
-    recipe.stream = parts.stream(recipe.unlabeled_per_step // parts.world.size, recipe.steps_per_epoch)
+    recipe.stream = parts.stream(recipe.unlabeled_per_step, recipe.steps_per_epoch)
     return recipe
 
 

@@ -6,15 +6,17 @@ is a recipe's own is in its file: what it needs, its numbers, how it is built an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ConfigDict, create_model
 
-from ray_fer.config import TrainBackboneConfig
+from ray_fer.config import JobConfig, TrainBackboneConfig, validate
+from ray_fer.errors import UserError
 from ray_fer.training.recipe import BackboneRecipe, Faces, Indices, Settings
 from ray_fer.training.world import World
 
@@ -45,8 +47,8 @@ class Parts:
         feedback_rows: which rows of ``val`` are the feedback half, bool.
         pseudo: the selection, if any.
         unlabeled: the same on every rank; none for recipes without.
-        stream: from this rank's unlabeled faces per step and the steps of an epoch to their `Stream`, which every rank
-            has to use; None where they fit in memory, to be drawn by index.
+        stream: from the unlabeled faces per step over all ranks and the steps of an epoch to their `Stream`, which
+            every rank has to use; None where they fit in memory, to be drawn by index.
     """
 
     config: TrainBackboneConfig
@@ -65,11 +67,11 @@ class Parts:
     stream: Callable[[int, int], Stream | None]
 
     def settings(self, kind: type[AnySettings], **others: Any) -> AnySettings:
-        """Settings with what the config has of the same name, ``others``, and what is given as ``settings.NAME=``."""
-        shared = {
-            each.name: getattr(self.config, each.name) for each in fields(kind) if hasattr(self.config, each.name)
-        }
-        return kind(**{**shared, **others, **(self.config.settings or {})})
+        """Settings with what the config has of ray-fer's, ``others``, and what is given as ``settings.NAME=``."""
+        config, own = self.config, _own_names(kind)
+        keys = type(config).model_fields.keys() & {each.name for each in fields(kind)} - own
+        given = own_settings(config.recipe, kind, config.settings)
+        return kind(**{**{key: getattr(config, key) for key in keys}, **others, **given})
 
     def shared(self) -> dict[str, Any]:
         """The arguments that all recipes have."""
@@ -112,3 +114,33 @@ class RecipeKind:
     settings: type[Settings] = Settings
     publish: Callable[[Weights, TrainBackboneConfig, torch.nn.Module], Weights] = whole
     from_scratch: str | None = None
+
+
+class _Own(JobConfig):
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+
+def own_settings(recipe: str, kind: type[Settings], given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What is ``given`` as ``settings.NAME=``, of the types that ``kind`` has.
+
+    Raises:
+        UserError: for a name that is none of what ``kind`` adds to ray-fer's settings, a wrong value, or a missing one.
+    """
+    try:
+        hints = get_type_hints(kind, include_extras=True)
+    except NameError as error:
+        raise UserError(f"recipe={recipe}: the types of {kind.__name__} cannot be told: {error}") from None
+    own: dict[str, Any] = {
+        each.name: (hints[each.name], ... if each.default is each.default_factory is MISSING else None)
+        for each in fields(kind)
+        if each.name in _own_names(kind)
+    }
+    schema = create_model("Own", __base__=_Own, settings=(create_model("Settings", __base__=_Own, **own), ...))
+    checked = validate(f"recipe={recipe}", schema, {"settings": given or {}}).settings
+    return {name: getattr(checked, name) for name in checked.model_fields_set}
+
+
+def _own_names(kind: type[Settings]) -> set[str]:
+    """What ``kind`` adds to the settings of ray-fer's that it is made of."""
+    bases = [base for base in kind.__mro__ if base.__module__.startswith("ray_fer.")]
+    return {each.name for each in fields(kind)} - {each.name for base in bases for each in fields(base)}

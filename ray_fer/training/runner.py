@@ -1,8 +1,8 @@
 """Running a recipe on Ray Train, which this file alone knows.
 
 Ray Train places the ranks, restarts them when one is lost, and keeps their checkpoints in one folder (local or S3).
-Every rank saves at the end of every epoch, so a lost worker, a lost driver, or the same command run again costs at most
-one epoch.
+What they know is saved at the end of every epoch, so a lost worker, a lost driver, or the same command run again costs
+at most one epoch.
 
 A checkpoint has weights and moments whole, by name, however ZeRO cuts them up among the ranks: a run goes on with any
 number of workers and at any stage. DeepSpeed's own checkpoints have one part per rank, which only as many ranks read.

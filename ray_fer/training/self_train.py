@@ -135,12 +135,15 @@ class _Loop:
 
     def check(self) -> None:
         """Finds what is wrong with the sections and the sources before anything is started."""
-        self._teacher_config()
-        self._student_config(1, self.out)
+        trained = self._teacher_config(), self._student_config(1, self.out)
         self._label_config(self.out)
         self._select_config(1, self.out)
         if self.config.rounds:
             check_sources(self.config.source)
+        from ray_fer.training.find_recipe import check_arguments, find_recipe  # imports torch
+
+        for config in trained:
+            check_arguments(config, find_recipe(config.recipe))
 
     def train_teacher(self) -> Artifact:
         """The model from labelled faces alone."""
@@ -221,7 +224,10 @@ class _Loop:
         if mine.get("init") == _FROM_TEACHER:
             mine["init"] = teacher
         fixed = {"pseudo": self.place(folder, "selection"), "feedback": self.place("feedback")}
-        return self._train_config("student", f"{folder}/student", {**self.config.train, **mine}, fixed)
+        shared = dict(self.config.train)
+        if mine.get("recipe", shared.get("recipe")) != shared.get("recipe"):
+            shared.pop("settings", None)
+        return self._train_config("student", f"{folder}/student", {**shared, **mine}, fixed)
 
     def _train_config(
         self, section: str, place: str, values: Mapping[str, Any], fixed: Mapping[str, Any]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ class Board:
 
 
 @ray.remote(num_cpus=0)
-def rank_of(rank: int, uris: list[str], board: Any, epochs: list[int]) -> list[Any]:
-    """What one rank sees in each of ``epochs``, in a process of its own."""
+def rank_of(rank: int, uris: list[str], board: Any, epochs: list[int], left: int) -> list[Any]:
+    """What one rank sees in each of ``epochs``, in a process of its own; it takes only ``left`` steps of the first."""
     shares = iter(range(len(epochs)))
 
     def share(note: bytes) -> bytes:
@@ -65,13 +66,14 @@ def rank_of(rank: int, uris: list[str], board: Any, epochs: list[int]) -> list[A
 
     numbers = {"batch": BATCH, "steps": STEPS, "epochs": epochs[-1] + 1, "rank": rank, "ranks": RANKS}
     pictures = PictureStream(uris, 32, **numbers, share=share, seed=3, tasks=2)
-    return [list(pictures.epoch(epoch)) for epoch in epochs]
+    first = list(islice(pictures.epoch(epochs[0]), left))
+    return [first, *(list(pictures.epoch(epoch)) for epoch in epochs[1:])]
 
 
-def run(uris: list[str], epochs: list[int]) -> list[list[Any]]:
+def run(uris: list[str], epochs: list[int], left: int = STEPS + 1) -> list[list[Any]]:
     """Of every epoch, the batches of both ranks."""
     board = Board.remote()  # type: ignore[attr-defined]
-    seen = ray.get([rank_of.remote(rank, uris, board, epochs) for rank in range(RANKS)])
+    seen = ray.get([rank_of.remote(rank, uris, board, epochs, left) for rank in range(RANKS)])
     return [[ranks[number] for ranks in seen] for number in range(len(epochs))]
 
 
@@ -89,8 +91,8 @@ def test_every_row_once_and_the_same_again(tmp_path: Path) -> None:
         order = stream_order(40, number * 40, 40, seed=3).reshape(STEPS, RANKS, BATCH)
         for rank in range(RANKS):
             assert [rows.tolist() for rows, _, _ in epoch[rank]] == order[:, rank].tolist()
-    [again] = run(uris, [1])
-    for rank in range(RANKS):
+    [alone], [_, after_one_left] = run(uris, [1]), run(uris, [0, 1], left=2)
+    for again, rank in product((alone, after_one_left), range(RANKS)):
         for (rows, pixels, ok), (other_rows, other_pixels, other_ok) in zip(second[rank], again[rank], strict=True):
             assert np.array_equal(rows, other_rows)
             assert np.array_equal(pixels, other_pixels)

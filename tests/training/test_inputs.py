@@ -148,22 +148,16 @@ def test_a_selection_of_nothing_is_named(rows: int, faces: Path) -> None:
         check(faces)
 
 
-def test_labelled_copies_of_validation_faces_are_told(
-    faces: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labelled_copies_of_validation_faces_are_told(faces: Path, caplog: pytest.LogCaptureFixture) -> None:
     def warn() -> list[str]:
         caplog.clear()
         warn_of_copies(open_inputs(config(faces, f"feedback_val={faces / 'halves' / 'manifest.csv'}")))
         return caplog.messages
 
-    longer = faces / "train" / "anger-1.png"
-    longer.write_bytes(longer.read_bytes() + bytes(10_000))
-    read = watch(monkeypatch)
     assert warn() == []
-    assert str(longer) not in read
     shutil.copy(faces / "val" / "anger-3.png", faces / "train" / "anger-2.png")
     shutil.copy(faces / "halves" / "anger-0.png", faces / "train" / "anger-3.png")
     assert warn() == [
-        f"val: 2 of 12 faces of labeled are of pictures with the bytes of one of val, the first: "
+        f"val: 2 of 12 pictures of labeled have the bytes of one of val, the first: "
         f"{faces}/train/anger-2.png and {faces}/val/anger-3.png; the score is too good by that"
     ]

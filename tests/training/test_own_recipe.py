@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +13,12 @@ import torch
 
 from ray_fer.config import load_config
 from ray_fer.errors import UserError
+from ray_fer.selection import RULES
 from ray_fer.training.build_recipe import build_recipe
 from ray_fer.training.claim import identity_of
+from ray_fer.training.find_recipe import find_recipe
 from ray_fer.training.inputs import open_inputs, warn_of_doubts
+from ray_fer.training.parts import Parts
 from ray_fer.training.plain_engine import run_epochs
 from ray_fer.training.world import World
 from tests.training.toy import config, write_sets
@@ -102,8 +107,21 @@ def test_a_run_records_what_it_was_told(faces: Path, modules: Path) -> None:
     told = config(faces, "recipe=recorded", "settings.steepness=2", "settings.temperature=3")
     arguments = identity_of(told, {})["arguments"]
     assert (arguments["recipe"], arguments["settings"]) == ("recorded", {"steepness": 2, "temperature": 3})
-    assert open_inputs(told).config.settings == {"steepness": 2, "temperature": 3.0}
     assert config(faces).settings is None, "as good as no such key in what older versions have recorded"
+    assert config(faces, "settings={}").settings is None
+
+
+def test_its_numbers_have_its_types_and_its_names(faces: Path, modules: Path) -> None:
+    text = NUMBERED.replace("steepness: int", "codes: Path\n    precision: float = 0.5\n    copy: int = 7")
+    (modules / "typed.py").write_text("from pathlib import Path\n" + text)
+    inputs = open_inputs(config(faces, "recipe=typed", "settings.codes=there", "settings.temperature=3"))
+    json.dumps(inputs.config.model_dump())
+    parts: Any = SimpleNamespace(config=inputs.config)
+    kind = find_recipe("typed").settings
+    settings: Any = Parts.settings(parts, kind, rule=RULES["threshold"]())
+    assert (settings.codes, settings.temperature) == (Path("there"), 3.0)
+    assert (settings.precision, settings.copy) == (0.5, 7), "neither precision=auto nor a method"
+    assert settings.batch_size == inputs.config.batch_size
 
 
 def test_its_advice_is_given(faces: Path, modules: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -130,7 +148,7 @@ def test_what_a_module_lacks_is_not_taken_for_the_module(modules: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["recipe=json"], r"recipe=json: the module has no RECIPE = RecipeKind\(…\)"),
+        (["recipe=json"], r"recipe=json: .*/json/__init__\.py has no RECIPE = RecipeKind\(…\)"),
         (["recipe=numbered"], "recipe=numbered: settings.steepness: required"),
         (["unlabeled=there"], "recipe=numbered: takes no unlabeled="),
         (["pseudo=there"], "recipe=numbered: takes neither pseudo= nor feedback="),

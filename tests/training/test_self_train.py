@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ray_fer.config import load_config
+from ray_fer.errors import UserError
 from ray_fer.feedback.actor import FeedbackStore
 from ray_fer.training import self_train
 from ray_fer.training.self_train import replaces, why_stop
@@ -70,3 +71,32 @@ def test_a_round_says_whether_the_prior_helps(
     (document,) = store.history()
     assert document["prior_helps"] == helps
     assert (document["state"]["log_debias"] != [0.0, 0.0]) == helps
+
+
+def test_a_recipe_that_takes_no_pseudo_labels_is_told_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "alone.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from ray_fer.training.parts import RecipeKind\n"
+        "from ray_fer.training.supervised import SupervisedSettings, build\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Numbers(SupervisedSettings):\n"
+        "    penalty: float = 1.0\n\n\n"
+        "RECIPE = RecipeKind(build=build, settings=Numbers)\n"
+    )
+    (tmp_path / "face.png").write_bytes(b"")
+    given = [
+        "labeled=l",
+        "val=v",
+        f"source={tmp_path}",
+        f"out={tmp_path}",
+        "train.recipe=alone",
+        "train.settings.penalty=2",
+    ]
+    with pytest.raises(UserError, match=r"^recipe=alone: takes no pseudo=$"):
+        self_train._Loop(load_config("self_train", given)).check()
+    loop = self_train._Loop(load_config("self_train", [*given, "student.recipe=supervised"]))
+    loop.check()
+    assert loop._student_config(1, "teacher").settings is None, "they are of another recipe"
