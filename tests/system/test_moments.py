@@ -38,21 +38,32 @@ CHANGES = [
     *((Start(2, stage), 1, new_stage) for stage in STAGES for new_stage in (stage, (stage + 1) % 4)),
 ]
 # On one rank torch's AdamW keeps nothing of weights that have had no gradient yet.
-UNCHANGED = [Start(1, 0, late=True), *(Start(2, stage, "bfloat16", late=True) for stage in STAGES)]
+WITHOUT = Start(1, 0, late=True)
+UNCHANGED = [WITHOUT, *(Start(2, stage, "bfloat16", late=True) for stage in STAGES)]
 
 
 class Net(nn.Module):
-    """Weights whose sizes two ranks do not divide, one that never learns, and a branch that may be left out."""
+    """Weights whose sizes two ranks do not divide, one that never learns, and a branch that may be left out.
+
+    ``wide`` is large enough for stage 3 to cut up.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.late, self.last = nn.Linear(3, 5), nn.Linear(3, 5), nn.Linear(5, 1)
+        self.first, self.late, self.wide, self.last = (
+            nn.Linear(3, 5),
+            nn.Linear(3, 5),
+            nn.Linear(5, 20_001),
+            nn.Linear(20_001, 1),
+        )
         self.first.bias.requires_grad_(False)
         self.with_late = True
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         hidden = self.first(inputs)
-        outputs: torch.Tensor = self.last(torch.tanh(hidden + self.late(inputs) if self.with_late else hidden))
+        outputs: torch.Tensor = self.last(
+            torch.tanh(self.wide(torch.tanh(hidden + self.late(inputs) if self.with_late else hidden)))
+        )
         return outputs
 
 
@@ -68,7 +79,14 @@ class GroupedRecipe(CountingRecipe):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         slow = {"params": [self.net.first.weight], "lr_scale": 0.5, "weight_decay": 0.01}
-        return [slow, {"params": [*self.net.late.parameters(), *self.net.last.parameters()], "weight_decay": 0.0}]
+        return [
+            slow,
+            {
+                "params": [
+                    each for layer in (self.net.late, self.net.wide, self.net.last) for each in layer.parameters()
+                ]
+            },
+        ]
 
     def steps(self, epoch: int) -> Iterator[Step]:
         self.net.with_late = not self.late or epoch > 0
@@ -113,13 +131,13 @@ def train(index: int, folder: Path, begun: Any) -> None:
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = str(rank)  # as Ray Train sets it
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{size}", rank=rank, world_size=size)
-    for start in dict.fromkeys([*(start for start, _, _ in CHANGES), *UNCHANGED]):
+    for start in dict.fromkeys([*(start for start, _, _ in CHANGES), *UNCHANGED, WITHOUT]):
         if start.size == size:
             result = begin(start, World(rank, size, size, precision=start.precision))
             if rank == 0:
                 torch.save(result, folder / name_of(start))
     begun.wait()
-    for start, after, stage in [*CHANGES, *((start, start.size, start.stage) for start in UNCHANGED)]:
+    for start, after, stage in [*CHANGES, *((start, start.size, start.stage) for start in UNCHANGED), (WITHOUT, 2, 1)]:
         if after == size:
             half, _ = torch.load(folder / name_of(start))
             result = go_on(start, World(rank, size, size, precision=start.precision), stage, half)
@@ -141,7 +159,7 @@ def test_another_number_of_ranks_and_stage_go_on(trained: Path, start: Start, af
     """All that differs is the order in which floats are summed."""
     half, end = torch.load(trained / name_of(start))
     assert {float(value) for name, value in half["moments"].items() if name.endswith("/step")} == {2.0}
-    assert len(half["moments"]) == 3 * 5
+    assert len(half["moments"]) == 3 * 7
     loaded, resumed = torch.load(trained / name_of(start, after, stage))
     assert_close(loaded, half, 0)
     assert_close(resumed, end, 1e-6)
@@ -153,6 +171,17 @@ def test_the_same_ranks_go_on_to_the_bit(trained: Path, start: Start) -> None:
     half, end = torch.load(trained / name_of(start))
     assert_close(loaded, half, 0)
     assert_close(resumed, end, 0)
+
+
+def test_weights_without_moments_are_counted_with_the_others(trained: Path) -> None:
+    half, _ = torch.load(trained / name_of(WITHOUT))
+    loaded, _ = torch.load(trained / name_of(WITHOUT, 2, 1))
+    known = {name: value for name, value in loaded["moments"].items() if not name.startswith("late.")}
+    assert_close({**loaded, "moments": known}, half, 0)
+    late = {name: value for name, value in loaded["moments"].items() if name not in known}
+    assert len(late) == 3 * 2
+    assert {value.abs().max().item() for name, value in late.items()} == {0.0, 2.0}
+    assert all(value == 2 for name, value in late.items() if name.endswith("/step"))
 
 
 def assert_close(ours: State, theirs: State, atol: float) -> None:
