@@ -36,8 +36,6 @@ def build_recipe(inputs: Inputs, unlabeled: Sequence[str], world: World, told: d
         UserError: when what it would publish is not a plain backbone.
     """
     config, cache_bytes = inputs.config, CACHE_BYTES // world.local_size
-    # The same on all ranks: either all of them stream or none.
-    streams = len(unlabeled) * (config.image_size or 0) ** 2 * 3 > CACHE_BYTES // max(world.gather(world.local_size))
     assert config.image_size is not None
     size = config.image_size
     torch.manual_seed(config.seed)
@@ -53,7 +51,7 @@ def build_recipe(inputs: Inputs, unlabeled: Sequence[str], world: World, told: d
         return Faces(images, uris, np.full(len(uris), -1) if labels is None else labels)
 
     def stream(per_step: int, steps: int) -> Stream | None:
-        if not streams:
+        if len(unlabeled) * size**2 * 3 <= cache_bytes:
             return None
         if per_step % world.size:
             raise UserError(

@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -225,13 +225,13 @@ class _Rank:
     def __init__(self, run: Run) -> None:
         context = ray.train.get_context()
         self.run = run
-        self.world = World(
+        world = World(
             rank=context.get_world_rank(),
             size=context.get_world_size(),
-            local_size=context.get_local_world_size(),
             device=ray.train.torch.get_device(),
             precision=resolve_precision(run.precision, torch.cuda.is_available()),
         )
+        self.world = replace(world, local_size=max(world.gather(context.get_local_world_size())))
         if self.world.device.type == "cpu":
             torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
         self.recipe = run.make(self.world)

@@ -19,7 +19,7 @@ class World:
     Attributes:
         rank: 0 … size - 1.
         size: number of ranks.
-        local_size: ranks on this machine.
+        local_size: ranks on the machine that has most of them: all ranks share a machine's memory out alike.
         device: where this rank computes.
         precision: ``float32`` or ``bfloat16`` (autocast; weights stay float32).
     """
