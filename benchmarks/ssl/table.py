@@ -33,8 +33,7 @@ with its calibrated soft pseudo-labels of a confidence of .5 and more. "online f
 warm-started SoftMatch with all four factors of the feedback. "ours, top-k" is ours with Noisy Student's selection: of
 every class equally many, a seventh of what a confidence of .6 accepts, down to .3, each face up to four times. In
 "noisy student, strong view" the labelled faces are augmented as strongly as the pseudo-labelled ones. The row of
-"meta-feedback from scratch" was made when its h still held BatchNorm's change of statistics, which is as large as the
-student's gain; "online form - softmatch" when the feedback could lower a threshold below .5.
+"online form - softmatch" was made when the feedback could lower a threshold below .5.
 """
 
 
