@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -94,13 +95,11 @@ def _answers(url: str) -> bool:
     return True
 
 
-def test_the_same_line_after_ray_job_submit(head: str, tmp_path: Path, model: str) -> None:
-    source, table = tmp_path / "in", tmp_path / "table"
-    write_pictures(source, range(50))
-    line = ["python", "jobs/pseudo_label.py", f"source={source}", f"teacher={model}", f"table={table}"]
+def submit(head: str, folder: str, cwd: Path, line: list[str]) -> dict[str, Any]:
+    """Submits a job from ``cwd`` with ``folder`` as its working directory, and returns its summary."""
     done = subprocess.run(
-        [RAY, "job", "submit", "--address", head, "--working-dir", ".", "--", *line],
-        cwd=ROOT,
+        [RAY, "job", "submit", "--address", head, "--working-dir", folder, "--", *line],
+        cwd=cwd,
         env=_environment(),
         capture_output=True,
         text=True,
@@ -108,6 +107,15 @@ def test_the_same_line_after_ray_job_submit(head: str, tmp_path: Path, model: st
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     (summary,) = (json.loads(text) for text in done.stdout.splitlines() if text.startswith('{"job"'))
+    assert isinstance(summary, dict)
+    return summary
+
+
+def test_the_same_line_after_ray_job_submit(head: str, tmp_path: Path, model: str) -> None:
+    source, table = tmp_path / "in", tmp_path / "table"
+    write_pictures(source, range(50))
+    line = ["python", "jobs/pseudo_label.py", f"source={source}", f"teacher={model}", f"table={table}"]
+    summary = submit(head, ".", ROOT, line)
     assert summary["labelled"] == 50
     assert DeltaTable(str(table)).to_pyarrow_table().num_rows == 50
 
@@ -121,19 +129,8 @@ def test_a_recipe_in_the_submitted_folder(head: str, tmp_path: Path) -> None:
     shutil.copy(ROOT / "examples" / "entropy.py", folder / "mine.py")
     places = (f"labeled={faces / PLACES['labeled']}", f"val={faces / PLACES['val']}", f"out={tmp_path / 'model'}")
     line = ["python", "jobs/train_backbone.py", *places, *SMALL, "epochs=2", "workers=2"]
-    done = subprocess.run(
-        [
-            *(RAY, "job", "submit", "--address", head, "--working-dir", str(folder), "--", *line),
-            *("recipe=mine", f"unlabeled={faces / 'more'}"),
-        ],
-        cwd=tmp_path,
-        env=_environment(),
-        capture_output=True,
-        text=True,
-        timeout=HUNG,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    (summary,) = (json.loads(text) for text in done.stdout.splitlines() if text.startswith('{"job"'))
+    own = ("recipe=mine", f"unlabeled={faces / 'more'}")
+    summary = submit(head, str(folder), tmp_path, [*line, *own])
     assert (summary["epochs"], summary["unlabeled"]) == (2, 40)
 
 
