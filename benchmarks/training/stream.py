@@ -1,7 +1,7 @@
 """Unlabeled pictures from a Ray Data stream against the same in memory: `python -m benchmarks.training.stream`.
 
 The recipe is online: every step trains on labelled faces, which are in memory for both, and on twice as many unlabeled
-ones. Streamed, these are read and decoded anew by tasks beside the worker, which on a machine without a GPU compute on
+ones. Streamed, these are read and decoded anew by actors beside the worker, which on a machine without a GPU compute on
 the same cores as the model; so the ratio of the throughputs is what decoding takes from it, and the waiting says
 whether the stream keeps up. The stream starts in a run's first epoch and goes on from one to the next (a long one every
 so many epochs anew, see `ray_fer.data.stream`): the wait before a run's first step is told by itself. The pictures of a

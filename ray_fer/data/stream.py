@@ -1,7 +1,7 @@
 """Unlabeled pictures for training as a Ray Data stream, for sets that do not fit a rank's memory.
 
 What fits is better kept there, decoded once (`ray_fer.data.loading`). What does not has to be read and decoded anew in
-every pass, and the whole cluster can do that while the ranks compute: Ray Data's tasks read and decode, and
+every pass, and the whole cluster can do that while the ranks compute: Ray Data's actors read and decode, and
 ``streaming_split`` deals their blocks out to the ranks, no faster than these take them.
 
 Rows come in an endless sequence of shuffles of the set, one after another, a function of the seed alone; an epoch of
@@ -15,9 +15,9 @@ while the ranks validate; only what names its pictures has to be there from its 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -27,6 +27,8 @@ import pyarrow as pa
 import ray
 import ray.data
 from numpy.typing import NDArray
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from ray_fer import cluster
 from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES, NAMED, Indices, Pixels, decode_read
@@ -35,10 +37,11 @@ from ray_fer.errors import UserError
 
 log = logging.getLogger(__name__)
 
-_THREADS = 4  # of a decoding task
+_THREADS = 4  # of a decoder
 _AHEAD = 2  # batches that wait at a rank
 _WAITING = 16  # blocks of a rank that may wait in the object store
 _BLOCKS = 4096  # of one execution, if that is more than an epoch: some ten kB of URIs each
+_TURN = 0.05  # seconds, at least, of the scheduler
 _STREAM = 3  # an independent random stream of the seed, beside those in ray_fer.data.sampling
 
 
@@ -64,7 +67,7 @@ class PictureStream:
         ranks: how many take part.
         share: gives rank 0's bytes to every rank, as `ray_fer.training.loop.World.broadcast` does.
         seed: same seed, same rows.
-        tasks: decoding tasks at a time; None: as many as the cluster has CPUs.
+        decoders: processes that read and decode; None: as many as the cluster has CPUs.
 
     Attributes:
         bad: rows that this rank has met and that are unreadable.
@@ -82,10 +85,10 @@ class PictureStream:
         ranks: int,
         share: Callable[[bytes], bytes],
         seed: int = 0,
-        tasks: int | None = None,
+        decoders: int | None = None,
     ) -> None:
         self.uris, self.image_size, self.batch, self.steps, self.epochs = uris, image_size, batch, steps, epochs
-        self.rank, self.ranks, self.share, self.seed, self.tasks = rank, ranks, share, seed, tasks
+        self.rank, self.ranks, self.share, self.seed, self.decoders = rank, ranks, share, seed, decoders
         self.bad: set[int] = set()
         self._drawn = 0
         self._batches: Iterator[Any] = iter(())
@@ -147,23 +150,49 @@ class PictureStream:
         blocks = [
             pa.table({"row": rows, "uri": [self.uris[row] for row in rows]}) for rows in order.reshape(-1, self.batch)
         ]
-        tasks = self.tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        decoders = self.decoders or max(1, int(ray.cluster_resources().get("CPU", 1)))
         # No CPU is asked for: the ranks may have taken them all, and would wait for pictures for ever. So `from_arrow`
-        # does not do, which looks at every block in a task of one CPU.
+        # does not do, which looks at every block in a task of one CPU. And tasks do not do: Ray ends a process that has
+        # idled for a second, and to start one for every block takes twenty times as long as to decode it.
         decoded = ray.data.from_blocks(blocks).map_batches(
-            functools.partial(decode_block, self.image_size),
+            Decoder,
+            fn_constructor_args=(self.image_size,),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0,
-            compute=ray.data.TaskPoolStrategy(tasks),
+            compute=ray.data.ActorPoolStrategy(size=decoders),
         )
+        decoded.context.custom_execution_callback_classes.append(Turns)
         options = decoded.context.execution_options
         options.preserve_order = True
         # Else it would decode on until half of the object store is full, and take the cores from the ranks meanwhile.
-        there = (_WAITING * self.ranks + 2 * tasks) * self.batch * self.image_size**2 * 3
+        there = (_WAITING * self.ranks + 2 * decoders) * self.batch * self.image_size**2 * 3
         options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=there)
         split: list[Any] = decoded.streaming_split(self.ranks, equal=True)
         return split
+
+
+class Turns(ExecutionCallback):
+    """Makes Ray Data's scheduler wait between its turns: else it takes a core while no task runs for it to wait for."""
+
+    def __init__(self) -> None:
+        self.next = 0.0
+
+    def on_execution_step(self, executor: StreamingExecutor) -> None:
+        """Waits until the turn that has ended is `_TURN` seconds old."""
+        time.sleep(max(0.0, self.next - time.monotonic()))
+        self.next = time.monotonic() + _TURN
+
+
+class Decoder:
+    """`decode_block` in an actor of Ray Data."""
+
+    def __init__(self, image_size: int) -> None:
+        self.image_size = image_size
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """See `decode_block`."""
+        return decode_block(self.image_size, block)
 
 
 def decode_block(image_size: int, block: pa.Table) -> pa.Table:

@@ -5,7 +5,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from ray_fer.data.stream import PictureStream, decode_block, stream_order
+from ray_fer.data import stream as module
+from ray_fer.data.stream import PictureStream, Turns, decode_block, stream_order
 from ray_fer.errors import UserError
 from tests.training.toy import write_faces
 
@@ -37,6 +38,23 @@ def test_too_many_unreadable_pictures_are_an_error(caplog: pytest.LogCaptureFixt
     more.note(range(60), ["damaged" if row in (3, 4, 5) else "" for row in range(60)])
     with pytest.raises(UserError, match="5 of 80 pictures"):
         more.note(range(60, 80), ["damaged" if row in (60, 61) else "" for row in range(60, 80)])
+
+
+def test_the_scheduler_waits_between_turns_and_not_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, slept = 100.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        slept.append(round(seconds, 3))
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    turns = Turns()
+    for busy in (0.0, 0.0, 0.02, 0.3):
+        now += busy
+        turns.on_execution_step(None)  # type: ignore[arg-type]
+    assert slept == [0, 0.05, 0.03, 0]
 
 
 def test_a_block_says_what_is_wrong(tmp_path: Path) -> None:

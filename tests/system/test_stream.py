@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -52,8 +55,11 @@ class Board:
 
 
 @ray.remote(num_cpus=0)
-def rank_of(rank: int, uris: list[str], board: Any, epochs: list[int], left: int) -> list[Any]:
-    """What one rank sees in each of ``epochs``, in a process of its own; it takes only ``left`` steps of the first."""
+def rank_of(rank: int, uris: list[str], board: Any, epochs: list[int], left: int, kill: bool) -> list[Any]:
+    """What one rank sees in each of ``epochs``, in a process of its own; it takes only ``left`` steps of the first.
+
+    Rank 0 can ``kill`` one of the decoders after its first step.
+    """
     shares = iter(range(len(epochs)))
 
     def share(note: bytes) -> bytes:
@@ -65,15 +71,22 @@ def rank_of(rank: int, uris: list[str], board: Any, epochs: list[int], left: int
         return bytes(found)
 
     numbers = {"batch": BATCH, "steps": STEPS, "epochs": epochs[-1] + 1, "rank": rank, "ranks": RANKS}
-    pictures = PictureStream(uris, 32, **numbers, share=share, seed=3, tasks=2)
-    first = list(islice(pictures.epoch(epochs[0]), left))
+    pictures = PictureStream(uris, 32, **numbers, share=share, seed=3, decoders=2)
+    first = []
+    for batch in islice(pictures.epoch(epochs[0]), left):
+        if kill and not first and rank == 0:
+            found = subprocess.run(
+                ["pgrep", "-s", str(os.getsid(0)), "-f", "MapWorker"], capture_output=True, text=True
+            )
+            os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+        first.append(batch)
     return [first, *(list(pictures.epoch(epoch)) for epoch in epochs[1:])]
 
 
-def run(uris: list[str], epochs: list[int], left: int = STEPS + 1) -> list[list[Any]]:
+def run(uris: list[str], epochs: list[int], left: int = STEPS + 1, kill: bool = False) -> list[list[Any]]:
     """Of every epoch, the batches of both ranks."""
     board = Board.remote()  # type: ignore[attr-defined]
-    seen = ray.get([rank_of.remote(rank, uris, board, epochs, left) for rank in range(RANKS)])
+    seen = ray.get([rank_of.remote(rank, uris, board, epochs, left, kill) for rank in range(RANKS)])
     return [[ranks[number] for ranks in seen] for number in range(len(epochs))]
 
 
@@ -92,7 +105,8 @@ def test_every_row_once_and_the_same_again(tmp_path: Path) -> None:
         for rank in range(RANKS):
             assert [rows.tolist() for rows, _, _ in epoch[rank]] == order[:, rank].tolist()
     [alone], [_, after_one_left] = run(uris, [1]), run(uris, [0, 1], left=2)
-    for again, rank in product((alone, after_one_left), range(RANKS)):
+    [_, after_a_kill] = run(uris, [0, 1], kill=True)
+    for again, rank in product((alone, after_one_left, after_a_kill), range(RANKS)):
         for (rows, pixels, ok), (other_rows, other_pixels, other_ok) in zip(second[rank], again[rank], strict=True):
             assert np.array_equal(rows, other_rows)
             assert np.array_equal(pixels, other_pixels)
