@@ -30,8 +30,9 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 from safetensors.torch import load_file, save_file
 
 from ray_fer import cluster, storage
@@ -164,25 +165,19 @@ def _scaling(workers: int | None) -> ScalingConfig:
 @contextlib.contextmanager
 def _relayed(lines: Any) -> Iterator[None]:
     """Logs here what rank 0 logs, while the block runs."""
-    done = threading.Event()
 
     def relay() -> None:
-        while True:
-            last = done.is_set()
-            try:
-                while True:
-                    level, message = lines.get(timeout=0.2)
-                    log.log(level, "%s", message)
-            except Empty:
-                if last:
-                    return
+        while line := lines.get():
+            log.log(line[0], "%s", line[1])
 
     thread = threading.Thread(target=relay, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        done.set()
+        # Its node may have gone, which is no reason to lose what was trained.
+        with contextlib.suppress(RayActorError):
+            lines.put(None)
         thread.join()
         lines.shutdown()
 
