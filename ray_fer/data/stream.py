@@ -185,31 +185,23 @@ class Turns(ExecutionCallback):
 
 
 class Decoder:
-    """`decode_block` in an actor of Ray Data."""
+    """Reads and decodes the pictures of a block, in an actor of Ray Data.
+
+    Args:
+        image_size: side S.
+    """
 
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """See `decode_block`."""
-        return decode_block(self.image_size, block)
-
-
-def decode_block(image_size: int, block: pa.Table) -> pa.Table:
-    """Reads and decodes the pictures of a block.
-
-    Args:
-        image_size: side S.
-        block: ``row`` and ``uri``.
-
-    Returns:
-        ``row``, ``pixels`` (S * S * 3 bytes) and ``problem``, empty where there is none.
-    """
-    pixels = np.zeros((len(block), image_size, image_size, 3), np.uint8)
-    reads = read_objects((Item(uri, "", 0) for uri in block["uri"].to_pylist()), MAX_PICTURE_BYTES)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        problems = [problem or "" for problem in pool.map(decode_read, reads, pixels)]
-    flat = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(image_size * image_size * 3), len(pixels), [None, pa.py_buffer(pixels)]
-    )
-    return pa.table({"row": block["row"], "pixels": flat, "problem": pa.array(problems, pa.string())})
+        """Of ``row`` and ``uri``: ``row``, ``pixels`` (S * S * 3 bytes) and ``problem``, empty where there is none."""
+        size = self.image_size
+        pixels = np.zeros((len(block), size, size, 3), np.uint8)
+        reads = read_objects((Item(uri, "", 0) for uri in block["uri"].to_pylist()), MAX_PICTURE_BYTES)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            problems = [problem or "" for problem in pool.map(decode_read, reads, pixels)]
+        flat = pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(size * size * 3), len(pixels), [None, pa.py_buffer(pixels)]
+        )
+        return pa.table({"row": block["row"], "pixels": flat, "problem": pa.array(problems, pa.string())})

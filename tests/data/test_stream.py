@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from ray_fer.data import stream as module
-from ray_fer.data.stream import PictureStream, Turns, decode_block, stream_order
+from ray_fer.data.stream import Decoder, PictureStream, Turns, stream_order
 from ray_fer.errors import UserError
 from tests.training.toy import write_faces
 
@@ -61,7 +61,7 @@ def test_a_block_says_what_is_wrong(tmp_path: Path) -> None:
     write_faces(tmp_path, (1, 0, 0))
     (tmp_path / "damaged.png").write_bytes(b"damaged")
     uris = [str(tmp_path / name) for name in ("neutral-0.png", "damaged.png", "gone.png")]
-    decoded = decode_block(8, pa.table({"row": [4, 5, 6], "uri": uris})).to_pydict()
+    decoded = Decoder(8)(pa.table({"row": [4, 5, 6], "uri": uris})).to_pydict()
     good, damaged, gone = decoded["problem"]
     assert (good, damaged.partition(":")[0], gone.partition(":")[0]) == ("", "undecodable", "missing")
     assert [any(pixels) for pixels in decoded["pixels"]] == [True, False, False]

@@ -73,6 +73,12 @@ def refusal(name: str, job: Callable[[Any], Any], arguments: Iterable[str], capl
     return message
 
 
+def processes(session: int, name: str) -> list[int]:
+    """The processes of a session whose command line has ``name`` in it; an actor's has its class."""
+    found = subprocess.run(["pgrep", "-s", str(session), "-f", name], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
 def kill_job(process: subprocess.Popen[str]) -> None:
     """SIGKILL to the job and to everything it started."""
     with_group = signal.SIGKILL

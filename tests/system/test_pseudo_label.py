@@ -19,7 +19,7 @@ from ray_fer import storage
 from ray_fer.labeling.pseudo_label import pseudo_label
 from ray_fer.labeling.table import MARKS, create_table
 from tests.images import CLASSES, picture, tiny_model, write_pictures
-from tests.system.jobs import HUNG, ROOT, failing_job, kill_job, refusal, run_job, start_job
+from tests.system.jobs import HUNG, ROOT, failing_job, kill_job, processes, refusal, run_job, start_job
 
 # The engine that starts soonest, once: for tests in which neither is the point.
 QUICK = ("engine=torch", "actors=1")
@@ -116,11 +116,9 @@ def test_a_killed_actor_costs_nothing(tmp_path: Path, model: str) -> None:
     arguments = (f"source={source}", f"teacher={model}", f"table={table}", "unit_rows=32", "commit_seconds=0")
     process = start_job("pseudo_label", *arguments)
     wait_for_rows(table, 64, process)
-    actors = subprocess.run(
-        ["pgrep", "-s", str(os.getsid(process.pid)), "-f", "LabelActor"], capture_output=True, text=True
-    )
-    assert actors.stdout.split(), "no actor to kill"
-    os.kill(int(actors.stdout.split()[0]), signal.SIGKILL)
+    actors = processes(os.getsid(process.pid), "LabelActor")
+    assert actors, "no actor to kill"
+    os.kill(actors[0], signal.SIGKILL)
     _, err = process.communicate(timeout=HUNG)
     assert process.returncode == 0, err[-3000:]
     keys = keys_of(table)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from ray_fer.training.inputs import open_inputs
 from ray_fer.training.online import OnlineRecipe
 from ray_fer.training.plain_engine import run_epochs
 from ray_fer.training.world import World
+from tests.system.jobs import processes
 from tests.training.toy import config, write_faces
 
 BATCH, STEPS, RANKS = 5, 4, 2
@@ -58,7 +58,7 @@ class Board:
 def rank_of(rank: int, uris: list[str], board: Any, epochs: list[int], left: int, kill: bool) -> list[Any]:
     """What one rank sees in each of ``epochs``, in a process of its own; it takes only ``left`` steps of the first.
 
-    Rank 0 can ``kill`` one of the decoders after its first step.
+    Rank 0 can ``kill`` the decoders after its first step, when they are not far ahead.
     """
     shares = iter(range(len(epochs)))
 
@@ -71,14 +71,16 @@ def rank_of(rank: int, uris: list[str], board: Any, epochs: list[int], left: int
         return bytes(found)
 
     numbers = {"batch": BATCH, "steps": STEPS, "epochs": epochs[-1] + 1, "rank": rank, "ranks": RANKS}
+    if kill:
+        stream._WAITING = 0
     pictures = PictureStream(uris, 32, **numbers, share=share, seed=3, decoders=2)
     first = []
     for batch in islice(pictures.epoch(epochs[0]), left):
         if kill and not first and rank == 0:
-            found = subprocess.run(
-                ["pgrep", "-s", str(os.getsid(0)), "-f", "MapWorker"], capture_output=True, text=True
-            )
-            os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+            decoders = processes(os.getsid(0), "MapWorker")
+            assert decoders, "no decoder to kill"
+            for pid in decoders:
+                os.kill(pid, signal.SIGKILL)
         first.append(batch)
     return [first, *(list(pictures.epoch(epoch)) for epoch in epochs[1:])]
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from ray_fer import storage
 from ray_fer.models.artifact import open_artifact
 from ray_fer.training.train_backbone import train_backbone
-from tests.system.jobs import HUNG, failing_job, refusal, relative, run_job, start_job
+from tests.system.jobs import HUNG, failing_job, processes, refusal, relative, run_job, start_job
 from tests.training.toy import CLASSES, PLACES, SMALL, write_faces, write_selection
 
 
@@ -63,8 +63,7 @@ def last_checkpoint(run: Path) -> int:
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
-    found = subprocess.run(["pgrep", "-s", str(process.pid), "-f", "RayTrainWorker"], capture_output=True, text=True)
-    return [int(pid) for pid in found.stdout.split()]
+    return processes(process.pid, "RayTrainWorker")
 
 
 @pytest.fixture(scope="module")
