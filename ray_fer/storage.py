@@ -1,8 +1,8 @@
 """URIs to file systems: one place that knows how a local path and an ``s3://`` URI are opened.
 
 Everything goes through fsspec (s3fs for ``s3://``). Endpoint, region and credentials come from the usual AWS
-environment variables (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``,
-profiles, instance roles), so that nothing secret is ever part of a config or of a saved artifact.
+environment variables, profiles and instance roles (see `s3`), so that nothing secret is ever part of a config or of a
+saved artifact.
 """
 
 from __future__ import annotations
@@ -13,19 +13,16 @@ import json
 import os
 import shutil
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import botocore.session
 import fsspec
 import pyarrow.fs
 
+from ray_fer import s3
 from ray_fer.errors import UserError
-
-_RETRIES = 8
 
 
 def is_remote(uri: str) -> bool:
@@ -61,16 +58,10 @@ def normalise_argument(key: str, uri: str) -> str:
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system that holds ``uri`` and the path of ``uri`` on it.
-
-    Listings are never cached: other processes write the same buckets.
-    """
+    """The file system that holds ``uri`` and the path of ``uri`` on it."""
     uri = normalise(uri)
     if is_remote(uri):
-        # s3fs retries each call itself; botocore's own retries sit below it and cover throttling.
-        config = {"retries": {"max_attempts": _RETRIES, "mode": "standard"}, "max_pool_connections": 64}
-        fs = fsspec.filesystem("s3", use_listings_cache=False, config_kwargs=config)
-        return fs, uri.removeprefix("s3://")
+        return s3.s3_filesystem(), uri.removeprefix("s3://")
     return fsspec.filesystem("file", auto_mkdir=True), uri
 
 
@@ -231,55 +222,25 @@ def local_copy(uri: str, only: Sequence[str] | None = None) -> Path:
 
 
 def delta_options(uri: str) -> dict[str, str]:
-    """Storage options for ``deltalake``: it reads the AWS environment itself, plain http must be allowed by name.
+    """Storage options for ``deltalake``.
 
     Commits on S3 use conditional puts, so that two writers never overwrite each other's log entry.
     """
-    if not is_remote(uri):
-        return {}
-    return {"aws_conditional_put": "etag"} | _object_store_options()
+    return {"aws_conditional_put": "etag"} | s3.object_store_options(_bucket(uri)) if is_remote(uri) else {}
 
 
 def lance_options(uri: str) -> dict[str, str]:
-    """Storage options for ``lance``, which like ``deltalake`` reads the AWS environment, profiles and roles itself."""
-    return _object_store_options() if is_remote(uri) else {}
-
-
-def _object_store_options() -> dict[str, str]:
-    endpoint = _s3_endpoint()
-    if not endpoint:
-        return {}
-    return {"aws_endpoint": endpoint, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
+    """Storage options for ``lance``."""
+    return s3.object_store_options(_bucket(uri)) if is_remote(uri) else {}
 
 
 def polars_arguments(uri: str) -> dict[str, Any]:
-    """Arguments for the ``scan_…`` functions of polars, which opens files itself.
-
-    It gets credentials from botocore, as everything else here does; by itself it would want boto3 for profiles.
-    """
-    if not is_remote(uri):
-        return {}
-    session = botocore.session.get_session()
-    options: dict[str, Any] = {"max_retries": _RETRIES}
-    if region := session.get_config_variable("region"):
-        options["aws_region"] = region
-    if endpoint := _s3_endpoint():
-        options["aws_endpoint_url"] = endpoint
-        options["aws_allow_http"] = str(endpoint.startswith("http://")).lower()
-
-    def credentials() -> tuple[dict[str, str], int]:
-        held = session.get_credentials().get_frozen_credentials()
-        named = {"aws_access_key_id": held.access_key, "aws_secret_access_key": held.secret_key}
-        # botocore renews what expires, so it is asked again before long.
-        return named | ({"aws_session_token": held.token} if held.token else {}), int(time.time()) + 600
-
-    if session.get_credentials() is None:
-        return {"storage_options": options | {"aws_skip_signature": "true"}, "credential_provider": None}
-    return {"storage_options": options, "credential_provider": credentials}
+    """Arguments for the ``scan_…`` functions of polars."""
+    return s3.polars_arguments(_bucket(uri)) if is_remote(uri) else {}
 
 
-def _s3_endpoint() -> str:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
+def _bucket(uri: str) -> str:
+    return uri.removeprefix("s3://").partition("/")[0]
 
 
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:

@@ -198,47 +198,8 @@ def test_a_local_folder_is_its_own_copy(folder: Path) -> None:
     assert storage.local_copy(f"file://{folder}/") == folder
 
 
-# --- options of libraries ---
-
-
-@pytest.fixture
-def _no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.mark.usefixtures("_no_endpoint")
-def test_options_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert storage.delta_options("/a") == {}
-    assert storage.delta_options("s3://b/t") == {"aws_conditional_put": "etag"}
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://host:1")
-    plain = {"aws_conditional_put": "etag", "aws_endpoint": "http://host:1", "aws_allow_http": "true"}
-    assert storage.delta_options("s3://b/t") == plain
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3")
-    encrypted = {"aws_conditional_put": "etag", "aws_endpoint": "https://s3", "aws_allow_http": "false"}
-    assert storage.delta_options("s3://b/t") == encrypted
-    assert storage.delta_options("/a") == {}
-
-
-def test_polars_gets_its_credentials_from_botocore(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    (tmp_path / "credentials").write_text("[faces]\naws_access_key_id = k\naws_secret_access_key = s\n")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    assert storage.polars_arguments("/a") == {}
-    anonymous = storage.polars_arguments("s3://b/t")
-    assert anonymous["credential_provider"] is None
-    assert anonymous["storage_options"]["aws_skip_signature"] == "true"
-
-    monkeypatch.setenv("AWS_PROFILE", "faces")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://host:1")
-    arguments = storage.polars_arguments("s3://b/t")
-    assert arguments["credential_provider"]()[0] == {"aws_access_key_id": "k", "aws_secret_access_key": "s"}
-    options = {"aws_region": "eu-west-1", "aws_endpoint_url": "http://host:1", "aws_allow_http": "true"}
-    assert options.items() <= arguments["storage_options"].items()
+def test_local_files_need_no_options() -> None:
+    assert storage.delta_options("/a") == storage.lance_options("/a") == storage.polars_arguments("/a") == {}
 
 
 def test_arrow_reads_the_same_file(tmp_path: Path) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
+import lance
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable, write_deltalake
 
 from ray_fer import storage
+from tests.system.servers import KEY, SECRET, S3Server
 
 
 @pytest.fixture(autouse=True)
@@ -95,3 +102,24 @@ def test_folder_markers_are_no_files(s3: str) -> None:
     storage.write_bytes(f"{s3}/m/a", b"data")
     assert storage.list_dir(f"{s3}/m") == ["a"]
     assert contents(storage.local_copy(f"{s3}/m")) == {"a": b"data"}
+
+
+def test_a_profile_is_all_that_any_library_needs(
+    s3: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    profile = f"[profile lab]\nregion = lab-1\nendpoint_url = {s3_server.endpoint}\n"
+    (tmp_path / "config").write_text(f"{profile}aws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    rows = pa.table({"n": [1, 2]})
+
+    write_deltalake(f"{s3}/delta", rows, storage_options=storage.delta_options(s3))
+    assert storage.list_dir(f"{s3}/delta/_delta_log")[0] == "00000000000000000000.json"
+    (part,) = DeltaTable(f"{s3}/delta", storage_options=storage.delta_options(s3)).file_uris()
+    assert pl.scan_parquet(part, **storage.polars_arguments(part)).collect()["n"].to_list() == [1, 2]
+    lance.write_dataset(rows, f"{s3}/rows.lance", storage_options=storage.lance_options(s3))
+    assert lance.dataset(f"{s3}/rows.lance", storage_options=storage.lance_options(s3)).count_rows() == 2
+    fs, path = storage.arrow_filesystem(part)
+    assert pq.read_table(path, filesystem=fs).num_rows == 2
