@@ -21,13 +21,11 @@ class Item:
         uri: of a loose object, a member of a tar shard or a row of a table.
         identity: empty where it does not matter or is not known.
         size: 0 where it is not known.
-        pinned: whether only the content that ``identity`` names will do.
     """
 
     uri: str
     identity: str
     size: int
-    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,26 +49,19 @@ def read_objects(items: Iterable[Item], max_bytes: int) -> Iterator[Read]:
             if future is None:
                 while waiting:
                     in_flight -= waiting[0][0]
-                    yield from map(_settled, waiting.popleft()[1].result())
-                yield from map(_settled, _read_local(run, max_bytes))
+                    yield from waiting.popleft()[1].result()
+                yield from _read_local(run, max_bytes)
                 continue
             waiting.append((run.size, future))
             in_flight += run.size
             while len(waiting) >= IN_FLIGHT or (in_flight > IN_FLIGHT_BYTES and waiting):
                 size, done = waiting.popleft()
                 in_flight -= size
-                yield from map(_settled, done.result())
+                yield from done.result()
         for _, future in waiting:
-            yield from map(_settled, future.result())
+            yield from future.result()
     finally:
         tables.shutdown(wait=False, cancel_futures=True)
-
-
-def _settled(read: Read) -> Read:
-    item = read.item
-    if item.pinned and item.identity and read.identity != item.identity:
-        return Read(item, item.identity, None, "missing", f"overwritten since the list was made, now {read.identity}")
-    return read
 
 
 def _start(run: Run, max_bytes: int, tables: ThreadPoolExecutor) -> Future[list[Read]] | None:
@@ -116,6 +109,7 @@ async def _read_s3(fs: Any, run: Run, max_bytes: int) -> list[Read]:
         answer = await get_object(fs, run.place, max_bytes)
     except READING_ERRORS as error:
         return [failed(item, error)]
+    identity = answer.identity or item.identity
     if answer.body is None:
-        return [Read(item, answer.identity, None, "too_large", f"{answer.length} bytes")]
-    return [Read(item, answer.identity, answer.body)]
+        return [Read(item, identity, None, "too_large", f"{answer.length} bytes")]
+    return [Read(item, identity, answer.body)]

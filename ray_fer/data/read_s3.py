@@ -7,12 +7,17 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
+from ray_fer.data.sources.etags import plain_etag
+
 _TRIES = 4
 _PAUSE_SECONDS = 0.2
 
 
 class Answer(NamedTuple):
-    """What S3 answered: the object's identity, the length in bytes, and the body unless it is too long."""
+    """What S3 answered: the object's identity, the length in bytes, and the body unless it is too long.
+
+    The identity is empty where no ETag came with the answer.
+    """
 
     identity: str
     length: int
@@ -39,7 +44,7 @@ async def get_object(fs: Any, uri: str, max_bytes: int, **arguments: Any) -> Ans
             async with answer["Body"] as body:
                 length = answer["ContentLength"]
                 data = await body.read() if length <= max_bytes else None
-                return Answer(answer["ETag"].strip('"'), length, data)
+                return Answer(plain_etag(answer.get("ETag") or ""), length, data)
         except (TimeoutError, aiohttp.ClientError):
             if attempt == _TRIES - 1:
                 raise

@@ -38,7 +38,7 @@ async def read_members_s3(fs: Any, run: Members, max_bytes: int) -> list[Read]:
         answer = await get_object(fs, run.place, end - start, Range=f"bytes={start}-{end - 1}")
     except READING_ERRORS as error:
         return [failed(item, error) for item in run.items]
-    return _cut(run, max_bytes, answer.identity, start, answer.body or b"")
+    return _cut(run, max_bytes, answer.identity or _shard_identity(run), start, answer.body or b"")
 
 
 def _stretch(run: Members, max_bytes: int) -> tuple[int, int]:

@@ -2,7 +2,8 @@
 
 Optimistic: a commit lands only on the table version that was looked at. When another run has committed since, its rows
 are compared with ours first, and what it has labelled is left out of our files. So two runs at once on one table do not
-write an image twice either.
+write an image twice either. Contents that were read under another identity than the listed one, and that the ledger
+knows, are left out likewise; a mark in their place says how they were listed, for the next run.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import botocore.exceptions
 import numpy as np
@@ -24,12 +25,15 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from ray_fer import storage
 from ray_fer.errors import one_line
-from ray_fer.labeling.ledger import KEY_HASHES, Halves, KeySet, halves_of
+from ray_fer.labeling.key_sets import Halves, KeySet
+from ray_fer.labeling.ledger import KEY_HASHES, LISTED_HASHES, halves_of, listed_halves_of
 from ray_fer.labeling.table import (
+    KNOWN,
     MARKS,
     TRANSIENT,
     WrittenFile,
     files_of,
+    mark_rows,
     picture_uri,
     place_of,
     read_keys,
@@ -39,6 +43,9 @@ from ray_fer.labeling.table import (
 log = logging.getLogger(__name__)
 
 _TRIES = 30
+
+Listed = tuple[str, str | None]
+"""URI of a picture, and the identity that it was listed with; None where that is not known."""
 
 
 class Committer:
@@ -55,8 +62,13 @@ class Committer:
         self._seen = set(files_of(table, model))
         self._by_others = KeySet()
 
-    def commit(self, files: Sequence[WrittenFile]) -> int:
+    def commit(self, files: Sequence[WrittenFile], known: Mapping[str, Collection[Listed]] | None = None) -> int:
         """Adds ``files`` in one transaction.
+
+        Args:
+            files: all rows of a picture are in one of them.
+            known: by the path of a file the pictures in it that were read under another identity than the listed one
+                and are labelled already; a mark `table.KNOWN` takes the place of their rows.
 
         Returns:
             The images that were left out because another run had labelled them in the meantime.
@@ -73,7 +85,7 @@ class Committer:
                 if ours and storage.join(place_of(self.table), ours[0].path) in files_of(self.table, self.model):
                     break  # the last try had landed, only its answer was lost
                 self._look_at_others()
-                ours, removed = self._without_rows_of_others(ours)
+                ours, removed = self._without_known_rows(ours, known or {})
                 dropped += removed
                 if not ours:
                     break
@@ -94,31 +106,60 @@ class Committer:
         for batch in read_keys(self.table, self.model, landed):
             settled = batch.filter(pa.array(~_has_status(batch, (*TRANSIENT, *MARKS))))
             self._by_others.add(self._hashes(settled))
+            self._by_others.add(self._hashes(settled, listed=True))
         self._seen |= landed
 
-    def _without_rows_of_others(self, ours: Sequence[WrittenFile]) -> tuple[list[WrittenFile], int]:
-        if not len(self._by_others):
-            return list(ours), 0
+    def _without_known_rows(
+        self, ours: Sequence[WrittenFile], known: Mapping[str, Collection[Listed]]
+    ) -> tuple[list[WrittenFile], int]:
         kept: list[WrittenFile] = []
         removed = 0
-        fs, _ = storage.arrow_filesystem(place_of(self.table))
         for file in ours:
-            path = storage.filesystem(storage.join(place_of(self.table), file.path))[1]
-            rows = pq.read_table(path, filesystem=fs, partitioning=None)
-            hashes = self._hashes(rows)
-            known = self._by_others.contains(hashes) & ~_has_status(rows, MARKS)
-            fresh = rows.filter(pa.array(~known))
-            removed += len(np.unique(hashes[0, known]))
-            if fresh.num_rows == rows.num_rows:
+            pictures = known.get(file.path, ())
+            if not pictures and not len(self._by_others):
                 kept.append(file)
-            elif fresh.num_rows:
+                continue
+            rows = self._read(file)
+            hashes = self._hashes(rows)
+            theirs = self._by_others.contains(hashes) & ~_has_status(rows, MARKS)
+            removed += len(np.unique(hashes[0, theirs]))
+            left_out = theirs | self._among(rows, pictures)
+            if not left_out.any():
+                kept.append(file)
+                continue
+            left = [rows.filter(pa.array(~left_out)), self._marks(rows.filter(pa.array(left_out)))]
+            if any(part.num_rows for part in left):
                 name = file.path.split("/")[-1].rsplit("-", 1)[0]
-                kept.append(write_file(place_of(self.table), self.model, fresh, name))
+                kept.append(write_file(place_of(self.table), self.model, pa.concat_tables(left), name))
         return kept, removed
 
-    def _hashes(self, rows: pa.Table | pa.RecordBatch) -> Halves:
-        keys = pl.DataFrame(pl.from_arrow(rows.select(["uri", "identity"])))
-        return halves_of(keys.with_columns(picture_uri(self.model)).select(KEY_HASHES))
+    def _read(self, file: WrittenFile) -> pa.Table:
+        fs, _ = storage.arrow_filesystem(place_of(self.table))
+        path = storage.filesystem(storage.join(place_of(self.table), file.path))[1]
+        return pq.read_table(path, filesystem=fs, partitioning=None)
+
+    def _among(self, rows: pa.Table, pictures: Collection[Listed]) -> npt.NDArray[np.bool_]:
+        if not pictures:
+            return np.zeros(rows.num_rows, bool)
+        keys = pl.DataFrame(pl.from_arrow(rows.select(["uri", "listed_identity"]))).with_columns(
+            picture_uri(self.model)
+        )
+        return np.fromiter((key in pictures for key in keys.iter_rows()), bool, rows.num_rows)
+
+    def _marks(self, rows: pa.Table) -> pa.Table:
+        """A mark for every picture among ``rows`` that is known by the identity that it was read with alone."""
+        columns = ["uri", "identity", "listed_identity", "source"]
+        pictures = pl.DataFrame(pl.from_arrow(rows.select(columns))).with_columns(picture_uri(self.model))
+        listed = pictures.filter(pl.col("listed_identity").is_not_null()).unique(maintain_order=True)
+        return mark_rows(listed.with_columns(pl.lit(KNOWN).alias("status")), self.run)
+
+    def _hashes(self, rows: pa.Table | pa.RecordBatch, listed: bool = False) -> Halves:
+        """The keys of ``rows``, or those by which they were listed where that is something else."""
+        keys = pl.DataFrame(pl.from_arrow(rows.select(["uri", "identity", "listed_identity"])))
+        keys = keys.with_columns(picture_uri(self.model))
+        if not listed:
+            return halves_of(keys.select(KEY_HASHES))
+        return listed_halves_of(keys.filter(pl.col("listed_identity").is_not_null()).select(LISTED_HASHES))
 
     def _try(self, files: Sequence[WrittenFile]) -> None:
         actions: list[AddAction | RemoveAction] = [

@@ -24,20 +24,8 @@ from ray_fer.config import PseudoLabelConfig
 from ray_fer.data.sources import list_sources
 from ray_fer.labeling import gone
 from ray_fer.labeling.gone import EXAMPLES
-from ray_fer.labeling.ledger import (
-    OUTCOMES,
-    SETTLED,
-    TO_RETRY,
-    URI_HASH,
-    Bools,
-    Halves,
-    SortedHashes,
-    batches,
-    hash_keys,
-    hash_uris,
-    look_up,
-    sort_out,
-)
+from ray_fer.labeling.key_sets import Bools, Halves, SortedHashes, look_up
+from ray_fer.labeling.ledger import OUTCOMES, SETTLED, TO_RETRY, URI_HASH, batches, hash_keys, hash_uris, sort_out
 from ray_fer.labeling.table import GONE, files_of, no_keys, open_table, scan_keys
 from ray_fer.models.artifact import resolve_precision
 from ray_fer.models.teacher import Teacher
@@ -54,7 +42,7 @@ class Known:
     """What a table says of keys and of URIs.
 
     Args:
-        labelled: (uri, identity, status), as `table.scan_keys` gives it.
+        labelled: (uri, identity, listed_identity, status), as `table.scan_keys` gives it.
         max_attempts: rows with a transient failure after which a key is given up.
     """
 
@@ -70,8 +58,11 @@ class Known:
         kinds = np.where(changed, KINDS.index(CHANGED), KINDS.index(NEW)).astype(np.uint8)
         for keys in self._outcomes.to_retry.values():
             kinds[keys.meet(hashes)] = KINDS.index(TO_RETRY)
+        rows, held = self._outcomes.aliases.find(hashes)
         for name in reversed(SETTLED):  # the strongest last
-            kinds[self._outcomes.settled[name].meet(hashes)] = KINDS.index(name)
+            keys = self._outcomes.settled[name]
+            kinds[rows[keys.meet(held)]] = KINDS.index(name)
+            kinds[keys.meet(hashes)] = KINDS.index(name)
         return kinds
 
     def look_up(self, hashes: Halves) -> tuple[Bools, Bools]:

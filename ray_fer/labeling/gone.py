@@ -5,9 +5,9 @@ after one that met it again with an identity that needs no inference. An object 
 Hence marks that several runs write at once do no harm, and what is labelled later overrules them. What anybody wrote
 about an object since the listing began leaves its mark to the next run.
 
-While a listing meets every key of the table and the table holds no mark, nothing is looked at. Else the table's keys
-are scanned twice or more: once for the objects in question (with a key that was not met, or marked as gone), which take
-8 bytes of memory each, and once for all rows of every `OBJECTS_AT_ONCE` of these, about 600 bytes a row.
+While a listing meets every key of the table and the table holds no such mark, nothing is looked at. Else the table's
+keys are scanned twice or more: once for the objects in question (with a key that was not met, or marked as gone), which
+take 8 bytes of memory each, and once for all rows of every `OBJECTS_AT_ONCE` of these, about 600 bytes a row.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
 from ray_fer.config import SourceConfig
 from ray_fer.data.sources.listing import IMAGE_NAME
 from ray_fer.data.sources.spec import resolve
 from ray_fer.labeling.commit import Committer
-from ray_fer.labeling.ledger import KEY_HASHES, URI_HASH, Bools, Halves, batches, halves_of
-from ray_fer.labeling.table import FILE_SCHEMA, GONE, MARKS, RETURNED, place_of, scan_keys, write_file
+from ray_fer.labeling.key_sets import Bools, Halves
+from ray_fer.labeling.ledger import KEY_HASHES, URI_HASH, batches, halves_of
+from ray_fer.labeling.table import GONE, MARKS, RETURNED, mark_rows, place_of, scan_keys, write_file
 
 log = logging.getLogger(__name__)
 
 OBJECTS_AT_ONCE = 1 << 20
 EXAMPLES = 3
+WRITTEN = (GONE, RETURNED)
 LookUp = Callable[[Halves], tuple[Bools, Bools]]
 """Which of (2, N) hashed keys are known, and which of these the listing has met, as `ledger.Ledger.look_up`."""
 
@@ -52,12 +53,12 @@ def mark(committer: Committer, sources: Sequence[str], look_up: LookUp, started:
         started: when the listing began.
 
     Returns:
-        How many of each of `table.MARKS`.
+        How many of each of `WRITTEN`.
     """
     table, model, run = committer.table, committer.model, committer.run
     table.update_incremental()
     counts: Counter[str] = Counter()
-    examples: dict[str, list[str]] = {name: [] for name in MARKS}
+    examples: dict[str, list[str]] = {name: [] for name in WRITTEN}
     files = []
     for found in objects(scan_keys(table, model), sources, look_up):
         rows = marks(found, started)
@@ -66,7 +67,7 @@ def mark(committer: Committer, sources: Sequence[str], look_up: LookUp, started:
             counts[name] += len(uris)
             shown += uris.head(EXAMPLES - len(shown)).to_list()
         if len(rows):
-            files.append(write_file(place_of(table), model, to_table(rows, run), f"{run}-marks"))
+            files.append(write_file(place_of(table), model, mark_rows(rows, run), f"{run}-marks"))
     if files:
         committer.commit(files)
     for name, shown in examples.items():
@@ -153,15 +154,3 @@ def marks(found: pl.DataFrame, started: datetime) -> pl.DataFrame:
             returned.select("uri", "source", pl.col("met").alias("identity"), pl.lit(RETURNED).alias("status")),
         ]
     )
-
-
-def to_table(rows: pl.DataFrame, run: str) -> pa.Table:
-    """Marks as a table of `FILE_SCHEMA`, stamped with the run and the time."""
-    stamped = rows.with_columns(pl.lit(run).alias("run"), pl.lit(datetime.now(UTC)).alias("labelled_at"))
-    columns = [
-        stamped[field.name].to_arrow().cast(field.type)
-        if field.name in stamped.columns
-        else pa.nulls(len(stamped), field.type)
-        for field in FILE_SCHEMA
-    ]
-    return pa.Table.from_arrays(columns, schema=FILE_SCHEMA)

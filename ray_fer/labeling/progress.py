@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from ray_fer.labeling.table import OK, SUCCESSES
 CONFIDENCE_BINS = 100
 SAMPLES_PER_CLASS = 8  # a row of the sheet
 _TIMELINE_POINTS = 400
+# Of each unit the texts that occur most, and of a run ten times as many.
+_ERRORS = 20
 
 Stats = dict[str, Any]
 
@@ -31,10 +33,11 @@ def unit_stats(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> Stats:
         classes: K names.
 
     Returns:
-        ``statuses``: images per status. ``confidence``: int (K, `CONFIDENCE_BINS`), how often each class was predicted
-        at which confidence. ``samples``: of every class, the (digest, uri, confidence) of the pictures with the
-        smallest digests, which is a random choice that joins across units in any order. ``overwritten``: the (uri,
-        identity) of the objects that were read with another identity than the listed one.
+        ``statuses``: images per status; ``retried``: likewise, of those that had been tried before. ``errors``: the
+        (status, error, images) that occur most. ``confidence``: int (K, `CONFIDENCE_BINS`), how often each class was
+        predicted at which confidence. ``samples``: of every class, the (digest, uri, confidence) of the pictures with
+        the smallest digests, which is a random choice that joins across units in any order. ``read_otherwise``: the
+        (uri, listed identity, identity) of the objects that were read with another identity than the listed one.
     """
     statuses = image_statuses(rows)
     histogram = np.zeros((len(classes), CONFIDENCE_BINS), np.int64)
@@ -46,12 +49,16 @@ def unit_stats(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> Stats:
             histogram[k, min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)] += 1
             candidates[k].append((row["digest"].hex(), row["uri"], confidence))
     samples = {name: _smallest(found) for name, found in zip(classes, candidates, strict=True)}
-    overwritten = [(row["overwritten"], row["identity"]) for row in rows if "overwritten" in row]
+    read_otherwise = [(*row["read_otherwise"], row["identity"]) for row in rows if "read_otherwise" in row]
+    retried = image_statuses(row for row in rows if row.get("attempt", 1) > 1)
+    errors = Counter((row["status"], row["error"]) for row in rows if row.get("error") and "further_face" not in row)
     return {
         "statuses": dict(statuses),
+        "retried": dict(retried),
+        "errors": [(*key, count) for key, count in errors.most_common(_ERRORS)],
         "confidence": histogram.tolist(),
         "samples": samples,
-        "overwritten": overwritten,
+        "read_otherwise": read_otherwise,
     }
 
 
@@ -69,11 +76,22 @@ def joint_stats(statuses: dict[str, int], parts: Sequence[Stats]) -> Stats:
     """
     names = parts[0]["samples"]
     samples = {name: _smallest(found for part in parts for found in part["samples"][name]) for name in names}
+    retried, errors = Counter[str](), Counter[tuple[str, str]]()
+    for part in parts:
+        retried |= Counter(part["retried"])
+        errors |= Counter({(status, error): count for status, error, count in part["errors"]})
     return {
         "statuses": statuses,
+        "retried": dict(retried),
+        "errors": [(*key, count) for key, count in errors.items()],
         "confidence": np.sum([part["confidence"] for part in parts], axis=0).tolist(),
         "samples": samples,
     }
+
+
+def failures_in(statuses: Mapping[str, int]) -> dict[str, int]:
+    """Those of the images per status that have no prediction."""
+    return {status: count for status, count in statuses.items() if status not in SUCCESSES}
 
 
 def _smallest(samples: Iterable[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
@@ -92,6 +110,8 @@ class Progress:
 
     Attributes:
         statuses: images per status.
+        retried: those of them that had been tried before.
+        errors: images per status and error; of many different ones those that occur most.
         confidence: int64 (K, `CONFIDENCE_BINS`), of the predictions of all teachers.
         samples: of every class some (digest, uri, confidence).
         timeline: (seconds since the start, images by then), evenly thinned.
@@ -100,6 +120,8 @@ class Progress:
     def __init__(self, classes: Sequence[str], threshold: float, actors: int, device: str) -> None:
         self.classes, self.threshold, self.actors, self.device = tuple(classes), threshold, actors, device
         self.statuses: Counter[str] = Counter()
+        self.retried: Counter[str] = Counter()
+        self.errors: Counter[tuple[str, str]] = Counter()
         self.confidence = np.zeros((len(classes), CONFIDENCE_BINS), np.int64)
         self.samples: dict[str, list[tuple[str, str, float]]] = {name: [] for name in classes}
         self.timeline: list[tuple[float, int]] = [(0.0, 0)]
@@ -118,11 +140,16 @@ class Progress:
     @property
     def failed(self) -> int:
         """Images without a prediction so far."""
-        return self.done - sum(self.statuses[status] for status in SUCCESSES)
+        return sum(failures_in(self.statuses).values())
 
     def add(self, stats: Stats) -> None:
         """Adds what `unit_stats` or `joint_stats` says of a unit."""
         self.statuses.update(stats["statuses"])
+        self.retried.update(stats["retried"])
+        for status, error, count in stats["errors"]:
+            self.errors[status, error] += count
+        if len(self.errors) > 10 * _ERRORS:
+            self.errors = Counter(dict(self.errors.most_common(5 * _ERRORS)))
         self.confidence += np.asarray(stats["confidence"], np.int64)
         for name, found in stats["samples"].items():
             self.samples[name] = _smallest([*self.samples[name], *map(tuple, found)])

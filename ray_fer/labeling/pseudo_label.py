@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 import time
 import uuid
 from collections import Counter
@@ -27,13 +28,14 @@ from ray_fer.config import PseudoLabelConfig, SelectPseudoLabelsConfig
 from ray_fer.data.sources import check_sources, list_sources
 from ray_fer.data.sources.uris import FACE_FRAGMENT
 from ray_fer.errors import UserError, one_line
-from ray_fer.labeling import gone
+from ray_fer.labeling import failures, gone
+from ray_fer.labeling.clock import every
 from ray_fer.labeling.dispatch import Dispatcher, ListingError
 from ray_fer.labeling.in_process import label_few, may_label_here
 from ray_fer.labeling.ledger import claim_for_each
 from ray_fer.labeling.maintenance import compact
 from ray_fer.labeling.progress import Metrics, Progress, joint_stats
-from ray_fer.labeling.table import SUCCESSES, create_table, open_table
+from ray_fer.labeling.table import TRANSIENT, create_table, open_table
 from ray_fer.labeling.teacher_run import TeacherRun
 from ray_fer.labeling.worker import DoneUnit, Plan
 from ray_fer.models.artifact import resolve_precision
@@ -42,8 +44,14 @@ from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, check_to
 
 log = logging.getLogger(__name__)
 
-FEWEST_FOR_FAILURE_SHARE = 1000
 PROGRESS_SECONDS = 5.0
+TICK_SECONDS = 1.0
+# So many images, and most of all, that are read under another identity than the listed one are no coincidence.
+FEWEST_READ_OTHERWISE = 5
+READ_OTHERWISE = (
+    "images were read under another identity than the listed one: a gateway or proxy before the store seems to rewrite "
+    "ETags; rows keep both, so that each image is labelled once"
+)
 WATCH_BACK_OFF = 16
 
 
@@ -82,6 +90,7 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
     run.write("summary.json", summary)
     if run.metrics:  # a few images that needed no Ray need no page either: drawing it takes as long
         summary["report"] = run.report(summary)
+    run.check_outcome()
     if config.select:
         from ray_fer.labeling.select import select_pseudo_labels
 
@@ -176,6 +185,8 @@ class _Run:
         self.already = 0
         self.committed_at = self.reported_at = time.monotonic()
         self.metrics: Metrics | None = None  # until Ray is needed
+        self.warning: str | None = None
+        self._lock = threading.Lock()
         self.write("config.json", config.model_dump())
         for part in self.parts:
             held = part.ledger.rows
@@ -250,23 +261,36 @@ class _Run:
         before, unlisted, started = self.progress.done, self.listing["unlisted"], datetime.now(UTC)
         try:
             # A run that fails closes the stream at once: its threads must not outlive Ray.
-            with contextlib.closing(self._units()) as units:
+            with every(TICK_SECONDS, self._commit_meanwhile), contextlib.closing(self._units()) as units:
                 for unit in units:
-                    self.progress.add(joint_stats(unit.statuses, list(unit.stats.values())))
-                    if self.metrics:
-                        self.metrics.add(unit.statuses, unit.stats, self.progress, self._left())
-                    for part in self.parts:
-                        if part.model in unit.files:
-                            watch = self.config.watch is not None
-                            part.add(unit.files[part.model], unit.stats[part.model], watch)
-                    self._commit(self.config.commit_seconds)
-                    self._report(PROGRESS_SECONDS)
-                    self._check_failures()
+                    with self._lock:
+                        self._add(unit)
         finally:
-            self._commit(0)
+            with self._lock:
+                self._commit(0)
         if self.progress.done > before:
             self._report(0)
+        self._look_at_identities()
         self._mark_gone(started, self.listing["unlisted"] - unlisted)
+
+    def _add(self, unit: DoneUnit) -> None:
+        self.progress.add(joint_stats(unit.statuses, list(unit.stats.values())))
+        if self.metrics:
+            self.metrics.add(unit.statuses, unit.stats, self.progress, self._left())
+        for part in self.parts:
+            if part.model in unit.files:
+                part.add(unit.files[part.model], unit.stats[part.model], self.config.watch is not None)
+        self._commit(self.config.commit_seconds)
+        self._report(PROGRESS_SECONDS)
+        failures.check(self.progress, self.config.max_failure_share, self.config.max_failures)
+
+    def _commit_meanwhile(self) -> None:
+        """Commits what is due although no unit arrives."""
+        with self._lock:
+            try:
+                self._commit(self.config.commit_seconds)
+            except Exception as error:  # the run's own thread tries again, and stops if that fails too
+                log.warning("not committed yet: %s", one_line(error))
 
     def _units(self) -> Generator[DoneUnit, None, None]:
         """Labels what is new, here or over Ray.
@@ -332,18 +356,20 @@ class _Run:
             table = f"table version {self.table.version()}"
             log.info("%s, %d already there, %s", self.progress.line(self._left()), self.already, table)
 
-    def _check_failures(self) -> None:
-        done, failed, share = self.progress.done, self.progress.failed, self.config.max_failure_share
-        most = self.config.max_failures
-        broken = None
-        if done >= FEWEST_FOR_FAILURE_SHARE and failed > share * done:
-            broken = f"max_failure_share={share}"
-        elif most is not None and failed > most:
-            broken = f"max_failures={most}"
-        if broken:
-            bad = ((status, count) for status, count in self.progress.statuses.items() if status not in SUCCESSES)
-            worst, count = max(bad, key=lambda pair: pair[1])
-            raise UserError(f"{broken}: {failed} of {done} images failed ({count} {worst})")
+    def check_outcome(self) -> None:
+        """Raises `UserError` where too many images have failed; see `failures.check_outcome`."""
+        failures.check_outcome(self.progress, self.config.max_failure_share, self.already)
+
+    def _look_at_identities(self) -> None:
+        """Warns once where listings systematically tell another identity than reads do."""
+        read = self.progress.done - sum(self.progress.statuses[status] for status in TRANSIENT)
+        others = self._read_otherwise()
+        if not self.warning and others >= FEWEST_READ_OTHERWISE and others > read / 2:
+            self.warning = f"{others} of {read} {READ_OTHERWISE}"
+            log.warning(self.warning)
+
+    def _read_otherwise(self) -> int:
+        return max(part.read_otherwise for part in self.parts)
 
     def summary(self) -> dict[str, Any]:
         """What the run did, for machines."""
@@ -351,7 +377,7 @@ class _Run:
         listed = self.listing["listed"]
         mine: dict[str, Any] = {"model": part.model}
         counts = {
-            "labelled": self.progress.done - part.by_others,
+            "labelled": self.progress.done - part.by_others - part.known,
             "labelled_by_others": part.by_others,
             **part.marked(),
         }
@@ -366,8 +392,10 @@ class _Run:
             "version": self.table.version(),
             "listed": listed,
             "skipped": self.listing["skipped"],
-            "already_labelled": self.already,
+            "already_labelled": self.already + (0 if others else part.known),
             **counts,
+            "read_otherwise": self._read_otherwise(),
+            **({"warning": self.warning} if self.warning else {}),
             "seconds": round(self.progress.seconds, 1),
             **self.progress.to_json(),
         }

@@ -11,6 +11,7 @@ import json
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from urllib.parse import unquote
 
 import botocore.exceptions
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
+from deltalake.schema import Field, PrimitiveType
 
 from ray_fer import storage
 from ray_fer.data.sources.uris import FACE_FRAGMENT
@@ -34,14 +36,16 @@ CRASHED = "crashed"
 PERMANENT = ("undecodable", "too_large", CRASHED)
 # May be otherwise on a later run.
 TRANSIENT = ("missing", "unreadable")
-# Not about a content but about the object's place: marks, which `gone` writes.
-GONE, RETURNED = "gone", "returned"
-MARKS = (GONE, RETURNED)
+# Not about a content but about the object's place: marks, the first two of which `gone` writes. The third says that an
+# object was read and found to be labelled already, under another identity than the listed one.
+GONE, RETURNED, KNOWN = "gone", "returned", "known"
+MARKS = (GONE, RETURNED, KNOWN)
 
 FILE_SCHEMA = pa.schema(
     [
         ("uri", pa.string()),  # of a face where faces were detected
         ("identity", pa.string()),  # ETag, or size and mtime, of the bytes that were read
+        ("listed_identity", pa.string()),  # what the listing said instead; null where that is the same, or unknown
         ("digest", pa.binary()),  # xxh3-128 of the bytes; null when they could not be read
         ("source", pa.string()),
         ("probs", pa.list_(pa.float32())),  # in the table's class order; null on failure
@@ -55,7 +59,11 @@ FILE_SCHEMA = pa.schema(
     ]
 )
 TABLE_SCHEMA = FILE_SCHEMA.append(pa.field("model", pa.string()))
-KEY_COLUMNS = ("uri", "identity", "status", "labelled_at", "source")
+KEY_COLUMNS = ("uri", "identity", "listed_identity", "status", "labelled_at", "source")
+READ_COLUMNS = ("uri", "identity", "listed_identity", "status")
+# Tables, and files in them, of earlier versions lack it.
+_LATER_COLUMN = "listed_identity"
+_TRIES = 10
 # Of a long file no reader needs to hold more at a time.
 ROW_GROUP_ROWS = 1 << 17
 _CLASSES_KEY = "ray_fer.classes"
@@ -90,7 +98,7 @@ def open_table(uri: str, classes: Sequence[str] | None = None) -> DeltaTable | N
     except (OSError, DeltaError, botocore.exceptions.BotoCoreError) as error:
         raise UserError(f"table={uri}: cannot be opened ({one_line(error)})") from None
     names = {field.name for field in table.schema().fields}
-    missing = [name for name in TABLE_SCHEMA.names if name not in names]
+    missing = [name for name in TABLE_SCHEMA.names if name not in names and name != _LATER_COLUMN]
     if missing:
         raise UserError(f"table={uri}: a Delta table without the column {missing[0]!r}, so not one of predictions")
     held = table_classes(table)
@@ -106,14 +114,16 @@ def _check_vacant(uri: str) -> None:
 
 
 def create_table(uri: str, classes: Sequence[str]) -> DeltaTable:
-    """Opens the table at ``uri``, making an empty one first where there is none.
+    """Opens the table at ``uri`` for writing, making an empty one first where there is none.
+
+    One that an earlier version has made gets the column that it lacks.
 
     Raises:
-        UserError: as `open_table`, and when it cannot be made.
+        UserError: as `open_table`, and when it cannot be made or changed.
     """
     uri = storage.normalise(uri)
     if (table := open_table(uri, classes)) is not None:
-        return table
+        return _with_all_columns(table)
     reason = ""
     try:
         DeltaTable.create(
@@ -131,7 +141,20 @@ def create_table(uri: str, classes: Sequence[str]) -> DeltaTable:
     table = open_table(uri, classes)
     if table is None:
         raise UserError(f"table={uri}: cannot be made ({reason})")
-    return table
+    return _with_all_columns(table)
+
+
+def _with_all_columns(table: DeltaTable) -> DeltaTable:
+    reason = ""
+    for _ in range(_TRIES):
+        if any(field.name == _LATER_COLUMN for field in table.schema().fields):
+            return table
+        try:
+            table.alter.add_columns(Field(_LATER_COLUMN, PrimitiveType("string")))
+        except (OSError, DeltaError) as error:  # or another run was faster with it, or with rows
+            reason = one_line(error)
+            table.update_incremental()
+    raise UserError(f"table={place_of(table)}: its columns cannot be changed ({reason})")
 
 
 def table_classes(table: DeltaTable) -> tuple[str, ...]:
@@ -171,15 +194,24 @@ def scan_rows(table: DeltaTable, model: str) -> pl.LazyFrame:
     if not files:
         return _no_rows()
     # A table's folder may have any name: it is neither a pattern nor does it hold values.
-    return pl.scan_parquet(files, glob=False, hive_partitioning=False, **storage.polars_arguments(place_of(table)))
+    return pl.scan_parquet(
+        files,
+        glob=False,
+        hive_partitioning=False,
+        schema=_no_rows().collect_schema(),
+        missing_columns="insert",
+        **storage.polars_arguments(place_of(table)),
+    )
 
 
 def scan_keys(table: DeltaTable, model: str) -> pl.LazyFrame:
     """`KEY_COLUMNS` of what ``model`` has labelled.
 
-    The URI is that of the picture; one with several faces is there several times.
+    The URI is that of the picture; one with several faces is there several times. Identities are spelt as listings
+    spell them; earlier versions kept how a gateway had weakened an ETag.
     """
-    return scan_rows(table, model).with_columns(picture_uri(model)).select(KEY_COLUMNS)
+    plain = pl.col("identity").str.strip_prefix('W/"')
+    return scan_rows(table, model).with_columns(picture_uri(model), plain).select(KEY_COLUMNS)
 
 
 def no_keys() -> pl.LazyFrame:
@@ -192,9 +224,24 @@ def _no_rows() -> pl.LazyFrame:
 
 
 def read_keys(table: DeltaTable, model: str, files: Iterable[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Batches of (uri, identity, status) of what ``model`` has labelled, in all files or the given ones."""
+    """Batches of `READ_COLUMNS` of what ``model`` has labelled, in all files or the given ones."""
     wanted = files_of(table, model) if files is None else files
     fs, _ = storage.arrow_filesystem(place_of(table))
     for uri in wanted:
         path = storage.filesystem(uri)[1]
-        yield from pq.ParquetFile(path, filesystem=fs).iter_batches(1 << 18, columns=["uri", "identity", "status"])
+        for batch in pq.ParquetFile(path, filesystem=fs).iter_batches(1 << 18, columns=list(READ_COLUMNS)):
+            if _LATER_COLUMN not in batch.schema.names:
+                batch = batch.append_column(_LATER_COLUMN, pa.nulls(batch.num_rows, pa.string()))
+            yield batch.select(READ_COLUMNS)
+
+
+def mark_rows(rows: pl.DataFrame, run: str) -> pa.Table:
+    """Marks as a table of `FILE_SCHEMA`, stamped with the run and the time; columns that ``rows`` lack are null."""
+    stamped = rows.with_columns(pl.lit(run).alias("run"), pl.lit(datetime.now(UTC)).alias("labelled_at"))
+    columns = [
+        stamped[field.name].to_arrow().cast(field.type)
+        if field.name in stamped.columns
+        else pa.nulls(len(stamped), field.type)
+        for field in FILE_SCHEMA
+    ]
+    return pa.Table.from_arrays(columns, schema=FILE_SCHEMA)

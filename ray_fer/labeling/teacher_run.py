@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable
 
 from ray_fer.labeling import gone
-from ray_fer.labeling.commit import Committer
+from ray_fer.labeling.commit import Committer, Listed
 from ray_fer.labeling.ledger import Ledger
 from ray_fer.labeling.progress import Progress, Stats
-from ray_fer.labeling.table import MARKS, WrittenFile, scan_keys
+from ray_fer.labeling.table import WrittenFile, scan_keys
 
 
 class TeacherRun:
@@ -33,7 +34,8 @@ class TeacherRun:
         lacking: listed images that it had not labelled.
         by_others: rows that another run committed first.
         pending: files that are written but not committed.
-        overwritten: (uri, identity) of what was read under another identity than it was listed with.
+        read_otherwise: images that were read under another identity than the one they were listed with.
+        known: images that were labelled already under the identity that they were read with.
         marks: how many objects this run has marked, by kind.
     """
 
@@ -46,22 +48,29 @@ class TeacherRun:
         self.lacking = 0
         self.by_others = 0
         self.pending: list[WrittenFile] = []
-        self.overwritten: list[tuple[str, str]] = []
+        self.read_otherwise = self.known = 0
+        self._known_in: dict[str, set[Listed]] = {}
         self.marks: Counter[str] = Counter()
 
     def add(self, file: WrittenFile, stats: Stats, watch: bool) -> None:
-        """Takes note of a file that a worker has written."""
+        """Takes note of a file that a worker has written; ``watch`` tells whether there will be another listing."""
         self.progress.add(stats)
         self.pending.append(file)
-        if watch:
-            self.overwritten += stats["overwritten"]
+        if stats["read_otherwise"]:
+            self._claim_read(file, stats["read_otherwise"], watch)
+
+    def _claim_read(self, file: WrittenFile, read: Sequence[tuple[str, str, str]], watch: bool) -> None:
+        uris, listed_identities, identities = map(pa.array, zip(*read, strict=True))
+        keys = pa.table({"uri": uris, "identity": listed_identities})
+        new = self.ledger.claim_read(keys, identities, watch)
+        self.read_otherwise += sum(listed != "" for _, listed, _ in read)
+        self.known += int(np.count_nonzero(~new))
+        known = {(uri, listed or None) for (uri, listed, _), fresh in zip(read, new, strict=True) if not fresh}
+        if known:
+            self._known_in[file.path] = known
 
     def start_listing(self) -> None:
-        """To be called before a listing, which shall find what was read under another identity than listed."""
-        if self.overwritten:
-            uri, identity = zip(*self.overwritten, strict=True)
-            self.ledger.claim(pa.table({"uri": pa.array(uri), "identity": pa.array(identity)}))
-            self.overwritten = []
+        """To be called before a listing."""
         self.ledger.start_listing()
 
     def may_lack_marks(self) -> bool:
@@ -74,20 +83,20 @@ class TeacherRun:
 
     def marked(self) -> dict[str, int]:
         """The marks that this run has written, by kind."""
-        return {name: self.marks[name] for name in MARKS}
+        return {name: self.marks[name] for name in gone.WRITTEN}
 
     def commit(self) -> None:
         """Commits what is pending."""
         if self.pending:
-            self.by_others += self.committer.commit(self.pending)
-            self.pending = []
+            self.by_others += self.committer.commit(self.pending, self._known_in)
+            self.pending, self._known_in = [], {}
 
     def summary(self, listed: int) -> dict[str, Any]:
         """What the teacher did, for machines; ``listed`` images were there."""
         return {
             "teacher": self.teacher,
-            "already_labelled": listed - self.lacking,
-            "labelled": self.progress.done - self.by_others,
+            "already_labelled": listed - self.lacking + self.known,
+            "labelled": self.progress.done - self.by_others - self.known,
             "labelled_by_others": self.by_others,
             **self.marked(),
             **self.progress.predictions(),

@@ -24,8 +24,7 @@ import xxhash
 from ray_fer.data.crop import Picture
 from ray_fer.data.decode import DecodeError, decode_into_each
 from ray_fer.data.read import Item, read_objects
-from ray_fer.data.sources import is_feed
-from ray_fer.labeling.table import FILE_SCHEMA, NO_FACE, OK
+from ray_fer.labeling.table import FILE_SCHEMA, NO_FACE, OK, TRANSIENT
 from ray_fer.models.face_detector import face_detector
 from ray_fer.models.softmax import softmax
 
@@ -43,8 +42,8 @@ class Decoded:
 
     Attributes:
         rows: for each object a dict of the columns of `FILE_SCHEMA` that are known so far, with ``attempts``, one for
-            each teacher, and ``overwritten``, the URI that had been listed, where it was not what had been listed any
-            more. Of a picture with several faces all but the first one have ``further_face``.
+            each teacher, and ``read_otherwise``, the URI and the identity that had been listed, where another identity
+            was read. Of a picture with several faces all but the first one have ``further_face``.
         teachers: for each row the bits of the teachers that lack it.
         pixels: for each size S uint8 (B, S, S, 3); the crops of the rows that are ``ok`` and wanted in that size, in
             their order.
@@ -79,8 +78,7 @@ def decode_items(
         UserError: when faces are to be found and no detector is installed.
     """
     columns = keys.select(["uri", "identity", "size", "source"]).to_pydict()
-    pinned = map(is_feed, columns["source"])
-    items = [Item(*key) for key in zip(columns["uri"], columns["identity"], columns["size"], pinned, strict=True)]
+    items = [Item(*key) for key in zip(columns["uri"], columns["identity"], columns["size"], strict=True)]
     cover = max(image_sizes)
     wanted = wanted_sizes(image_sizes)
     sizes_for = functools.cache(lambda teachers: [size for size, who in wanted.items() if who & teachers])
@@ -94,8 +92,11 @@ def decode_items(
         row: Row = {"uri": read.item.uri, "identity": read.identity, "source": source, "status": read.status}
         row["attempts"] = attempts
         found = [row]
-        if read.identity != read.item.identity:
-            row |= {"overwritten": read.item.uri, "attempts": first_try}
+        if read.status in TRANSIENT:  # that says nothing of a content, and is about what was listed
+            row["identity"] = read.item.identity
+        elif read.identity != read.item.identity:
+            row |= {"read_otherwise": (read.item.uri, read.item.identity), "attempts": first_try}
+            row["listed_identity"] = read.item.identity or None
         if read.data is None:
             row["error"] = read.error
         else:
@@ -130,7 +131,7 @@ def _faces_of(row: Row, picture: Picture, crops: _Crops, sizes: Sequence[int]) -
             picture.cut_into(face, out)
     if not faces:
         return [row | {"status": NO_FACE}]
-    further = {key: value for key, value in row.items() if key != "overwritten"} | {"further_face": True}
+    further = {key: value for key, value in row.items() if key != "read_otherwise"} | {"further_face": True}
     uris = [face.uri_in(row["uri"]) for face in faces]
     return [row | {"uri": uris[0]}, *(further | {"uri": uri} for uri in uris[1:])]
 

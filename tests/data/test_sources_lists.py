@@ -15,7 +15,7 @@ import pytest
 
 from ray_fer.config import SourceConfig
 from ray_fer.data.read import Item, read_objects
-from ray_fer.data.sources import check_sources, is_feed, list_sources, lists, local_identity
+from ray_fer.data.sources import check_sources, list_sources, lists, local_identity
 from ray_fer.data.sources.stats import Stat
 from ray_fer.errors import UserError
 from tests.data.test_sources_tar import items_of
@@ -108,22 +108,6 @@ def test_etags_of_a_list_are_taken_and_the_others_asked_for(tmp_path: Path, kind
     rows = sorted(rows_of(path, format="list"), key=lambda row: KEYS.index(row["uri"].removeprefix("s3://b/")))
     assert [(row["identity"], row["size"]) for row in rows] == [("v1", 5), ("v2", 7), ("v1", 6)]
     assert asked == [f"s3://b/{KEYS[1]}"]
-
-
-def test_what_is_listed_elsewhere_is_read_only_as_it_was_listed(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(b"one")
-    assert is_feed(f"list:{tmp_path}/x.csv")
-    assert is_feed("inventory:s3://b/manifest.json")
-    assert not is_feed(f"{tmp_path}/list:")
-    now = identity(tmp_path / "a.jpg")
-    items = [Item(f"{tmp_path}/a.jpg", listed, 3, pinned=True) for listed in (now, "", "v1")]
-    reads = list(read_objects(items, 100))
-    assert [(read.data, read.identity, read.status) for read in reads] == [
-        (b"one", now, "ok"),
-        (b"one", now, "ok"),
-        (None, "v1", "missing"),
-    ]
-    assert reads[2].error == f"overwritten since the list was made, now {now}"
 
 
 def test_relative_places_and_wrong_ones(tmp_path: Path, asked: list[str]) -> None:

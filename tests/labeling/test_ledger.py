@@ -5,22 +5,18 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import (
     DONE,
     GIVEN_UP,
     PERMANENT,
-    KeySet,
     Ledger,
-    SortedHashes,
     claim_for_each,
     hash_keys,
     sort_out,
 )
-from ray_fer.labeling.table import MARKS, create_table, no_keys, scan_keys, write_file
+from ray_fer.labeling.table import KNOWN, MARKS, create_table, no_keys, scan_keys, write_file
 from tests.labeling.test_table import rows
 
 
@@ -28,10 +24,17 @@ def page(names: list[str], identity: str = "v1") -> pa.Table:
     return pa.table({"uri": names, "identity": [identity] * len(names)})
 
 
-def labelled(names: list[str] | None = None, identity: str = "v1", status: str = "ok", minute: int = 0) -> pl.LazyFrame:
+def labelled(
+    names: list[str] | None = None,
+    identity: str = "v1",
+    status: str = "ok",
+    minute: int = 0,
+    listed: str | None = None,
+) -> pl.LazyFrame:
     """As `scan_keys` gives it; what was labelled in the same minute has the same time."""
     at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minute)
-    columns = {"uri": names or [], "identity": identity, "status": status, "labelled_at": at, "source": "s"}
+    common = {"identity": identity, "listed_identity": [listed] * len(names or [])}
+    columns = {"uri": names or [], **common, "status": status, "labelled_at": at, "source": "s"}
     return pl.LazyFrame(columns, schema=no_keys().collect_schema())
 
 
@@ -125,27 +128,6 @@ def test_keys_are_sorted_out_by_what_their_rows_say() -> None:
     assert outcomes.to_retry[1].contains(wanted).tolist() == [False, False, False, False, True]
 
 
-hashes = st.integers(0, 2**64 - 2) | st.integers(0, 8) | st.integers(2**64 - 9, 2**64 - 2)
-
-
-@given(st.lists(st.lists(hashes, max_size=40), max_size=5), st.lists(hashes, max_size=40))
-def test_sorted_hashes_are_a_set(parts: list[list[int]], others: list[int]) -> None:
-    """Also of hashes that are anything but uniform, and of repeated ones."""
-    held = SortedHashes([np.array(part, np.uint64) for part in parts])
-    everything = [value for part in parts for value in part]
-    assert held.values().tolist() == sorted(everything)
-    assert len(held) == len(everything)
-    wanted = [*everything, *others]
-    assert held.contains(np.array(wanted, np.uint64)).tolist() == [value in set(everything) for value in wanted]
-
-
-def test_a_key_is_known_by_both_of_its_halves() -> None:
-    keys = KeySet()
-    keys.add(np.array([[1, 2], [10, 20]], np.uint64))
-    wanted = np.array([[1, 2, 1, 3], [10, 20, 30, 10]], np.uint64)
-    assert keys.contains(wanted).tolist() == [True, True, False, False]
-
-
 def test_a_failure_of_a_key_that_succeeded_is_no_key_of_its_own() -> None:
     held = [labelled(["a"]), labelled(["a", "b", "b"], status="missing"), labelled(["b"], status="too_large")]
     outcomes = sort_out(pl.concat(held), max_attempts=2)
@@ -157,7 +139,7 @@ def test_a_failure_of_a_key_that_succeeded_is_no_key_of_its_own() -> None:
 def test_marks_are_neither_attempts_nor_failures(mark: str) -> None:
     held = [labelled(["a"], status="missing"), *[labelled(["a", "b"], status=mark)] * 3]
     ledger = Ledger(pl.concat(held), max_attempts=2)
-    assert (ledger.rows, ledger.marks) == (1, 6)
+    assert (ledger.rows, ledger.marks) == (1, 0 if mark == KNOWN else 6)
     assert ledger.claim(page(["a", "b"])).num_rows == 2
 
 
@@ -228,3 +210,53 @@ def test_what_is_read_from_a_table_is_what_it_says(tmp_path: Path) -> None:
         *(f"{i}.jpg" for i in range(20, 30)),
         "of another model.jpg",
     ]
+
+
+def test_a_row_is_known_by_the_identity_it_was_listed_with_too() -> None:
+    held = [
+        labelled(["a", "b"], "read", listed="listed"),
+        labelled(["bad"], "read", "undecodable", listed="listed"),
+        labelled(["lost"], "read", "known", listed="listed"),
+        labelled(["seen"], "v1"),
+        labelled(["seen"], "v1", "known", listed="listed"),
+        labelled(["failed"], "v1", "missing", listed="listed"),
+    ]
+    ledger = Ledger(pl.concat(held), 3)
+    assert (ledger.rows, ledger.marks) == (5, 0)
+    assert not ledger.all_met()
+    # What a mark calls known has a row, or it is new; a failure to read says nothing of a content.
+    names = ["a", "b", "bad", "lost", "seen", "failed", "other"]
+    assert ledger.claim(page(names, "listed"))["uri"].to_pylist() == ["lost", "failed", "other"]
+    keys = page(["a", "b", "bad", "seen"], "read")
+    assert ledger.look_up(hash_keys(keys["uri"], keys["identity"]))[1].tolist() == [True, True, True, False]
+    assert not ledger.all_met()
+    assert ledger.claim(page(["seen", "failed"]))["uri"].to_pylist() == ["failed"]
+    assert ledger.all_met()
+    assert ledger.claim(page(["a", "b", "bad"], "read")).num_rows == 0
+
+
+def test_contents_that_were_read_otherwise_are_claimed_once() -> None:
+    held = [labelled(["done"], "r"), labelled(["bad"], "r", "too_large"), labelled(["tried"] * 3, "r", "missing")]
+    ledger = Ledger(pl.concat(held), 3)
+    listed = page(["done", "bad", "tried", "new", "new", "listed too"], "l1")
+    listed = listed.set_column(1, "identity", pa.array(["l1", "l1", "l1", "l1", "l2", "l1"]))
+    ledger.claim(listed)
+    ledger.claim(page(["listed too"], "r"))
+    read = pa.array(["r"] * 6)
+    assert ledger.claim_read(listed, read, remember=False).tolist() == [False, False, True, True, False, False]
+    assert ledger.claim_read(listed, read, remember=False).tolist() == [False] * 6
+    assert ledger.claim(page(["new", "tried"], "r")).num_rows == 0
+    assert ledger.all_met()  # they were read, so they are there
+
+
+def test_the_next_listing_meets_what_was_read_otherwise_by_either_identity() -> None:
+    ledger = Ledger(labelled(), 3)
+    listed = page(["same", "overwritten"], "l")
+    ledger.claim(listed)
+    assert ledger.claim_read(listed, pa.array(["r", "r"]), remember=True).all()
+    for _ in range(2):
+        ledger.start_listing()
+        assert ledger.claim(page(["same"], "l")).num_rows == 0
+        assert not ledger.all_met()
+        assert ledger.claim(page(["overwritten"], "r")).num_rows == 0
+        assert ledger.all_met()

@@ -77,4 +77,4 @@ def test_of_several_teachers_images_count_once_and_predictions_each_time() -> No
 
 def test_of_one_teacher_the_joint_description_is_its_own() -> None:
     stats = unit_stats([*rows_of(range(20)), {"uri": "x", "status": "missing"}], CLASSES)
-    assert joint_stats(stats["statuses"], [stats]) == {key: stats[key] for key in stats if key != "overwritten"}
+    assert joint_stats(stats["statuses"], [stats]) == {key: stats[key] for key in stats if key != "read_otherwise"}

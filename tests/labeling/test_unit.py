@@ -78,7 +78,9 @@ def test_an_overwritten_object_is_recorded_as_what_was_read(tmp_path: Path) -> N
     (row,) = infer(*share(batch, 0, [32]), TorchEngine(tiny_model(str(tmp_path / "model"))), CLASSES, 4)
     assert row["identity"] == keys_of(tmp_path)["identity"][0].as_py()
     assert row["identity"] != keys["identity"][0].as_py()
-    assert unit_stats([row], CLASSES)["overwritten"] == [(str(path), row["identity"])]
+    listed = keys["identity"][0].as_py()
+    assert row["listed_identity"] == listed
+    assert unit_stats([row], CLASSES)["read_otherwise"] == [(str(path), listed, row["identity"])]
     assert to_table([row], "run").schema == FILE_SCHEMA
 
 
@@ -217,7 +219,9 @@ def test_an_overwritten_photo_is_told_once_under_its_own_uri(tmp_path: Path) -> 
     (batch,) = decode_items(keys, image_sizes=[32], batch_size=9, faces=True, **LIMITS)
     rows = infer(*share(batch, 0, [32]), TorchEngine(tiny_model(str(tmp_path / "model"))), CLASSES, 4)
     stats = unit_stats(rows, CLASSES)
-    assert stats["overwritten"] == [(str(path), keys_of(tmp_path)["identity"][0].as_py())]
+    assert stats["read_otherwise"] == [
+        (str(path), keys["identity"][0].as_py(), keys_of(tmp_path)["identity"][0].as_py())
+    ]
     assert stats["statuses"] == {"ok": 1}
     assert np.sum(stats["confidence"]) == 3
     assert to_table(rows, "run").schema == FILE_SCHEMA

@@ -8,6 +8,5 @@ pages look the same for all: `pages` says what they hold, `uris` how an image in
 from ray_fer.data.sources.listing import check_sources, list_sources
 from ray_fer.data.sources.objects import local_identity
 from ray_fer.data.sources.pages import PAGE_SCHEMA
-from ray_fer.data.sources.spec import is_feed
 
-__all__ = ["PAGE_SCHEMA", "check_sources", "is_feed", "list_sources", "local_identity"]
+__all__ = ["PAGE_SCHEMA", "check_sources", "list_sources", "local_identity"]

@@ -14,6 +14,7 @@ import pyarrow.csv
 
 from ray_fer import storage
 from ray_fer.data.sources import pages
+from ray_fer.data.sources.etags import plain_etags
 from ray_fer.data.sources.files import READING_ERRORS, open_parquet
 from ray_fer.data.sources.pages import KEY_SCHEMA
 from ray_fer.errors import UserError, one_line
@@ -86,7 +87,7 @@ def plain(name: str) -> str:
 
 
 def keys_of(uri: Any, identity: Any, size: Any) -> pa.Table:
-    """A table of `KEY_SCHEMA` from columns of strings; ETags lose their quotes, what is not known is empty or 0."""
-    identity = pc.utf8_trim(pc.fill_null(identity, ""), characters='"')
+    """A table of `KEY_SCHEMA` from columns of strings; of ETags the plain spelling; what is not known is empty or 0."""
+    identity = plain_etags(pc.fill_null(identity, ""))
     size = pc.fill_null(pc.if_else(pc.equal(size, ""), None, size).cast(pa.int64()), 0)
     return pa.Table.from_arrays([uri, identity, size], schema=KEY_SCHEMA)

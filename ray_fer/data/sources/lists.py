@@ -4,8 +4,9 @@ A list, an inventory and event records (`feeds`) say what was there once. Where 
 identities; where they give none, every object is looked at, many at a time. Event records are always looked at: they
 come late, twice and in any order, and only the store knows which object is there now.
 
-An object that has another identity by the time that it is read gets the status ``missing``. A row under the new
-identity would be written again by every run that reads the same list, or by the next event record of the same run.
+An object may have another identity by the time that it is read: it was overwritten, or the list comes from a store or
+a copy of the bucket that names other ETags. It is labelled as what is read; its row keeps the identity in the list too,
+so that neither the same list nor the next record of it leads to a second row.
 """
 
 from __future__ import annotations

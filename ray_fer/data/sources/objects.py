@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import botocore.exceptions
 
 from ray_fer import storage
+from ray_fer.data.sources.etags import object_identity
 from ray_fer.data.sources.globs import literal_prefix, may_hold, translate
 from ray_fer.data.sources.pages import Key
 from ray_fer.data.sources.spec import Source
@@ -119,7 +120,7 @@ def _list_prefix(source: str, bucket: str, prefix: str, pages: int | None = None
         except (OSError, ValueError, botocore.exceptions.BotoCoreError) as error:
             raise UserError(f"source={source}: cannot be listed ({one_line(error)})") from None
         for entry in answer.get("Contents", ()):
-            yield f"s3://{bucket}/{entry['Key']}", entry["ETag"].strip('"'), entry["Size"]
+            yield f"s3://{bucket}/{entry['Key']}", object_identity(entry, entry["Size"]), entry["Size"]
         if not answer.get("IsTruncated"):
             return
         arguments["ContinuationToken"] = answer["NextContinuationToken"]

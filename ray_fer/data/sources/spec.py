@@ -25,7 +25,6 @@ _FORMATS = {
 WITH_COLUMN = ("parquet", "lance", "list")
 RECORDS = ("s3_metadata", "events")
 FEEDS = ("list", "inventory", *RECORDS)
-_FEED_LABELS = tuple(f"{feed}:" for feed in FEEDS)
 _COMPRESSED = re.compile(COMPRESSED_TAR)
 
 
@@ -67,11 +66,6 @@ class Source:
             return (not self.include or include(path)) and not exclude(path)
 
         return decide
-
-
-def is_feed(label: str) -> bool:
-    """Whether the source with this `Source.label` may name an object several times, or long after it was there."""
-    return label.startswith(_FEED_LABELS)
 
 
 def resolve(entry: str | SourceConfig) -> Source:

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 
 from ray_fer import storage
+from ray_fer.data.sources.etags import object_identity
 from ray_fer.data.sources.lance import stat_lance_rows
 from ray_fer.data.sources.objects import local_identity
 from ray_fer.data.sources.tar import locate
@@ -78,7 +79,7 @@ async def _head(fs: Any, free: asyncio.Semaphore, uri: str) -> Stat:
             answer = await fs._call_s3("head_object", Bucket=bucket, Key=key)
         except (OSError, TimeoutError, aiohttp.ClientError):  # not there, or the reader will say why
             return _UNKNOWN
-    return answer["ETag"].strip('"'), answer["ContentLength"]
+    return object_identity(answer, answer["ContentLength"]), answer["ContentLength"]
 
 
 def _stat_member(uri: str, shard_identity: str, _: int) -> Stat:
