@@ -172,6 +172,7 @@ def _predictions(block: pa.Table, number: int) -> pa.Table:
     columns = {
         "uri": block["uri"],
         "identity": block["identity"],
+        "listed_identity": pa.nulls(rows, pa.string()),
         "digest": _fixed(random.bytes(16 * rows), 16, pa.binary()),
         "source": block["source"],
         "probs": pa.ListArray.from_arrays(ends, pa.array(probs.ravel()), mask=pa.array(failed)),

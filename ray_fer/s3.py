@@ -142,6 +142,9 @@ def _connect(credentials: Any, region: str | None) -> Any:
         "s3",
         anon=credentials is None,
         use_listings_cache=False,
+        # That an open file is still the same is seen by the answers: no store takes an ETag that a gateway has changed,
+        # as by weakening it, for the condition of a request.
+        local_expiry_check=True,
         client_kwargs={"region_name": region} if region else {},
         # s3fs retries each call itself; botocore's own retries sit below it and cover throttling.
         config_kwargs={"retries": {"max_attempts": _RETRIES, "mode": "standard"}, "max_pool_connections": 64},

@@ -3,6 +3,9 @@
 The job labels drawn pictures, each under many names, into an empty table. At a random moment after its first file the
 driver and all of its Ray get SIGKILL. Lost is what was computed and not committed, in seconds of work of all workers:
 the rows of files that no commit names, at the rate until then, and the time since each worker wrote its last file.
+
+Once more the kill comes while one slow unit is waited for: the last picture takes ten minutes to decode, and nothing
+else has happened for longer than the pause between commits. Then no file may be uncommitted.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +37,9 @@ ROOT = Path(__file__).parents[2]
 # A rate needs some files.
 EARLIEST_SECONDS = 3.0
 START_SECONDS = 300.0
+# Beyond the pause between commits.
+WAIT_SECONDS = 5.0
+_SLOW = b"slow to decode"
 
 
 def main() -> None:
@@ -41,6 +48,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=200_000, help="more than are labelled until the last moment")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--latest", type=float, default=40.0, help="seconds after the first file of the latest kill")
+    parser.add_argument("--slow-size", type=int, default=20_000, help="images beside the slow one")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ray-fer-bench")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -54,24 +62,68 @@ def main() -> None:
         kills.append(kill_once(folder, teacher, workers, rng.uniform(EARLIEST_SECONDS, arguments.latest)))
         print(f"{number + 1}/{arguments.kills} {kills[-1]}", file=sys.stderr)
     commit_seconds = load_config("pseudo_label", ["source=x", "teacher=x", "table=x"]).commit_seconds
+    few = link_pictures(arguments.work / f"links-{arguments.slow_size}", pictures, arguments.slow_size)
+    slow = kill_behind_a_slow_unit(arguments.work, few, pictures[0], teacher, workers, commit_seconds + WAIT_SECONDS)
+    print(f"slow unit {slow}", file=sys.stderr)
     facts = {
         "images": arguments.size,
         "commit_seconds": commit_seconds,
         "unit_seconds": UNIT_SECONDS,
         "kills": kills,
+        "slow_unit": slow,
     }
     write_results(arguments.out, "labeling-kill-loss", facts, markdown)
 
 
 def kill_once(folder: Path, teacher: Path, workers: int, after: float) -> dict[str, float]:
     """Runs the job, kills it ``after`` seconds from its first file, and answers with what was lost."""
+
+    def wait(table: Path) -> None:
+        time.sleep(after)
+
+    return {"after": after, **_killed(str(folder), teacher, workers, str(ROOT), wait)}
+
+
+def kill_behind_a_slow_unit(
+    work: Path, folder: Path, picture: Path, teacher: Path, workers: int, seconds: float
+) -> dict[str, float]:
+    """Kills the job when only a slow picture has been left for so many ``seconds``, and answers with what was lost."""
+    slow = work / "slow" / "last.jpg"
+    slow.parent.mkdir(exist_ok=True)
+    slow.write_bytes(picture.read_bytes() + _SLOW)
+    patch = work / "slow-decoder"
+    patch.mkdir(exist_ok=True)
+    (patch / "sitecustomize.py").write_text(
+        "import time, simplejpeg\n"
+        "header = simplejpeg.decode_jpeg_header\n"
+        "def slow_header(data):\n"
+        f"    if bytes(data).endswith({_SLOW!r}):\n"
+        "        time.sleep(600)\n"
+        "    return header(data)\n"
+        "simplejpeg.decode_jpeg_header = slow_header\n"
+    )
+
+    def wait(table: Path) -> None:
+        files, since = 0, time.monotonic()
+        while time.monotonic() - since < seconds:
+            time.sleep(0.1)
+            if len(_files(table)) != files:
+                files, since = len(_files(table)), time.monotonic()
+
+    # By name it comes behind the other source.
+    path = os.pathsep.join([str(patch), str(ROOT)])
+    return {"waited": seconds, **_killed(f"[{folder},{slow.parent}]", teacher, workers, path, wait)}
+
+
+def _killed(source: str, teacher: Path, workers: int, path: str, wait: Callable[[Path], None]) -> dict[str, float]:
+    """Runs the job with ``path`` for modules, kills it when ``wait`` has returned, and answers with what was lost."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as target:
         table = Path(target, "t")
-        places = [f"source={folder}", f"teacher={teacher}", f"table={table}", f"actors={workers}"]
+        places = [f"source={source}", f"teacher={teacher}", f"table={table}", f"actors={workers}"]
         job = subprocess.Popen(
             [sys.executable, str(ROOT / "jobs" / "pseudo_label.py"), *places],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": path},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -82,13 +134,13 @@ def kill_once(folder: Path, teacher: Path, workers: int, after: float) -> dict[s
                 if job.poll() is not None or time.monotonic() > deadline:
                     sys.exit(f"{' '.join(places)}: the job wrote nothing")
                 time.sleep(0.05)
-            time.sleep(after)
+            wait(table)
             if job.poll() is not None:
                 sys.exit("the job has ended before its kill: --size has to be larger, or --latest smaller")
             killed_at = time.time()
         finally:
             kill_session(job)
-        return {"after": after, **loss(table, workers, killed_at)}
+        return loss(table, workers, killed_at)
 
 
 def kill_session(job: subprocess.Popen[bytes]) -> None:
@@ -164,6 +216,11 @@ def markdown(document: dict[str, Any]) -> str:
         f"| {kill['after']:.1f} | {kill['committed']} | {kill['uncommitted']} | {kill['rate']:,.0f} "
         f"| {kill['written']:.1f} | {kill['in_flight']:.1f} | {kill['lost']:.1f} |"
         for kill in kills
+    ]
+    slow = document["slow_unit"]
+    lines += [
+        f"| {slow['waited']:g}, behind one slow unit | {slow['committed']} | {slow['uncommitted']} "
+        f"| {slow['rate']:,.0f} | {slow['written']:.1f} | that unit | {slow['written']:.1f} and that unit |"
     ]
     return "\n".join(lines) + "\n"
 

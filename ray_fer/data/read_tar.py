@@ -9,7 +9,7 @@ from ray_fer.data.items import READING_ERRORS, Item, Read, bounded, failed
 from ray_fer.data.read_s3 import get_object
 from ray_fer.data.runs import Members
 from ray_fer.data.sources import local_identity
-from ray_fer.data.sources.tar import forget_indexes
+from ray_fer.data.sources.tar import forget_index
 from ray_fer.data.sources.uris import Range
 
 _OVERWRITTEN = "its shard was overwritten since it was listed"
@@ -54,16 +54,19 @@ def _shard_identity(run: Members) -> str:
 def _cut(run: Members, max_bytes: int, identity: str, start: int, data: bytes) -> list[Read]:
     """The results of a run from the bytes of its stretch, whose shard has the identity ``identity``."""
     return [
-        _member(item, found, max_bytes, identity, start, data)
+        _member(run.place, item, found, max_bytes, identity, start, data)
         for item, found in zip(run.items, run.ranges, strict=True)
     ]
 
 
-def _member(item: Item, found: Range | None, max_bytes: int, identity: str, start: int, data: bytes) -> Read:
+def _member(
+    shard: str, item: Item, found: Range | None, max_bytes: int, identity: str, start: int, data: bytes
+) -> Read:
     if found is None:
         return Read(item, item.identity, None, "missing", "no such member, or its shard cannot be read")
     if identity != found.shard_identity:
-        forget_indexes()  # for items without a range, which the shard's index of before has located
+        # For items without a range, which the shard's index of before has located; and for the next listing.
+        forget_index(shard, found.shard_identity)
         return Read(item, item.identity, None, "missing", _OVERWRITTEN)
     if found.size > max_bytes:
         return Read(item, found.identity, None, "too_large", f"{found.size} bytes")

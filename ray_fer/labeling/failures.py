@@ -9,7 +9,8 @@ from ray_fer.errors import UserError
 from ray_fer.labeling.progress import Progress, failures_in
 
 FEWEST_FOR_SHARE = 1000
-CHANCE = 1e-3
+# Strict, for bad images come in clumps.
+CHANCE = 1e-9
 
 
 def too_many(failed: int, done: int, share: float) -> bool:

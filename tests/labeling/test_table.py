@@ -1,21 +1,26 @@
+import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from ray_fer.data.sources.uris import Face
 from ray_fer.errors import UserError
+from ray_fer.labeling import gone
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import DONE, sort_out
+from ray_fer.labeling.maintenance import FEWEST_FILES, compact
 from ray_fer.labeling.table import (
     FILE_SCHEMA,
     MARKS,
     NO_FACE,
     create_table,
+    files_of,
     open_table,
     read_keys,
     scan_keys,
@@ -185,3 +190,93 @@ def test_what_has_no_face_is_done(tmp_path: Path) -> None:
     Committer(table, FACES, "r").commit([written])
     outcomes = sort_out(scan_keys(table, FACES), max_attempts=3)
     assert {name: len(keys) for name, keys in outcomes.settled.items() if len(keys)} == {DONE: 1}
+
+
+def read_otherwise(*names: str, identity: str = "read", listed: str = "listed", status: str = "ok") -> pa.Table:
+    held = rows(*names, identity=identity, status=status)
+    place = held.schema.get_field_index("listed_identity")
+    return held.set_column(place, FILE_SCHEMA.field(place), pa.array([listed] * len(names), pa.string()))
+
+
+def told(uri: str) -> list[tuple[str, ...]]:
+    table = DeltaTable(uri).to_pyarrow_table().select(["uri", "identity", "listed_identity", "status"])
+    return sorted(tuple(map(str, row.values())) for row in table.to_pylist())
+
+
+def test_what_is_known_by_the_identity_it_was_read_with_becomes_a_mark(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    committer = Committer(create_table(uri, CLASSES), "m", "r")
+    file = write_file(uri, "m", pa.concat_tables([read_otherwise("a", "b"), rows("c", "d")]), "x")
+    whole = write_file(uri, "m", read_otherwise("e"), "x")
+    assert committer.commit([file, whole], {file.path: {("b", "listed"), ("d", None), ("e", "listed")}}) == 0
+    assert told(uri) == [
+        ("a", "read", "listed", "ok"),
+        ("b", "read", "listed", "known"),
+        ("c", "v1", "None", "ok"),
+        ("e", "read", "listed", "ok"),
+    ]
+    (mark,) = (row for row in DeltaTable(uri).to_pyarrow_table().to_pylist() if row["status"] == "known")
+    assert (mark["run"], mark["probs"], mark["attempt"]) == ("r", None, None)
+
+
+def test_a_known_picture_with_several_faces_becomes_one_mark(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    committer = Committer(create_table(uri, CLASSES), FACES, "r")
+    names = [*faces("a", 1.0, 2.0), *faces("b", 3.0)]
+    file = write_file(uri, FACES, read_otherwise(*names), "x")
+    assert committer.commit([file], {file.path: {("a", "listed")}}) == 0
+    assert told(uri) == [("a", "read", "listed", "known"), (*faces("b", 3.0), "read", "listed", "ok")]
+
+
+def test_two_runs_at_once_that_listed_one_content_differently(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    ours, theirs = (Committer(create_table(uri, CLASSES), "m", run) for run in ("ours", "theirs"))
+    theirs.commit([write_file(uri, "m", read_otherwise("a", "b", listed="theirs"), "x")])
+    file = pa.concat_tables([read_otherwise("a", listed="ours"), rows("b", identity="theirs")])
+    assert ours.commit([write_file(uri, "m", file, "y")]) == 2
+    assert told(uri) == [
+        ("a", "read", "ours", "known"),
+        ("a", "read", "theirs", "ok"),
+        ("b", "read", "theirs", "ok"),
+    ]
+
+
+def old_table(uri: str, *names: str) -> None:
+    """As the version before the column ``listed_identity`` has left it."""
+    columns = [name for name in FILE_SCHEMA.names if name != "listed_identity"]
+    held = rows(*names).select(columns).append_column("model", pa.array(["m"] * len(names)))
+    configuration = {"ray_fer.classes": json.dumps(list(CLASSES))}
+    DeltaTable.create(
+        uri, held.schema, partition_by=["model"], configuration=configuration, raise_if_key_not_exists=False
+    )
+    for name in names:
+        write_deltalake(uri, held.filter(pc.equal(held["uri"], name)), mode="append")
+
+
+def test_a_table_of_an_earlier_version_is_read_and_appended_to(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    old_table(uri, *(f"old-{i:02d}" for i in range(FEWEST_FILES)))
+    opened = open_table(uri, CLASSES)
+    assert opened
+    assert scan_keys(opened, "m").select("uri", "listed_identity").collect().null_count().row(0) == (0, FEWEST_FILES)
+    assert [batch["listed_identity"].null_count for batch in read_keys(opened, "m")] == [1] * FEWEST_FILES
+    stale = Committer(opened, "m", "stale")  # it was opened before the column was there
+    committers = [Committer(create_table(uri, CLASSES), "m", run) for run in "ab"]
+    committers[0].commit([write_file(uri, "m", read_otherwise("new"), "x")])
+    assert committers[1].commit([write_file(uri, "m", rows("old-00", "newer"), "x")]) == 0
+    assert stale.commit([write_file(uri, "m", rows("new", identity="listed"), "x")]) == 1
+    table = create_table(uri, CLASSES)
+    for _ in range(2):
+        assert told(uri).count(("new", "read", "listed", "ok")) == 1
+        assert len(scan_keys(table, "m").collect()) == len(told(uri)) == FEWEST_FILES + 3
+        assert len(sort_out(scan_keys(table, "m"), 3).aliases) == 1
+        compact(table, "m")
+    assert len(files_of(table, "m")) == 1
+    gone.mark(Committer(table, "m", "g"), ["/in"], lambda keys: (keys[0] > 0, keys[0] > 0), datetime.now(UTC))
+
+
+def test_an_etag_that_an_earlier_version_kept_weakened_is_known_in_its_plain_spelling(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    table = create_table(uri, CLASSES)
+    Committer(table, "m", "r").commit([write_file(uri, "m", rows("a", identity='W/"abc'), "x")])
+    assert scan_keys(table, "m").collect()["identity"].to_list() == ["abc"]
