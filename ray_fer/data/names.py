@@ -1,0 +1,43 @@
+"""Names that say that a file is nobody's picture: companions, thumbnails, rubbish, what programs keep for themselves.
+
+macOS puts ``._a.jpg`` beside every ``a.jpg`` that it copies or packs, Jupyter keeps ``.ipynb_checkpoints/``, file
+managers ``.thumbnails/`` and ``@eaDir/``, and Spark and Delta Lake ``_temporary/`` and ``_delta_log/``. What lies there
+is often called like a picture, and is none, or a copy of one.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ray_fer.data.decode import IMAGE_EXTENSIONS
+
+_EXTENSIONS = "|".join(extension[1:] for extension in sorted(IMAGE_EXTENSIONS))
+# "." and ".." are no names, and "a/.jpg" is what a program writes whose picture has an empty name.
+_DOTTED = rf"\.(?!\.?(?:/|\Z))(?!\.*(?:{_EXTENSIONS})\Z)"
+_FOLDERS = (
+    "__MACOSX",
+    "_change_data",
+    "_delta_index",
+    "_delta_log",
+    "_spark_metadata",
+    "_temporary",
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+)
+_PICTURE = re.compile(rf"(?:^|/)(?:(?i:{_DOTTED})|(?:{'|'.join(map(re.escape, _FOLDERS))})/)")
+_TABLE = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|\Z))|_[^/=]*(?:/|\Z))")
+
+
+def is_hidden(path: str, *, table: bool = False) -> bool:
+    """Whether a name in ``path`` says that nobody means the file, unless somebody names it.
+
+    Of pictures, names that begin with a dot are hidden, and the folders of some programs; an underscore is no sign, for
+    cameras write ``_DSC1234.JPG``. Of tables and lists all names that begin with a dot or an underscore are, as for
+    Spark, Hive and Arrow, but for partitions, like ``_year=2024``.
+
+    Args:
+        path: of the file below the root of its source, shard or data set; the root's own path does not count.
+        table: whether the file would be a table's or a list, rather than a picture or a shard of pictures.
+    """
+    return (_TABLE if table else _PICTURE).search(path) is not None
