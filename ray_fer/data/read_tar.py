@@ -21,8 +21,9 @@ def read_members(run: Members, max_bytes: int) -> list[Read]:
     try:
         file = os.open(run.place, os.O_RDONLY | os.O_NONBLOCK)
         try:
-            identity = local_identity(os.fstat(file))
-            return _cut(run, max_bytes, identity, start, os.pread(file, end - start, start))
+            data = os.pread(file, end - start, start)
+            # Afterwards: where it is still what was listed, it was so while it was read.
+            return _cut(run, max_bytes, local_identity(os.fstat(file)), start, data)
         finally:
             os.close(file)
     except OSError as error:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import polars as pl
 from deltalake import DeltaTable
 
+from ray_fer.data.sources.uris import RANGE_PATTERN
 from ray_fer.labeling.table import GONE, MARKS, NO_FACE, OK, picture_uri, scan_rows
 from ray_fer.models.artifact import sees_faces
 
@@ -57,11 +58,11 @@ class Predictions:
             probs[places] = vectors.list.to_array(n_classes).to_numpy()
         return probs
 
-    def uris(self) -> Iterator[tuple[slice, pl.Series]]:
-        """All URIs, part by part: their numbers and they."""
-        for places, uris in self._batches(0, "uri"):
+    def column(self, name: str) -> Iterator[tuple[slice, pl.Series]]:
+        """A column of the first model's rows, part by part: their numbers and what it holds."""
+        for places, values in self._batches(0, name):
             if len(places):
-                yield slice(int(places[0]), int(places[-1]) + 1), uris
+                yield slice(int(places[0]), int(places[-1]) + 1), values
 
     def _batches(self, number: int, column: str) -> Iterator[tuple[npt.NDArray[np.int64], pl.Series]]:
         order = np.argsort(self.rows[number], kind="stable")
@@ -139,7 +140,10 @@ def _newest(table: DeltaTable, model: str, left_out: dict[str, int]) -> pl.DataF
     del frame
     seen = pl.col("labelled_at").max().over("picture", "identity")
     ordered = contested.with_columns(seen=seen).filter(~pl.col("mark"))
-    ordered = ordered.sort("picture", "seen", "identity", "ok", "labelled_at")
+    ordered = ordered.join(_replaced(ordered, table, model), on="row", how="anti")
+    # Of what a unit has read of one object, what could be had tells more than what could not.
+    had = pl.col("ok").any().over("picture", "identity")
+    ordered = ordered.sort("picture", "seen", had, "identity", "ok", "labelled_at")
     if faces:
         # The last row of a picture tells which content and outcome count; all of its faces go with it.
         ordered = ordered.filter([pl.col(each) == pl.col(each).last().over("picture") for each in ("identity", "ok")])
@@ -157,6 +161,19 @@ def _newest(table: DeltaTable, model: str, left_out: dict[str, int]) -> pl.DataF
     return good.select("row", "uri", "picture", "digest")
 
 
+def _replaced(rows: pl.DataFrame, table: DeltaTable, model: str) -> pl.DataFrame:
+    """The ``row`` of those about members of a shard that a later member of the same name and content replaces."""
+    several = rows.filter(pl.col("identity").n_unique().over("picture") > 1).sort("row")
+    if several.is_empty():
+        return several.select("row")
+    numbers = several["row"].to_numpy().astype(np.int64)
+    identities = pl.concat([part for _, part in Predictions(table, [model], [numbers]).column("identity")])
+    parts = identities.str.extract_groups(RANGE_PATTERN).struct.rename_fields(["shard", "offset", "size"])
+    members = several.select("row", "picture").with_columns(parts.struct.unnest()).drop_nulls("shard")
+    last = pl.col("offset").cast(pl.Int64).max().over("picture", "shard")
+    return members.filter(pl.col("offset").cast(pl.Int64) < last).select("row")
+
+
 def _gone(rows: pl.DataFrame) -> pl.DataFrame:
     """The ``picture`` of the objects whose newest row says that they are gone."""
     gone = rows.filter("gone").group_by("picture").agg(pl.col("labelled_at").max().alias("gone_at"))
@@ -171,7 +188,7 @@ def _unique(good: pl.DataFrame, table: DeltaTable, model: str) -> pl.DataFrame:
     if shared.is_empty():
         return good
     uris = Predictions(table, [model], [np.sort(shared["row"].to_numpy().astype(np.int64))])
-    named = pl.concat([part for _, part in uris.uris()]).alias("uri")
+    named = pl.concat([part for _, part in uris.column("uri")]).alias("uri")
     shared = shared.sort("row").with_columns(named).sort("uri")
     others = shared.filter(pl.col("picture") != pl.col("picture").first().over("digest"))
     return good.join(others.select("row"), on="row", how="anti")

@@ -72,7 +72,7 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
     batches = Debiased(combined.probs, known.log_prior)
     state = fit(rule, batches, known)
     chosen = np.flatnonzero(np.concatenate([rule.accept(probs, state, known).weights > 0 for probs in batches]))
-    uris = pl.concat([part for _, part in predictions.take(chosen).uris()] or [pl.Series(dtype=pl.String)])
+    uris = pl.concat([part for _, part in predictions.take(chosen).column("uri")] or [pl.Series(dtype=pl.String)])
     # However the table's files lie, a student draws from the same rows in the same order.
     order = uris.arg_sort().to_numpy()
     counts = np.zeros(len(classes), np.int64)

@@ -81,7 +81,7 @@ def newest(
 
 
 def uris_of(found: Predictions) -> list[str]:
-    return [uri for _, part in found.uris() for uri in part]
+    return [uri for _, part in found.column("uri") for uri in part]
 
 
 A, B = [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]

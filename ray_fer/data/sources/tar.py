@@ -2,7 +2,11 @@
 
 A tar has no index: its headers lie between the contents, so that listing a shard on S3 reads on from header to header
 in blocks, all of it where members are smaller than a block. That is done once per content of a shard and machine: the
-index is kept in the temporary folder. Locally, the headers alone are read.
+index is kept in the temporary folder. Locally, the headers alone are read, and only a long index is kept.
+
+Of several members with one name only the last is there, as for tar itself: appending to a shard replaces. So a shard is
+listed once its headers have been read to the end, and memory holds its index meanwhile, about 20 bytes and the name of
+every member.
 """
 
 from __future__ import annotations
@@ -17,29 +21,35 @@ import tarfile
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import botocore.exceptions
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_fer import storage
 from ray_fer.data.decode import has_image_extension
+from ray_fer.data.names import is_hidden
 from ray_fer.data.sources import pages
 from ray_fer.data.sources.ahead import interleaved
 from ray_fer.data.sources.files import open_file
 from ray_fer.data.sources.objects import local_identity
-from ray_fer.data.sources.pages import Key, key_table, key_tables
-from ray_fer.data.sources.uris import Member, Range, parse
+from ray_fer.data.sources.pages import KEY_SCHEMA, Key
+from ray_fer.data.sources.uris import Member, parse
 from ray_fer.errors import one_line
 
 log = logging.getLogger(__name__)
 
 SHARDS_AT_ONCE = 8
 LARGEST_HEADER = 1 << 20
+LONG_INDEX = 50_000
+"""Members of a local shard whose headers take a second or so to walk."""
 _LOOKED_UP = 64
+_MEMBERS = pa.schema([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 _SCANNING_ERRORS = (OSError, tarfile.TarError, botocore.exceptions.BotoCoreError)
 
 
@@ -60,12 +70,15 @@ def list_members(shards: Sequence[str], identities: Sequence[str], counts: Count
     def members_of(key: tuple[str, str]) -> Iterator[pa.Table]:
         shard, listed = key
         try:
-            for table in _members(shard, listed):
-                images = table.filter(pa.array([has_image_extension(uri) for uri in table["uri"].to_pylist()]))
+            found = _index_of(shard, listed)
+            for members in pages.sliced(found.members):
+                images = members.filter(_are_pictures(members["name"]))
                 with lock:
-                    counts["skipped"] += table.num_rows - images.num_rows
+                    counts["skipped"] += members.num_rows - images.num_rows
                 if images.num_rows:
-                    yield images
+                    yield found.keys(images)
+            if found.damage:
+                raise found.damage
         except _SCANNING_ERRORS as error:
             log.warning("%s: cannot be listed, or not to its end (%s)", shard, one_line(error))
             with lock:
@@ -78,30 +91,90 @@ def list_members(shards: Sequence[str], identities: Sequence[str], counts: Count
     return interleaved(keys, members_of, SHARDS_AT_ONCE)
 
 
-def _members(shard: str, listed: str) -> Iterator[pa.Table]:
-    """Tables of `KEY_SCHEMA` of the regular files in a shard, from the kept index where there is one."""
-    if (kept := _kept_index(shard, listed)) and kept.exists():
-        yield from map(_table, pq.ParquetFile(kept).iter_batches(pages.PAGE_ROWS))
-        return
+def _are_pictures(names: pa.ChunkedArray) -> pa.Array:
+    return pa.array([has_image_extension(name) and not is_hidden(name) for name in names.to_pylist()], pa.bool_())
+
+
+@dataclass(frozen=True, eq=False)
+class _Index:
+    """What is in one content of a shard.
+
+    Attributes:
+        shard: its URI.
+        identity: the shard's.
+        members: table of `_MEMBERS` of the regular files; of several with one name the last.
+        damage: why there may be more.
+    """
+
+    shard: str
+    identity: str
+    members: pa.Table
+    damage: Exception | None = None
+
+    def keys(self, members: pa.Table) -> pa.Table:
+        """Some of the members as a table of `KEY_SCHEMA`."""
+        columns = [members["name"], members["offset"].cast(pa.string()), members["size"].cast(pa.string())]
+        name, offset, size = (column.combine_chunks() for column in columns)
+        uris = pc.binary_join_element_wise(Member(self.shard, "").uri, name, "")
+        ranges = pc.binary_join_element_wise(offset, size, "+")
+        identities = pc.binary_join_element_wise(self.identity, ranges, "@")
+        return pa.Table.from_arrays([uris, identities, members["size"]], schema=KEY_SCHEMA)
+
+
+def _index_of(shard: str, listed: str) -> _Index:
+    """The index of a shard, the kept one where there is one.
+
+    Args:
+        shard: URI.
+        listed: its identity; empty for whichever content is there.
+
+    Raises:
+        OSError, tarfile.TarError, botocore.exceptions.BotoCoreError: when it cannot be opened.
+    """
+    if listed and (kept := _kept_index(shard, listed)) is not None:
+        return _Index(shard, listed, kept)
     opened, identity = open_file(shard, cache="readahead")
     with opened as file:
-        kept = _kept_index(shard, identity)
-        tables: list[pa.Table] = []
-        for table in key_tables(_walk_headers(file, shard, identity)):
-            if kept:
-                tables.append(table)
-            yield table
-    if kept:
-        sink = io.BytesIO()
-        pq.write_table(pa.concat_tables([key_table([]), *tables]), sink, compression="zstd")
-        try:
-            storage.write_bytes(str(kept), sink.getvalue())
-        except OSError as error:
-            log.warning("%s: the index of %s is not kept (%s)", kept, shard, error.strerror)
+        if identity != listed and (kept := _kept_index(shard, identity)) is not None:
+            return _Index(shard, identity, kept)
+        members, damage = _walked(file)
+    index = _Index(shard, identity, last_of_each_name(members), damage)
+    if not damage and (storage.is_remote(shard) or members.num_rows >= LONG_INDEX):
+        _keep_index(index)
+    return index
 
 
-def _table(batch: pa.RecordBatch) -> pa.Table:
-    return pa.Table.from_batches([batch])
+def last_of_each_name(members: pa.Table) -> pa.Table:
+    """``members`` (of `_MEMBERS`, in the order of the shard) without those that a later one of the same name replaces.
+
+    ``./a.jpg`` and ``a.jpg`` are one name, for they are unpacked to one file.
+    """
+    name = members["name"]
+    if pc.any(pc.match_substring_regex(name, r"(^|/)\.?/")).as_py():
+        name = pa.array([os.path.normpath(f"/{each}") for each in name.to_pylist()], pa.string())
+    return members.filter(pl.Series(pl.from_arrow(name)).is_last_distinct().to_arrow())
+
+
+def _walked(file: Any) -> tuple[pa.Table, Exception | None]:
+    """Every regular file in a shard, as a table of `_MEMBERS`, and what ended the walk before its end."""
+    rows: list[tuple[str, int, int]] = []
+    parts, damage = [_MEMBERS.empty_table()], None
+
+    def pack() -> None:
+        if rows:
+            columns = [pa.array(column) for column in zip(*rows, strict=True)]
+            parts.append(pa.Table.from_arrays(columns, schema=_MEMBERS))
+            rows.clear()
+
+    try:
+        for row in _walk_headers(file):
+            rows.append(row)
+            if len(rows) == pages.PAGE_ROWS:
+                pack()
+    except _SCANNING_ERRORS as error:
+        damage = error
+    pack()
+    return pa.concat_tables(parts), damage
 
 
 class _Headers:
@@ -117,32 +190,49 @@ class _Headers:
         return self._file.read(size)
 
 
-def _walk_headers(file: Any, shard: str, identity: str) -> Iterator[Key]:
+def _walk_headers(file: Any) -> Iterator[tuple[str, int, int]]:
     try:
-        yield from _regular_files(_Headers(file), shard, identity)
+        yield from _regular_files(_Headers(file))
     except (ValueError, OverflowError, RecursionError) as error:  # what tarfile raises is up to the bytes
         raise tarfile.ReadError(f"{type(error).__name__}: {error}") from None
 
 
-def _regular_files(file: _Headers, shard: str, identity: str) -> Iterator[Key]:
+def _regular_files(file: _Headers) -> Iterator[tuple[str, int, int]]:
+    """Name, offset and size of each."""
     with tarfile.open(fileobj=cast(BinaryIO, file), mode="r:") as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # type: ignore[attr-defined]  # it would hold them all in memory
             if member.isreg() and member.sparse is None:
                 # As for local files: a name that is not UTF-8 is kept readable.
                 name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                place = Range(identity, member.offset_data, member.size)
-                yield Member(shard, name).uri, place.identity, member.size
+                yield name, member.offset_data, member.size
         file.seek(tar.offset)
         if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
             raise tarfile.ReadError(f"no header at byte {tar.offset}")
 
 
-def _kept_index(shard: str, identity: str) -> Path | None:
-    if not storage.is_remote(shard):
-        return None
-    name = hashlib.sha256(f"{shard}\n{identity}".encode()).hexdigest()[:32]
+def _place_of_index(shard: str, identity: str) -> Path:
+    # The last line tells this kind of index from those that hold all members of a name.
+    name = hashlib.sha256(f"{shard}\n{identity}\n{','.join(_MEMBERS.names)}".encode()).hexdigest()[:32]
     return storage.node_cache() / "tar" / f"{name}.parquet"
+
+
+def _kept_index(shard: str, identity: str) -> pa.Table | None:
+    place = _place_of_index(shard, identity)
+    try:
+        return pq.read_table(place, schema=_MEMBERS) if place.exists() else None
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def _keep_index(index: _Index) -> None:
+    place = _place_of_index(index.shard, index.identity)
+    sink = io.BytesIO()
+    pq.write_table(index.members, sink, compression="zstd")
+    try:
+        storage.write_bytes(str(place), sink.getvalue())
+    except OSError as error:
+        log.warning("%s: the index of %s is not kept (%s)", place, index.shard, error.strerror)
 
 
 def locate(uri: str, shard_identity: str = "") -> Key | None:
@@ -153,7 +243,7 @@ def locate(uri: str, shard_identity: str = "") -> Key | None:
         shard_identity: of the shard as it is now; empty for whichever content of it was seen last.
 
     Returns:
-        None where the shard has no such member; of several with one name the last, as tar itself takes it.
+        None where the shard has no such member.
 
     Raises:
         OSError, tarfile.TarError, botocore.exceptions.BotoCoreError: when the shard cannot be read.
@@ -163,10 +253,10 @@ def locate(uri: str, shard_identity: str = "") -> Key | None:
     if not shard_identity and not storage.is_remote(uri):
         shard_identity = local_identity(os.stat(member.shard))
     index = _index(member.shard, shard_identity)
-    places = pc.indices_nonzero(pc.equal(index["uri"], uri))
-    if not len(places):
+    place = pc.index(index.members["name"], member.name).as_py()
+    if place < 0:
         return None
-    row = index.slice(places[-1].as_py(), 1).to_pylist()[0]
+    row = index.keys(index.members.slice(place, 1)).to_pylist()[0]
     return row["uri"], row["identity"], row["size"]
 
 
@@ -178,6 +268,9 @@ def forget_index(shard: str, identity: str) -> None:
 
 
 @functools.lru_cache(maxsize=_LOOKED_UP)
-def _index(shard: str, identity: str) -> pa.Table:
-    """All members of a shard; ``identity`` tells its contents apart."""
-    return pa.concat_tables([key_table([]), *_members(shard, identity)]).combine_chunks()
+def _index(shard: str, identity: str) -> _Index:
+    """As `_index_of`; of a damaged shard what was listed of it."""
+    index = _index_of(shard, identity)
+    if index.damage and not isinstance(index.damage, tarfile.TarError):  # it may be read another time
+        raise index.damage
+    return index

@@ -20,7 +20,9 @@ from urllib.parse import quote, unquote
 
 _MEMBER = re.compile(r"(.*?\.tar)!/(.*)", re.DOTALL | re.IGNORECASE)
 _ROW = re.compile(r"(.*)#column=([^&#]*)&row(id)?=(\d+)", re.DOTALL)
-_RANGE = re.compile(r"(.*)@(\d+)\+(\d+)", re.DOTALL)
+RANGE_PATTERN = r"(?s)^(.*)@(\d+)\+(\d+)$"
+"""The pattern of `Range.identity`, for columns of identities."""
+_RANGE = re.compile(RANGE_PATTERN)
 FACE_FRAGMENT = r"#face=-?\d+\.\d,-?\d+\.\d,\d+\.\d,-?\d+\.\d$"
 """The pattern of what `Face.uri_in` appends, for columns of URIs."""
 _FACE = re.compile(FACE_FRAGMENT)
