@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from ray_fer.data.decode import IMAGE_EXTENSIONS
 
 _EXTENSIONS = "|".join(extension[1:] for extension in sorted(IMAGE_EXTENSIONS))
@@ -26,6 +30,7 @@ _FOLDERS = (
     "$RECYCLE.BIN",
 )
 _PICTURE = re.compile(rf"(?:^|/)(?:(?i:{_DOTTED})|(?:{'|'.join(map(re.escape, _FOLDERS))})/)")
+_SUSPECT = r"(^|/)[._@#$]"  # no other name can be hidden
 _TABLE = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|\Z))|_[^/=]*(?:/|\Z))")
 
 
@@ -41,3 +46,11 @@ def is_hidden(path: str, *, table: bool = False) -> bool:
         table: whether the file would be a table's or a list, rather than a picture or a shard of pictures.
     """
     return (_TABLE if table else _PICTURE).search(path) is not None
+
+
+def are_hidden(paths: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """`is_hidden` of the paths of pictures, bool (N,)."""
+    hidden = pc.match_substring_regex(paths, _SUSPECT).to_numpy(zero_copy_only=False).copy()
+    suspects = np.flatnonzero(hidden)
+    hidden[suspects] = [is_hidden(path) for path in paths.take(pa.array(suspects)).to_pylist()]
+    return pa.array(hidden)

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 
-from ray_fer.data.names import is_hidden
+from ray_fer.data.names import are_hidden, is_hidden
 
 MEANT = [
     *("a.jpg", "a/b.jpg", "./a.jpg", "././a/b.jpg", "../a.jpg", "a/../b.jpg", "/a.jpg", "a//b.jpg", "a./b.jpg"),
@@ -41,3 +42,9 @@ def test_files_that_are_nobodys_pictures(path: str) -> None:
 )
 def test_files_that_are_no_part_of_a_table(path: str, hidden: bool) -> None:
     assert is_hidden(path, table=True) == hidden
+
+
+def test_a_column_of_paths_is_judged_as_its_paths_are() -> None:
+    paths = [*MEANT, *COMPANIONS]
+    assert are_hidden(pa.chunked_array([paths, MEANT])).to_pylist() == [is_hidden(path) for path in [*paths, *MEANT]]
+    assert are_hidden(pa.array([], pa.string())).to_pylist() == []

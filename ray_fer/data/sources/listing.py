@@ -141,10 +141,13 @@ def _expand(source: Source, objects: Iterable[pa.Table], counts: Counter[str]) -
             image = pc.invert(pc.or_(shard, packed))
         else:
             # A loose object must not be taken for a member or a row by who reads it.
+            meant = pc.invert(source.hidden(uri))
+            shard, packed = pc.and_(shard, meant), pc.and_(packed, meant)
             inside = pc.match_substring_regex(uri, _INSIDE)
-            image = pc.and_(pc.match_substring_regex(uri, IMAGE_NAME), pc.invert(inside))
+            image = pc.and_(pc.and_(pc.match_substring_regex(uri, IMAGE_NAME), meant), pc.invert(inside))
         images = table.filter(image) if source.format != "webdataset" else table.slice(0, 0)
         shards = table.filter(shard) if source.format != "images" else table.slice(0, 0)
+        shards = shards.filter(pa.array(map(source.opens, shards["uri"].to_pylist()), pa.bool_()))
         counts["skipped"] += table.num_rows - images.num_rows - shards.num_rows
         compressed += pc.sum(packed).as_py() or 0
         if images.num_rows:

@@ -37,15 +37,16 @@ def list_objects(source: Source, counts: Counter[str]) -> Iterator[Key]:
         UserError: where there is no such place, or it cannot be listed.
     """
     if not source.glob:
-        yield from _list_s3(source.uri) if storage.is_remote(source.uri) else _list_local(source.uri, counts)
+        yield from _list_s3(source.uri) if storage.is_remote(source.uri) else _list_local(source, counts)
         return
     matches = translate(source.uri).match
-    for key in _under_prefix(source.uri, counts):
+    for key in _under_prefix(source, counts):
         if matches(key[0]):
             yield key
 
 
-def _under_prefix(pattern: str, counts: Counter[str]) -> Iterator[Key]:
+def _under_prefix(source: Source, counts: Counter[str]) -> Iterator[Key]:
+    pattern = source.uri
     prefix = literal_prefix(pattern)
     if storage.is_remote(pattern):
         bucket, _, key = prefix.removeprefix("s3://").partition("/")
@@ -53,27 +54,30 @@ def _under_prefix(pattern: str, counts: Counter[str]) -> Iterator[Key]:
     folder = os.path.dirname(prefix)
     if not os.path.isdir(folder):
         raise UserError(f"source={pattern}: no such folder as {folder}")
-    return _walk(folder, may_hold(pattern), counts)
+    return _walk(source, folder, may_hold(pattern), counts)
 
 
-def _list_local(source: str, counts: Counter[str]) -> Iterator[Key]:
-    if os.path.isfile(source):
-        status = os.stat(source)
-        yield source, local_identity(status), status.st_size
+def _list_local(source: Source, counts: Counter[str]) -> Iterator[Key]:
+    place = source.uri
+    if os.path.isfile(place):
+        status = os.stat(place)
+        yield place, local_identity(status), status.st_size
         return
-    if not os.path.isdir(source):
-        raise UserError(f"source={source}: no such file or folder")
-    yield from _walk(source, lambda _: True, counts)
+    if not os.path.isdir(place):
+        raise UserError(f"source={place}: no such file or folder")
+    yield from _walk(source, place, lambda _: True, counts)
 
 
-def _walk(root: str, enter: Callable[[str], bool], counts: Counter[str]) -> Iterator[Key]:
+def _walk(source: Source, root: str, enter: Callable[[str], bool], counts: Counter[str]) -> Iterator[Key]:
     folders = [root]
     while folders:
+        folder = folders.pop()
         try:
-            entries = os.scandir(folders.pop())
+            entries = os.scandir(folder)
         except OSError as error:  # removed or locked while we list: its files are found by the next run
-            log.warning("cannot list %s: %s", error.filename, error.strerror)
-            counts["unlisted"] += 1
+            if not source.hides(f"{folder}/"):
+                log.warning("cannot list %s: %s", error.filename, error.strerror)
+                counts["unlisted"] += 1
             continue
         with entries:
             for entry in entries:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from ray_fer import storage
 from ray_fer.config import SourceConfig
+from ray_fer.data.names import are_hidden, is_hidden
 from ray_fer.data.sources.globs import is_glob, literal_prefix, matcher, translate
-from ray_fer.data.sources.uris import parse
+from ray_fer.data.sources.uris import Member, Row, parse
 from ray_fer.errors import UserError
 
 COMPRESSED_TAR = r"(?i)\.(tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|lzma))$"
@@ -25,6 +30,8 @@ _FORMATS = {
 WITH_COLUMN = ("parquet", "lance", "list")
 RECORDS = ("s3_metadata", "events")
 FEEDS = ("list", "inventory", *RECORDS)
+IN_FILES = ("parquet", "list", "inventory", "events")
+"""Formats of sources that are made of files, of which a folder may hold several."""
 _COMPRESSED = re.compile(COMPRESSED_TAR)
 
 
@@ -54,18 +61,76 @@ class Source:
         """Whether all images under ``uri`` are meant, so that another source inside it adds nothing."""
         return self.format == "auto" and not (self.glob or self.include or self.exclude)
 
+    @property
+    def root(self) -> str:
+        """The folder or prefix that paths in patterns start below; what is there itself is always meant."""
+        return literal_prefix(self.uri).rpartition("/")[0] if self.glob else self.uri
+
+    def below(self, uri: str) -> str:
+        """The path of ``uri`` below `root`; of a member or a row that of the file, then its own name."""
+        return uri.removeprefix(self.root).removeprefix("!").lstrip("/")
+
     def chooser(self) -> Callable[[str], bool] | None:
-        """Whether a URI is wanted, by the path below the source, of a feed by all of it; None where all are."""
+        """Whether a URI is wanted, by the path below the source, of a feed by all of it; None where all are.
+
+        A member or row is where it itself or the file that it is in is.
+        """
         if not (self.include or self.exclude):
             return None
-        root = "" if self.format in FEEDS else literal_prefix(self.uri).rpartition("/")[0] if self.glob else self.uri
         include, exclude = matcher(self.include), matcher(self.exclude)
 
         def decide(uri: str) -> bool:
-            path = uri.removeprefix(root).removeprefix("!").lstrip("/") or uri
-            return (not self.include or include(path)) and not exclude(path)
+            place = uri if self.format in FEEDS else self.below(uri) or uri
+            names = dict.fromkeys([place, _file_of(place) or place])
+            return (not self.include or any(map(include, names))) and not any(map(exclude, names))
 
         return decide
+
+    def opens(self, file: str) -> bool:
+        """Whether the table, shard or list ``file`` may hold what is wanted, by its path below the source."""
+        place = self.below(file) or file
+        if matcher(self.exclude)(place):
+            return False
+        by_file = self.format == "parquet" and self.include and not any("#" in pattern for pattern in self.include)
+        return not by_file or matcher(self.include)(place)
+
+    def hides(self, file: str) -> bool:
+        """Whether a file, or a folder if it ends with a slash, is nobody's (see `data.names`)."""
+        return is_hidden(self._unspelt(self.below(file)), table=self.format in IN_FILES)
+
+    def hidden(self, objects: pa.ChunkedArray) -> pa.Array:
+        """Which objects that were listed, or that a feed names, are nobody's pictures or shards, bool (N,)."""
+        if self.format == "list":  # who names an object means it
+            return pa.repeat(False, len(objects))
+        if self.format in FEEDS:
+            paths = pc.replace_substring_regex(objects, r"^s3://[^/]*/", "")
+        else:
+            paths = pc.utf8_slice_codeunits(objects, len(self.root))
+        hidden = are_hidden(paths)
+        if self._spelt and hidden.true_count:
+            return are_hidden(pa.array([self._unspelt(path.lstrip("/")) for path in paths.to_pylist()], pa.string()))
+        return hidden
+
+    @functools.cached_property
+    def _spelt(self) -> list[re.Pattern[str]]:
+        """What patterns say of hidden names: who spells them out means them."""
+        patterns = [*([self.below(self.uri)] if self.glob else []), *self.include]
+        names = {name for pattern in patterns for name in pattern.split("/") if is_hidden(f"{name}/", table=True)}
+        return [translate(name) for name in sorted(names)]
+
+    def _unspelt(self, path: str) -> str:
+        if not self._spelt:
+            return path
+        return "/".join(name for name in path.split("/") if not any(each.match(name) for each in self._spelt))
+
+
+def _file_of(uri: str) -> str:
+    match parse(uri):
+        case Member(shard, _):
+            return shard
+        case Row(file, _, _):
+            return file
+    return uri
 
 
 def resolve(entry: str | SourceConfig) -> Source:

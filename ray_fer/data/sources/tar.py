@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from ray_fer import storage
 from ray_fer.data.decode import has_image_extension
-from ray_fer.data.names import is_hidden
+from ray_fer.data.names import are_hidden
 from ray_fer.data.sources import pages
 from ray_fer.data.sources.ahead import interleaved
 from ray_fer.data.sources.files import open_file
@@ -72,7 +72,7 @@ def list_members(shards: Sequence[str], identities: Sequence[str], counts: Count
         try:
             found = _index_of(shard, listed)
             for members in pages.sliced(found.members):
-                images = members.filter(_are_pictures(members["name"]))
+                images = members.filter(pc.and_not(_are_images(members["name"]), are_hidden(members["name"])))
                 with lock:
                     counts["skipped"] += members.num_rows - images.num_rows
                 if images.num_rows:
@@ -91,8 +91,8 @@ def list_members(shards: Sequence[str], identities: Sequence[str], counts: Count
     return interleaved(keys, members_of, SHARDS_AT_ONCE)
 
 
-def _are_pictures(names: pa.ChunkedArray) -> pa.Array:
-    return pa.array([has_image_extension(name) and not is_hidden(name) for name in names.to_pylist()], pa.bool_())
+def _are_images(names: pa.ChunkedArray) -> pa.Array:
+    return pa.array([has_image_extension(name) for name in names.to_pylist()], pa.bool_())
 
 
 @dataclass(frozen=True, eq=False)
