@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 from collections import Counter
@@ -220,3 +221,163 @@ def test_a_folder_of_lists(tmp_path: Path) -> None:
     counts: Counter[str] = Counter()
     assert len(rows_of(tmp_path, counts, format="list")) == 2
     assert counts == {"listed": 2, "skipped": 2}
+
+
+NOTE = {"Records": [event(KEYS[0])]}
+TEXT = json.dumps(NOTE)
+BRIDGE = {"detail-type": "Object Created", "detail": {"bucket": {"name": "b"}, "object": {"key": KEYS[0]}}}
+TOPIC = {"Type": "Notification", "Message": TEXT}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        NOTE,
+        [event(KEYS[0])],
+        {"Records": [{"messageId": "1", "body": TEXT, "attributes": {"n": "1"}, "eventSource": "aws:sqs"}]},
+        {"Records": [{"EventSource": "aws:sns", "Sns": {"Type": "Notification", "Message": TEXT}}]},
+        {"Messages": [{"MessageId": "1", "Body": TEXT}]},
+        {"Messages": [{"Body": json.dumps(TOPIC)}]},
+        {"Records": [{"body": json.dumps(TOPIC)}]},
+        {"Records": [{"body": json.dumps(BRIDGE)}]},
+        {"Records": [{"Sns": {"Message": json.dumps({"Records": [{"body": TEXT}]})}}]},
+        json.dumps(TEXT),
+        {"body": json.dumps(json.dumps(TEXT))},
+        {"Records": [{"kinesis": {"data": base64.b64encode(TEXT.encode()).decode()}}]},
+        {"Records": [{"kinesis": {"data": base64.b64encode(json.dumps([NOTE], indent=1).encode()).decode()}}]},
+        {"version": "1.0", "requestPayload": NOTE, "responsePayload": None},
+        {"EventName": "s3:ObjectCreated:Put", "Key": "b/in/a.jpg", "Records": [event(KEYS[0])]},
+        [{"messageId": "1", "body": json.dumps(BRIDGE)}],
+        {"detail-type": "x", "detail": {"payload": {"messages": [{"body": "  " + TEXT}]}}},
+    ],
+    ids=range(17),
+)
+def test_events_are_found_in_whatever_they_are_wrapped_in(
+    document: object, tmp_path: Path, asked: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "e.jsonl"
+    for text in (json.dumps(document), json.dumps(document, indent=2) + "\n" + json.dumps(document, indent=4)):
+        for data in (text.encode(), gzip.compress(text.encode())):  # as deliveries are packed, without an ending
+            path.write_bytes(data)
+            counts: Counter[str] = Counter()
+            assert {row["uri"] for row in rows_of(path, counts)} == {f"s3://b/{KEYS[0]}"}
+            assert counts["skipped"] == 0
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("text", "skipped", "said"),
+    [
+        ("", 0, ""),
+        ("\n\n", 0, ""),
+        ('{"Records": []}\n{"Messages": []}\n[]', 0, ""),
+        (
+            json.dumps(event("x.jpg", "ObjectRemoved:Delete")),
+            1,
+            "no image comes from it, 1 records or objects are skipped",
+        ),
+        ('{"Service":"Amazon S3","Event":"s3:TestEvent"}', 1, "no image comes from it, 1 records"),
+        (
+            json.dumps({"Messages": [{"Body": "hello"}, {"Body": json.dumps({"Event": "s3:TestEvent"})}]}),
+            2,
+            "2 records",
+        ),
+        (json.dumps(event("notes.txt")), 1, "no image comes from it, 1 records"),
+    ],
+)
+def test_a_feed_from_which_no_image_comes_says_so(
+    text: str, skipped: int, said: str, tmp_path: Path, asked: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "e.jsonl").write_text(text)
+    counts: Counter[str] = Counter()
+    for _ in range(2):  # a run that watches its sources looks at them again and again
+        check_sources([str(tmp_path / "e.jsonl")])
+        assert not list(list_sources([str(tmp_path / "e.jsonl")], counts))
+    assert counts["skipped"] == 2 * skipped
+    assert [said in message for message in caplog.messages] == ([True] if said else [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "7",
+        '"hello"',
+        "[1, 2]",
+        '{"a": 1}\n{"b": "{"}',
+        json.dumps({"Messages": [{"Body": "not JSON {"}]}),
+        json.dumps({"eventName": "PutObject", "requestParameters": {"bucketName": "b", "key": "a.jpg"}}),
+        json.dumps({"detail-type": "EC2 Instance State-change", "detail": {"state": "running"}, "resources": ["arn"]}),
+        "[" * 900 + "]" * 900,
+    ],
+)
+def test_what_is_no_feed_of_s3_is_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "e.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"^source={path}: \\d records, and none of them is an event of S3$"):
+        check_sources([str(path)])
+
+
+@pytest.mark.parametrize("line", ['{"Records": [', "[" * 100_000, "hello", json.dumps(NOTE)[:-2], '{"a": 1} x'])
+def test_a_line_that_is_no_json_is_named_before_anything_is_labelled(
+    line: str, tmp_path: Path, asked: list[str]
+) -> None:
+    path = tmp_path / "e.jsonl"
+    path.write_text("\n".join([*([json.dumps(NOTE)] * 400), line]))
+    with pytest.raises(UserError, match=f"^source={path}: line 401: not JSON$"):
+        check_sources([str(path)])
+
+
+def test_a_row_of_a_list_that_is_wrong_is_named_before_anything_is_labelled(tmp_path: Path, asked: list[str]) -> None:
+    (tmp_path / "l.txt").write_text("s3://b/a.jpg\n" * 600 + "http://b/a.jpg\n")
+    with pytest.raises(UserError, match=f"^source={tmp_path}/l.txt: row 601: http://b/a.jpg"):
+        check_sources([str(tmp_path / "l.txt")])
+    assert len(asked) == 256
+
+
+def test_a_list_of_which_nothing_is_there_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "l.txt").write_text("a.jpg\nb.jpg\n")
+    assert [row["identity"] for row in rows_of(tmp_path / "l.txt")] == ["", ""]
+    assert caplog.messages == [
+        f"source={tmp_path}/l.txt: none of the 2 objects that it names is there, like {tmp_path}/a.jpg"
+    ]
+    (tmp_path / "m.txt").write_text("m.txt\nb.jpg\n")
+    assert len(rows_of(tmp_path / "m.txt")) == 2
+    assert len(caplog.messages) == 1
+
+
+def test_a_foreign_file_among_lists_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    for name, text in (
+        ("0.csv", "a,b\n1,2\n"),
+        ("1.csv", "path\n../x.jpg\n"),
+        ("2.csv", "path\nhttp://x\n"),
+        ("_3.csv", "path\n../y.jpg\n"),
+        (".4.csv", "path\n../y.jpg\n"),
+        ("5.csv", "path,path\n../y.jpg,../z.jpg\n"),
+        ("old.csv", "path\n../y.jpg\n"),
+    ):
+        (tmp_path / "in" / name).write_text(text)
+    counts: Counter[str] = Counter()
+    rows = rows_of(tmp_path / "in", counts, format="list", exclude=["old.csv"])
+    assert [row["uri"] for row in rows] == [f"{tmp_path}/x.jpg"]
+    assert counts == {"listed": 1, "skipped": 6}
+    assert sorted(message.split(": ")[0].rsplit("/", 1)[1] for message in caplog.messages) == [
+        "0.csv",
+        "2.csv",
+        "5.csv",
+    ]
+
+
+def test_a_list_may_be_a_field_and_have_sizes_with_a_point(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"one")
+    (tmp_path / "p.parquet").write_bytes(
+        parquet_of({"image": hugging_face([None]), "n": pa.array(["a.jpg"]).dictionary_encode()})
+    )
+    for column in ("image.path", "n"):
+        (row,) = rows_of(tmp_path / "p.parquet", format="list", column=column)
+        assert row["uri"] == str(tmp_path / ("0.jpg" if column == "image.path" else "a.jpg"))
+    with pytest.raises(UserError, match=r"column=…: no such column of URIs, there are image.bytes, image.path, n"):
+        rows_of(tmp_path / "p.parquet", format="list")
+    (tmp_path / "l.csv").write_text("uri,etag,size\ns3://b/a.jpg,v1,3.0\ns3://b/b.jpg,v1,\n")
+    assert [row["size"] for row in rows_of(tmp_path / "l.csv")] == [3, 0]

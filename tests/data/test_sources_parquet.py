@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -162,3 +163,84 @@ def test_a_large_row_group_is_not_held_in_memory(tmp_path: Path) -> None:
     rows, grown = map(int, done.stdout.split())
     assert rows == 4000
     assert grown < 60, "MiB, of the 76 that the row group holds"
+
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_pictures_that_a_column_only_names_are_listed_where_they_are(tmp_path: Path, statistics: bool) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(b"one")
+    (tmp_path / "b.jpg").write_bytes(b"two")
+    paths = ["in/a.jpg", str(tmp_path / "b.jpg"), None]
+    column = pa.array([{"bytes": None, "path": path} for path in paths], STRUCT)
+    pq.write_table(pa.table({"image": column}), tmp_path / "t.parquet", write_statistics=statistics)
+    counts: Counter[str] = Counter()
+    items = items_of(tmp_path / "t.parquet", counts=counts)
+    assert [(read.item.uri, read.data) for read in read_all(items)] == [
+        (f"{tmp_path}/in/a.jpg", b"one"),
+        (f"{tmp_path}/b.jpg", b"two"),
+    ]
+    assert counts == {"listed": 2, "skipped": 1}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.dictionary(pa.int32(), pa.binary()),
+        pa.dictionary(pa.int8(), pa.large_binary()),
+        pa.struct([("bytes", pa.dictionary(pa.int32(), pa.binary())), ("path", pa.string())]),
+        pa.struct([("path", pa.string()), ("bytes", pa.large_binary())]),
+        pa.binary_view(),
+    ],
+    ids=str,
+)
+def test_bytes_in_other_encodings_are_read(tmp_path: Path, kind: pa.DataType) -> None:
+    pictures = [b"one", b"two", b"one", b"three"]
+    if pa.types.is_struct(kind):
+        inner = [pa.array(pictures).cast(f.type) if f.name == "bytes" else pa.nulls(4, f.type) for f in kind]
+        column = pa.StructArray.from_arrays(inner, fields=list(kind))
+    else:
+        column = (
+            pa.array(pictures).dictionary_encode().cast(kind)
+            if pa.types.is_dictionary(kind)
+            else pa.array(pictures, kind)
+        )
+    (tmp_path / "t.parquet").write_bytes(parquet_of({"n": list("abcd"), "image": column}, rows_per_group=3))
+    assert [read.data for read in read_all(items_of(tmp_path / "t.parquet"))] == pictures
+
+
+@pytest.mark.parametrize(
+    ("columns", "column", "message"),
+    [
+        ([("image", [b"x"]), ("image", [b"y"])], "image", "column=image: 2 columns are called that"),
+        ([("image", [b"x"]), ("image", [b"y"])], None, r"several columns of bytes \(image, image\)"),
+        ([("image", [None, None])], None, "no column of bytes"),
+        ([("image", pa.array([None, None], pa.binary()))], None, "column=image: holds nothing but nulls"),
+        ([("image", pa.array([None], pa.struct([("bytes", pa.binary())])))], None, "holds nothing but nulls"),
+        ([("image", [[b"x"]])], "image", r"column=image: holds list<\w+: binary>, not the bytes of images"),
+        ([("image", pa.array([[b"x"]], pa.large_list(pa.binary())))], "image", "holds large_list<"),
+        ([("image", pa.array([b"xyz"], pa.binary(3)))], "image", r"holds fixed_size_binary\[3\], not the bytes"),
+        ([("image", pa.array([[1, 2]], pa.list_(pa.uint8())))], "image", r"holds list<\w+: uint8>, not the bytes"),
+        ([("image", pa.array([[{"bytes": b"x"}]]))], "image", "holds list<"),
+        ([("image", pa.array([{"image": {"bytes": b"x"}}]))], "image.image", "no such column, there are image"),
+        ([("image", pa.array(["a.jpg"]).dictionary_encode())], "image", "holds dictionary<.*say format=list"),
+        ([("image", pa.array([{"bytes": "text"}]))], "image", "holds struct<bytes: string>, not the bytes"),
+    ],
+)
+def test_what_cannot_be_read_as_images_is_one_line(
+    tmp_path: Path, columns: list[tuple[str, Any]], column: str | None, message: str
+) -> None:
+    path = tmp_path / "t.parquet"
+    arrays = [values if isinstance(values, pa.Array) else pa.array(values) for _, values in columns]
+    pq.write_table(pa.Table.from_arrays(arrays, names=[name for name, _ in columns]), path)
+    with pytest.raises(UserError, match=f"^source={path}: .*{message}") as refused:
+        check_sources([with_column(path, column)])
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def test_a_name_twice_among_other_columns_does_no_harm(tmp_path: Path) -> None:
+    arrays = [pa.array(["a"]), pa.array([b"x"]), pa.array(["b"])]
+    pq.write_table(pa.Table.from_arrays(arrays, names=["n", "image", "n"]), tmp_path / "t.parquet")
+    assert [read.data for read in read_all(items_of(tmp_path / "t.parquet"))] == [b"x"]

@@ -12,10 +12,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from ray_fer import storage
 from ray_fer.config import SourceConfig
 from ray_fer.data.read import Item, Read, read_objects
 from ray_fer.data.runs import Members, group
-from ray_fer.data.sources import check_sources, list_sources, local_identity
+from ray_fer.data.sources import check_sources, list_sources, local_identity, pages, tar
 from ray_fer.data.sources.tar import locate
 from ray_fer.data.sources.uris import Member, Range, Row, parse, parse_range
 from ray_fer.errors import UserError
@@ -121,12 +122,12 @@ def test_a_damaged_shard_is_listed_up_to_the_damage(tmp_path: Path, caplog: pyte
 
 def test_links_folders_and_devices_in_a_shard_are_no_images(tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
+    with tarfile.open(fileobj=buffer, mode="w") as shard:
         for name, kind in (("l.jpg", tarfile.SYMTYPE), ("d.jpg", tarfile.DIRTYPE), ("f.jpg", tarfile.FIFOTYPE)):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
-            tar.addfile(info)
-        tar.addfile(tarfile.TarInfo("a.jpg"))
+            shard.addfile(info)
+        shard.addfile(tarfile.TarInfo("a.jpg"))
     (tmp_path / "s.tar").write_bytes(buffer.getvalue())
     assert [Path(item.uri).name for item in items_of(tmp_path)] == ["a.jpg"]
 
@@ -174,3 +175,63 @@ def test_loose_objects_are_never_taken_for_members(tmp_path: Path) -> None:
     (item,) = items_of(tmp_path, counts=counts)
     assert (item.uri, item.identity) == (str(tmp_path / "b.jpg"), local_identity((tmp_path / "b.jpg").stat()))
     assert counts["skipped"] == 1
+
+
+def test_of_members_with_one_name_the_last_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "PAGE_ROWS", 2)
+    shard = tmp_path / "s.tar"
+    shard.write_bytes(tar_of([("a.jpg", b"1"), ("b.jpg", b"2"), ("./c.jpg", b"3"), ("d.json", b"4"), ("a.jpg", b"5")]))
+    with tarfile.open(shard, "a") as longer:
+        for name, data in (("c.jpg", b"six"), ("e.jpg", b"7"), ("b.jpg", b"")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            longer.addfile(info, io.BytesIO(data))
+    counts: Counter[str] = Counter()
+    items = items_of(shard, counts=counts)
+    reads = read_all(items)
+    assert {read.item.uri.split("!/")[1]: read.data for read in reads} == {
+        "a.jpg": b"5",
+        "c.jpg": b"six",
+        "e.jpg": b"7",
+        "b.jpg": b"",
+    }
+    assert counts == {"listed": 4, "skipped": 1}
+    again = read_all([Item(item.uri, "", 0) for item in items])
+    assert [(read.data, read.identity) for read in again] == [(read.data, read.identity) for read in reads]
+    (replaced,) = read_all([Item(f"{shard}!/./c.jpg", "", 0)])
+    assert replaced.status == "missing"
+
+
+def test_a_long_index_is_kept_and_a_damaged_one_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar, "LONG_INDEX", 3)
+    monkeypatch.setattr(storage, "node_cache", lambda: tmp_path / "cache")
+    shard = tmp_path / "s.tar"
+    shard.write_bytes(tar_of([("a.jpg", b"1"), ("b.jpg", b"2"), ("a.jpg", b"3")]))
+    items = items_of(shard)
+    (kept,) = (tmp_path / "cache" / "tar").iterdir()
+    assert [item.uri.split("!/")[1] for item in items] == ["b.jpg", "a.jpg"]
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, "open", None)
+        assert items_of(shard) == items
+    kept.write_bytes(b"x")
+    assert items_of(shard) == items
+    (tmp_path / "t.tar").write_bytes(tar_of({"a.jpg": b"1"}))
+    items_of(tmp_path / "t.tar")
+    assert len(list((tmp_path / "cache" / "tar").iterdir())) == 1, "short ones are not kept"
+
+
+def test_a_member_of_a_damaged_shard_is_read_as_it_was_listed(tmp_path: Path) -> None:
+    shard = tmp_path / "s.tar"
+    shard.write_bytes(tar_of({f"{i}.jpg": b"x" * 700 for i in range(3)})[: 2 * 1536 + 300])
+    items = items_of(shard)
+    assert [read.data for read in read_all([Item(item.uri, "", 0) for item in items])] == [b"x" * 700] * 2
+
+
+def test_a_unit_of_companions_does_not_come_to_be(tmp_path: Path) -> None:
+    names = [name for i in range(20) for name in (f"in/._{i}.jpg", f"in/{i}.jpg")]
+    (tmp_path / "mac.tar").write_bytes(tar_of({name: name.encode() for name in names}))
+    counts: Counter[str] = Counter()
+    assert [read.data for read in read_all(items_of(tmp_path, counts=counts))] == [
+        f"in/{i}.jpg".encode() for i in range(20)
+    ]
+    assert counts == {"listed": 20, "skipped": 20}

@@ -38,17 +38,27 @@ def ending(file: str) -> str:
 
 
 def open_text(file: str) -> io.TextIOWrapper:
-    """A text file in UTF-8, unpacked where its name says that it is packed."""
+    """A text file in UTF-8, unpacked where it is packed."""
     fs, path = storage.filesystem(file)
-    opened: io.TextIOWrapper = fs.open(path, "rt", compression="infer", encoding="utf-8-sig", newline="")
+    packed = _compression(file)
+    opened: io.TextIOWrapper = fs.open(path, "rt", compression=packed, encoding="utf-8-sig", newline="")
     return opened
 
 
+def _compression(file: str) -> str | None:
+    """How a file is packed. Of gzip its content tells: some are delivered without an extension, some were unpacked."""
+    fs, path = storage.filesystem(file)
+    with fs.open(path, "rb", block_size=1 << 16) as opened:
+        if opened.read(2) == b"\x1f\x8b":
+            return "gzip"
+    return None if path.endswith(".gz") else "infer"
+
+
 def column_names(file: str) -> list[str]:
-    """The columns of a Parquet file, or of a CSV by its header."""
+    """The columns of a Parquet file, of structs their fields like ``image.path``, or of a CSV by its header."""
     if ending(file) == ".parquet":
         with open_parquet(file) as (table, _):
-            return list(table.schema_arrow.names)
+            return [part.name for field in table.schema_arrow for part in field.flatten()]
     with open_text(file) as lines:
         return next(csv.reader(lines), [])
 
@@ -61,14 +71,20 @@ def batches(file: str, names: Sequence[str], wanted: Sequence[str], headless: bo
         names: of all its columns.
         wanted: which of them.
         headless: whether it is a CSV whose first line is a row.
+
+    Raises:
+        UserError: where several columns have a wanted name.
     """
+    for name in wanted:
+        if (count := names.count(name)) > 1:
+            raise UserError(f"source={file}: column={name}: {count} columns are called that")
     if ending(file) == ".parquet":
         with open_parquet(file) as (table, _):
             for batch in table.iter_batches(pages.PAGE_ROWS, columns=list(wanted), use_threads=False):
-                yield pa.Table.from_batches([batch])
+                yield pa.Table.from_batches([batch]).flatten()
         return
     fs, path = storage.filesystem(file)
-    with fs.open(path, "rb", compression="infer") as opened:
+    with fs.open(path, "rb", compression=_compression(file)) as opened:
         reader = pyarrow.csv.open_csv(
             opened,
             read_options=pyarrow.csv.ReadOptions(use_threads=False, column_names=list(names) if headless else None),
@@ -89,5 +105,6 @@ def plain(name: str) -> str:
 def keys_of(uri: Any, identity: Any, size: Any) -> pa.Table:
     """A table of `KEY_SCHEMA` from columns of strings; of ETags the plain spelling; what is not known is empty or 0."""
     identity = plain_etags(pc.fill_null(identity, ""))
-    size = pc.fill_null(pc.if_else(pc.equal(size, ""), None, size).cast(pa.int64()), 0)
+    # Programs that know no missing integer write 3.0.
+    size = pc.fill_null(pc.if_else(pc.equal(size, ""), None, size).cast(pa.float64()).cast(pa.int64()), 0)
     return pa.Table.from_arrays([uri, identity, size], schema=KEY_SCHEMA)

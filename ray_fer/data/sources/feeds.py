@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections import Counter
+import re
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote_plus
@@ -19,6 +21,10 @@ from ray_fer.errors import UserError, one_line
 
 INVENTORY_ENDINGS = (".csv", ".parquet", "manifest.json")
 EVENT_ENDINGS = (".jsonl", ".ndjson", ".json", ".log")
+_NO_SPACE = re.compile(r"\S")
+LONGEST_DOCUMENT = 64 << 20
+DEEPEST = 32
+_BASE64_STARTS = ("ey", "ew", "W3", "Wy", "Ww")  # of what begins with a brace or a bracket
 _INVENTORY_COLUMNS = ("bucket", "key", "size", "etag", "islatest", "isdeletemarker")
 
 
@@ -43,16 +49,21 @@ def list_events(file: str, counts: Counter[str]) -> Iterator[pa.Table]:
     """Tables of `KEY_SCHEMA` of the objects that S3 event records say were created.
 
     Args:
-        file: JSON lines: S3 notifications (``Records``), bare records, EventBridge events, or any of them inside an
-            SQS or SNS message.
+        file: JSON documents, one a line or not, with S3 notifications or EventBridge events at any depth: inside
+            messages of SQS and SNS, what a function is called with, or what ``aws sqs receive-message`` prints.
         counts: ``skipped`` grows by other records.
 
     Raises:
-        UserError: naming the file and the line that is no JSON.
+        UserError: naming the file and the line that is no JSON, or that nothing in it is an event of S3.
     """
     with guarded(file):
         for table in key_tables((uri, "", 0) for uri in _created(file, counts)):
             yield from identified(table)
+
+
+def check_events(file: str) -> None:
+    """Reads ``file`` to its end, and raises `UserError` as `list_events`, without asking the store about anything."""
+    deque(_created(file, Counter()), maxlen=0)
 
 
 def _inventory_files(file: str) -> Iterator[tuple[str, list[str] | None]]:
@@ -109,43 +120,103 @@ def _decoded(keys: Any) -> Any:
 
 
 def _created(file: str, counts: Counter[str]) -> Iterator[str]:
+    """URIs of the objects that the records in ``file`` say were created."""
+    understood, others = False, 0
+    for document in _documents(file):
+        for record in _records(document):
+            uri = _created_object(record)
+            understood |= record is not None
+            if uri:
+                yield uri
+            else:
+                others += 1
+                counts["skipped"] += 1
+    if others and not understood:
+        raise UserError(f"source={file}: {others} records, and none of them is an event of S3")
+
+
+def _documents(file: str) -> Iterator[Any]:
+    """The JSON documents in ``file``, most of them a line long."""
     with open_text(file) as lines:
-        for number, line in enumerate(lines, 1):
+        number, rest = 0, ""
+        for line in lines:
+            number += 1
             if not line.strip():
                 continue
             try:
-                records = _records(json.loads(line))
-            except ValueError:
-                raise UserError(f"source={file}: line {number}: not JSON") from None
-            for record in records:
-                if uri := _created_object(record):
-                    yield uri
-                else:
-                    counts["skipped"] += 1
+                document = json.loads(line)
+            except (ValueError, RecursionError):
+                rest = line + lines.read(LONGEST_DOCUMENT)
+                break
+            yield document
+    # What is printed for people goes over several lines.
+    decoder, place = json.JSONDecoder(), 0
+    while (start := _NO_SPACE.search(rest, place)) is not None:
+        try:
+            document, place = decoder.raw_decode(rest, start.start())
+        except (ValueError, RecursionError):
+            line_number = number + rest.count("\n", 0, start.start())
+            raise UserError(f"source={file}: line {line_number}: not JSON") from None
+        yield document
 
 
-def _records(document: Any) -> list[Any]:
-    """The event records in what a queue or a topic delivered."""
-    if not isinstance(document, dict):
-        return document if isinstance(document, list) else [document]
-    if isinstance(document.get("Records"), list):
-        return list(document["Records"])
-    for wrapper in ("Body", "body", "Message"):
-        if isinstance(document.get(wrapper), str):
-            return _records(json.loads(document[wrapper]))
-    return [document]
+def _records(node: Any, depth: int = 0) -> Iterator[Any]:
+    """The records of S3 in ``node``, whatever they are wrapped in, and None for every message that holds none."""
+    if isinstance(node, str):
+        node = _unpacked(node)
+    if depth > DEEPEST or not isinstance(node, dict | list):
+        yield None
+    elif isinstance(node, list):
+        for each in node:
+            yield from _records(each, depth + 1)
+    elif _is_record(node):
+        yield node
+    else:
+        values = [_unpacked(value) for value in node.values()]
+        lists = [value for value in values if isinstance(value, list)]
+        found = [record for value in values if isinstance(value, dict) for record in _records(value, depth + 1)]
+        # A list is one of messages, each of which counts; what lies in other fields counts where it is a record.
+        records = [record for record in found if record is not None]
+        records += [record for value in lists for record in _records(value, depth + 1)]
+        yield from records if records or lists else [None]
+
+
+def _unpacked(value: Any) -> Any:
+    """What a text holds that is JSON, or JSON in base64, however often it was encoded; anything else as it is."""
+    try:
+        while isinstance(value, str):
+            text = value.strip()
+            if text.startswith(_BASE64_STARTS):
+                text = base64.b64decode(text, validate=True).decode()
+            if not text.startswith(("{", "[", '"')):
+                return value
+            value = json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    return value
+
+
+def _is_record(node: dict[str, Any]) -> bool:
+    """Whether S3 or EventBridge has written this about an object or a bucket."""
+    return ("s3" in node and "eventName" in node) or node.get("Event") == "s3:TestEvent" or _is_bridge(node)
+
+
+def _is_bridge(node: dict[str, Any]) -> bool:
+    detail = node.get("detail")
+    return "detail-type" in node and isinstance(detail, dict) and {"bucket", "object"} <= detail.keys()
 
 
 def _created_object(record: Any) -> str | None:
     """The URI of the object that an S3 notification or an EventBridge event says was created."""
     try:
-        if "detail" in record:
+        if _is_bridge(record):
             if record["detail-type"] != "Object Created":
                 return None
-            return f"s3://{record['detail']['bucket']['name']}/{record['detail']['object']['key']}"
-        if not record["eventName"].removeprefix("s3:").startswith("ObjectCreated:"):
+            bucket, key = record["detail"]["bucket"]["name"], record["detail"]["object"]["key"]
+        elif record["eventName"].removeprefix("s3:").startswith("ObjectCreated:"):
+            bucket, key = record["s3"]["bucket"]["name"], unquote_plus(record["s3"]["object"]["key"])
+        else:
             return None
-        bucket, key = record["s3"]["bucket"]["name"], record["s3"]["object"]["key"]
+        return f"s3://{bucket}/{key}" if bucket and key else None
     except (TypeError, KeyError, AttributeError):
         return None
-    return f"s3://{bucket}/{unquote_plus(key)}"

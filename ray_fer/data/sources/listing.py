@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_fer.config import SourceConfig
 from ray_fer.data.decode import IMAGE_EXTENSIONS
-from ray_fer.data.sources.feeds import EVENT_ENDINGS, INVENTORY_ENDINGS, list_events, list_inventory
+from ray_fer.data.sources.feeds import EVENT_ENDINGS, INVENTORY_ENDINGS, check_events, list_events, list_inventory
 from ray_fer.data.sources.files import READING_ERRORS
 from ray_fer.data.sources.lance import LANCE_ERRORS, list_lance_rows
-from ray_fer.data.sources.lists import LIST_ENDINGS, list_uris
+from ray_fer.data.sources.lists import LIST_ENDINGS, check_uris, list_uris
 from ray_fer.data.sources.objects import list_objects
 from ray_fer.data.sources.pages import key_tables
-from ray_fer.data.sources.parquet import list_rows
+from ray_fer.data.sources.parquet import PathsOnlyError, common_column, list_rows
 from ray_fer.data.sources.s3_metadata import list_s3_metadata
 from ray_fer.data.sources.spec import COMPRESSED_TAR, RECORDS, Source, resolve
+from ray_fer.data.sources.tables import current_files, table_around, table_of_mark
 from ray_fer.data.sources.tar import list_members
 from ray_fer.errors import UserError, one_line
 
@@ -48,24 +51,44 @@ def list_sources(sources: Sequence[str | SourceConfig], counts: Counter[str]) ->
     """
     empty: list[Source] = []
     for source in _outermost([resolve(source) for source in sources]):
-        before = counts["listed"]
+        before = Counter(counts)
+        absent, example = 0, ""
         chosen = source.chooser()
         for keys in _list_source(source, counts):
             page = keys.filter(pa.array(map(chosen, keys["uri"].to_pylist()), pa.bool_())) if chosen else keys
             if page.num_rows:
                 counts["listed"] += page.num_rows
+                missing = page["uri"].filter(pc.equal(page["identity"], ""))
+                absent, example = absent + len(missing), example or next(iter(missing), pa.scalar("")).as_py()
                 yield page.append_column("source", pa.repeat(source.label, page.num_rows))
-        if counts["listed"] == before and source.format not in RECORDS:  # none may have come since the last run
+        found, skipped = (counts[name] - before[name] for name in ("listed", "skipped"))
+        if found and absent == found:
+            _warn_once(f"source={source.uri}: none of the {found} objects that it names is there, like {example}")
+        elif not found and source.format not in RECORDS:
             empty.append(source)
+        elif not found and skipped:  # where it holds nothing at all, nothing has come since the last run
+            _warn_once(f"source={source.uri}: no image comes from it, {skipped} records or objects are skipped")
     if empty:
         hint = "; a pattern names objects, not folders: …/**" if empty[0].glob else ""
         raise UserError(f"source={empty[0].uri}: no image there{hint}")
 
 
+@functools.cache
+def _warn_once(message: str) -> None:
+    """A warning that every look at a source would repeat."""
+    log.warning("%s", message)
+
+
 def check_sources(sources: Sequence[str | SourceConfig]) -> None:
-    """Raises `UserError` for the first source that is not there or holds no image; lists at most a page of each."""
+    """Raises `UserError` for the first source that is not there, holds no image or names what cannot be.
+
+    At most a page of each is listed, and a single list or file of events read to its end.
+    """
     for source in sources:
         next(iter(list_sources([source], Counter())), None)
+        resolved = resolve(source)
+        if resolved.format in ("list", "events") and next(list_objects(resolved, Counter()), ("",))[0] == resolved.uri:
+            check_events(resolved.uri) if resolved.format == "events" else check_uris(resolved.uri, resolved.column)
 
 
 def _outermost(sources: Sequence[Source]) -> list[Source]:
@@ -84,34 +107,66 @@ def _list_source(source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
     """Tables of the keys of a source's images."""
     match source.format:
         case "parquet":
-            for file in _files(source, (".parquet",), counts):
-                yield from _rows(source, file, counts)
+            yield from _rows(source, _files(source, (".parquet",), counts), counts)
         case "lance":
             yield from _lance_rows(source)
         case "list":
-            for file in _files(source, LIST_ENDINGS, counts):
-                yield from _expand(source, list_uris(file, source.column, counts), counts)
+            each = functools.partial(list_uris, column=source.column, counts=counts)
+            yield from _expand(source, _of_each(source, _files(source, LIST_ENDINGS, counts), each, counts), counts)
         case "inventory":
-            for file in _files(source, INVENTORY_ENDINGS, counts):
-                yield from _expand(source, list_inventory(file, counts), counts)
+            each = functools.partial(list_inventory, counts=counts)
+            files = _files(source, INVENTORY_ENDINGS, counts)
+            yield from _expand(source, _of_each(source, files, each, counts), counts)
         case "s3_metadata":
             yield from _expand(source, list_s3_metadata(source.uri, counts), counts)
         case "events":
-            for file in _files(source, EVENT_ENDINGS, counts):
-                yield from _expand(source, list_events(file, counts), counts)
+            each = functools.partial(list_events, counts=counts)
+            yield from _expand(source, _of_each(source, _files(source, EVENT_ENDINGS, counts), each, counts), counts)
         case _:
             yield from _expand(source, key_tables(list_objects(source, counts)), counts)
 
 
-def _rows(source: Source, file: str, counts: Counter[str]) -> Iterator[pa.Table]:
-    try:
-        yield from list_rows(file, source.column)
-    except READING_ERRORS as error:
-        if file == source.uri:
+def _rows(source: Source, files: Sequence[str], counts: Counter[str]) -> Iterator[pa.Table]:
+    """The rows of the images in ``files``."""
+    column = source.column or (common_column(source.uri, files) if len(files) > 1 else None)
+
+    def rows(file: str) -> Iterator[pa.Table]:
+        try:
+            yield from list_rows(file, column)
+        except PathsOnlyError as paths:
+            yield from list_uris(file, paths.column, counts)
+        except READING_ERRORS as error:
+            counts["unlisted"] += 1
             raise UserError(f"source={file}: cannot be read as Parquet ({one_line(error)})") from None
-        log.warning("%s: cannot be read as Parquet (%s)", file, one_line(error))
-        counts["skipped"] += 1
-        counts["unlisted"] += 1
+
+    yield from _of_each(source, files, rows, counts)
+
+
+def _of_each(
+    source: Source, files: Sequence[str], tables: Callable[[str], Iterator[pa.Table]], counts: Counter[str]
+) -> Iterator[pa.Table]:
+    """``tables`` of each of the files that ``source`` is made of.
+
+    One among several that is none of its kind is skipped with a warning, and of one that is damaged the rest.
+
+    Raises:
+        UserError: for the only one, or the first if there is none that can be read.
+    """
+    problems: list[UserError] = []
+    for file in files:
+        begun = False
+        try:
+            for table in tables(file):
+                begun = True
+                yield table
+        except UserError as error:
+            if file == source.uri:
+                raise
+            _warn_once(f"{str(error).removeprefix('source=')}; {'the rest of it is' if begun else 'it is'} skipped")
+            problems.append(error)
+            counts["skipped"] += 1
+    if files and len(problems) == len(files):
+        raise problems[0]
 
 
 def _lance_rows(source: Source) -> Iterator[pa.Table]:
@@ -121,13 +176,29 @@ def _lance_rows(source: Source) -> Iterator[pa.Table]:
         raise UserError(f"source={source.uri}: cannot be read as Lance ({one_line(error)})") from None
 
 
-def _files(source: Source, endings: tuple[str, ...], counts: Counter[str]) -> Iterator[str]:
-    """The files that a source other than loose images is made of, told by their names where there are several."""
+def _files(source: Source, endings: tuple[str, ...], counts: Counter[str]) -> list[str]:
+    """The files that a source other than loose images is made of, told by their names where there are several.
+
+    Raises:
+        UserError: for a table in the folder that cannot be read as its files (see `tables`).
+    """
+    files: list[str] = []
+    tables: dict[str, str] = {}
+    seen = 0
     for uri, _, _ in list_objects(source, counts):
-        if uri == source.uri or uri.lower().removesuffix(".gz").endswith(endings):
-            yield uri
-        else:
-            counts["skipped"] += 1
+        if uri == source.uri:
+            return [uri]
+        seen += 1
+        if mark := table_of_mark(uri):
+            tables |= [mark]
+        elif uri.lower().removesuffix(".gz").endswith(endings) and not source.hides(uri) and source.opens(uri):
+            files.append(uri)
+    for folder in sorted(set(map(os.path.dirname, files)) if source.glob else {source.root}):
+        if around := table_around(folder):
+            tables |= [around]
+    files = current_files(files, tables)
+    counts["skipped"] += seen - len(files)
+    return files
 
 
 def _expand(source: Source, objects: Iterable[pa.Table], counts: Counter[str]) -> Iterator[pa.Table]:

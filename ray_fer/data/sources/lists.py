@@ -11,7 +11,7 @@ so that neither the same list nor the next record of it leads to a second row.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -37,12 +37,25 @@ def list_uris(file: str, column: str | None, counts: Counter[str]) -> Iterator[p
     Args:
         file: CSV or Parquet with a column of URIs and, optionally, ``identity`` (or ``etag``) and ``size``; any other
             is a text with a URI a line.
-        column: the column of URIs; None for ``uri``, ``url``, ``path``, ``file`` or the only one.
+        column: the column of URIs, in Parquet also a field of a struct like ``image.path``; None for ``uri``, ``url``,
+            ``path``, ``file`` or the only one.
         counts: ``skipped`` grows by empty lines and cells.
 
     Raises:
         UserError: naming the file, and the row where one is wrong.
     """
+    with guarded(file):
+        for table in _named(file, column, counts):
+            yield from identified(table)
+
+
+def check_uris(file: str, column: str | None) -> None:
+    """Reads ``file`` to its end, and raises `UserError` as `list_uris`, without asking the store about anything."""
+    deque(_named(file, column, Counter()), maxlen=0)
+
+
+def _named(file: str, column: str | None, counts: Counter[str]) -> Iterator[pa.Table]:
+    """As `list_uris`, with the identities and sizes that the list gives."""
     folder = file.rsplit("/", 1)[0]
     first = 1
     lines = _uri_columns(file, column) if ending(file) in (".csv", ".parquet") else _text_lines(file)
@@ -52,7 +65,7 @@ def list_uris(file: str, column: str | None, counts: Counter[str]) -> Iterator[p
             first += len(uris)
             counts["skipped"] += uris.count(None)
             table = table.set_column(0, "uri", pa.array(uris, pa.string()))
-            yield from identified(table.filter(pc.is_valid(table["uri"])))
+            yield table.filter(pc.is_valid(table["uri"]))
 
 
 def identified(table: pa.Table) -> Iterator[pa.Table]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import aiohttp
+import botocore.exceptions
 
 from ray_fer import storage
 from ray_fer.data.sources.etags import object_identity
@@ -77,6 +78,8 @@ async def _head(fs: Any, free: asyncio.Semaphore, uri: str) -> Stat:
     async with free:
         try:
             answer = await fs._call_s3("head_object", Bucket=bucket, Key=key)
+        except botocore.exceptions.ParamValidationError:  # no name that a bucket or key may have
+            return _UNKNOWN
         except (OSError, TimeoutError, aiohttp.ClientError):  # not there, or the reader will say why
             return _UNKNOWN
     return object_identity(answer, answer["ContentLength"]), answer["ContentLength"]
