@@ -130,6 +130,30 @@ def test_a_content_that_returned_is_the_newest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("minute", [-5, 0, 5])
+def test_of_members_with_one_name_the_last_in_its_shard_counts(minute: int, tmp_path: Path) -> None:
+    """As tables hold them that were made when all members of a name were listed."""
+    uris = [f"s.tar!/{i}.jpg" for i in range(9)]
+    first = [ok(uri, A, f"v1@{512 + i}+9") for i, uri in enumerate(uris)]
+    last = [ok(uri, B, f"v1@{10240 + i}+1", minute) for i, uri in enumerate(uris)]
+    found, left_out = newest(tmp_path, [*first, *last, failed("s.tar!/x.jpg", "undecodable", "v1@99999+5", minute)], [])
+    assert found == dict.fromkeys(uris, B)
+    assert left_out == NONE | {"superseded": 9, "failed": 1}
+
+
+def test_a_remade_shard_counts_as_it_is_now_wherever_its_members_lie(tmp_path: Path) -> None:
+    rows = [ok("s.tar!/a.jpg", A, "v1@90000+9"), ok("s.tar!/a.jpg", B, "v2@512+9", 5)]
+    assert newest(tmp_path, rows)[0] == {"s.tar!/a.jpg": B}
+    rows = [ok("s.tar!/a.jpg", A, "v1@512+9"), failed("s.tar!/a.jpg", "undecodable", "v1@9999+9")]
+    assert newest(tmp_path / "failed", rows) == ({}, NONE | {"superseded": 1, "failed": 1})
+
+
+def test_what_a_list_names_twice_counts_as_what_could_be_had(tmp_path: Path) -> None:
+    uris = [f"s3://b/{i}.jpg" for i in range(9)]
+    rows = [row for uri in uris for row in (ok(uri, A, "v2"), failed(uri, "missing", "v1"))]
+    assert newest(tmp_path, rows) == (dict.fromkeys(uris, A), NONE | {"superseded": 9})
+
+
+@pytest.mark.parametrize("minute", [-5, 0, 5])
 def test_a_success_supersedes_a_failure_of_the_same_content(minute: int, tmp_path: Path) -> None:
     found = newest(tmp_path, [failed("x", minute=minute), failed("x", minute=minute + 1)], [ok("x", A)])
     assert found == ({"x": A}, NONE | {"superseded": 2})
