@@ -268,33 +268,35 @@ def test_events_are_found_in_whatever_they_are_wrapped_in(
 @pytest.mark.parametrize(
     ("text", "skipped", "said"),
     [
-        ("", 0, ""),
-        ("\n\n", 0, ""),
-        ('{"Records": []}\n{"Messages": []}\n[]', 0, ""),
+        ("", 0, "INFO: no image comes from it, 0 records"),
+        ("\n\n", 0, "INFO: no image comes from it, 0 records"),
+        ('{"Records": []}\n{"Messages": []}\n[]\n{}', 0, "INFO: no image comes from it, 0 records"),
         (
             json.dumps(event("x.jpg", "ObjectRemoved:Delete")),
             1,
-            "no image comes from it, 1 records or objects are skipped",
+            "WARNING: no image comes from it, 1 records or objects are skipped",
         ),
-        ('{"Service":"Amazon S3","Event":"s3:TestEvent"}', 1, "no image comes from it, 1 records"),
+        ('{"Service":"Amazon S3","Event":"s3:TestEvent"}', 1, "WARNING: no image comes from it, 1 records"),
         (
             json.dumps({"Messages": [{"Body": "hello"}, {"Body": json.dumps({"Event": "s3:TestEvent"})}]}),
             2,
-            "2 records",
+            "WARNING: no image comes from it, 2 records",
         ),
-        (json.dumps(event("notes.txt")), 1, "no image comes from it, 1 records"),
+        (json.dumps(event("notes.txt")), 1, "WARNING: no image comes from it, 1 records"),
     ],
 )
 def test_a_feed_from_which_no_image_comes_says_so(
     text: str, skipped: int, said: str, tmp_path: Path, asked: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     (tmp_path / "e.jsonl").write_text(text)
     counts: Counter[str] = Counter()
     for _ in range(2):  # a run that watches its sources looks at them again and again
         check_sources([str(tmp_path / "e.jsonl")])
         assert not list(list_sources([str(tmp_path / "e.jsonl")], counts))
     assert counts["skipped"] == 2 * skipped
-    assert [said in message for message in caplog.messages] == ([True] if said else [])
+    (record,) = caplog.records
+    assert f"{record.levelname}: {record.getMessage()}".replace(f"source={tmp_path}/e.jsonl: ", "").startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -381,3 +383,8 @@ def test_a_list_may_be_a_field_and_have_sizes_with_a_point(tmp_path: Path) -> No
         rows_of(tmp_path / "p.parquet", format="list")
     (tmp_path / "l.csv").write_text("uri,etag,size\ns3://b/a.jpg,v1,3.0\ns3://b/b.jpg,v1,\n")
     assert [row["size"] for row in rows_of(tmp_path / "l.csv")] == [3, 0]
+
+
+def test_a_folder_of_events_that_is_not_there_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    check_sources([SourceConfig(uri=str(tmp_path), format="events")])
+    assert caplog.messages == [f"source={tmp_path}: no file there"]

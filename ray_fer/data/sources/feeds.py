@@ -178,7 +178,7 @@ def _records(node: Any, depth: int = 0) -> Iterator[Any]:
         # A list is one of messages, each of which counts; what lies in other fields counts where it is a record.
         records = [record for record in found if record is not None]
         records += [record for value in lists for record in _records(value, depth + 1)]
-        yield from records if records or lists else [None]
+        yield from records if records or lists or not node else [None]
 
 
 def _unpacked(value: Any) -> Any:

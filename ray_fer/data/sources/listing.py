@@ -63,20 +63,24 @@ def list_sources(sources: Sequence[str | SourceConfig], counts: Counter[str]) ->
                 yield page.append_column("source", pa.repeat(source.label, page.num_rows))
         found, skipped = (counts[name] - before[name] for name in ("listed", "skipped"))
         if found and absent == found:
-            _warn_once(f"source={source.uri}: none of the {found} objects that it names is there, like {example}")
+            _say_once(
+                logging.WARNING,
+                f"source={source.uri}: none of the {found} objects that it names is there, like {example}",
+            )
         elif not found and source.format not in RECORDS:
             empty.append(source)
-        elif not found and skipped:  # where it holds nothing at all, nothing has come since the last run
-            _warn_once(f"source={source.uri}: no image comes from it, {skipped} records or objects are skipped")
+        elif not found:  # where it holds nothing at all, nothing has come since the last run
+            level = logging.WARNING if skipped else logging.INFO
+            _say_once(level, f"source={source.uri}: no image comes from it, {skipped} records or objects are skipped")
     if empty:
         hint = "; a pattern names objects, not folders: …/**" if empty[0].glob else ""
         raise UserError(f"source={empty[0].uri}: no image there{hint}")
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
-    """A warning that every look at a source would repeat."""
-    log.warning("%s", message)
+def _say_once(level: int, message: str) -> None:
+    """What every look at a source would repeat."""
+    log.log(level, "%s", message)
 
 
 def check_sources(sources: Sequence[str | SourceConfig]) -> None:
@@ -153,6 +157,7 @@ def _of_each(
         UserError: for the only one, or the first if there is none that can be read.
     """
     problems: list[UserError] = []
+    unsaid: list[str] = []
     for file in files:
         begun = False
         try:
@@ -162,11 +167,13 @@ def _of_each(
         except UserError as error:
             if file == source.uri:
                 raise
-            _warn_once(f"{str(error).removeprefix('source=')}; {'the rest of it is' if begun else 'it is'} skipped")
             problems.append(error)
+            unsaid.append(f"{str(error).removeprefix('source=')}; {'the rest of it is' if begun else 'it is'} skipped")
             counts["skipped"] += 1
-    if files and len(problems) == len(files):
-        raise problems[0]
+        if len(problems) == len(files):
+            raise problems[0]
+        while unsaid and (file == files[-1] or begun):
+            _say_once(logging.WARNING, unsaid.pop(0))
 
 
 def _lance_rows(source: Source) -> Iterator[pa.Table]:
@@ -196,6 +203,8 @@ def _files(source: Source, endings: tuple[str, ...], counts: Counter[str]) -> li
     for folder in sorted(set(map(os.path.dirname, files)) if source.glob else {source.root}):
         if around := table_around(folder):
             tables |= [around]
+    if not seen and source.format in RECORDS:
+        _say_once(logging.WARNING, f"source={source.uri}: no file there")
     files = current_files(files, tables)
     counts["skipped"] += seen - len(files)
     return files
