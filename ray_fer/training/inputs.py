@@ -243,7 +243,9 @@ def list_unlabeled(inputs: Inputs, folder: str) -> tuple[int, str]:
     known = {*inputs.labeled.uris, *inputs.val.uris}
     pages = list_sources(inputs.config.unlabeled, counts)
     columns = (page.select(["uri", "identity", "size"]).to_pydict().values() for page in pages)
-    items = [Item(*key) for keys in columns for key in zip(*keys, strict=True) if key[0] not in known]
+    # Sources may overlap, and lists repeat themselves.
+    named = {key[0]: Item(*key) for keys in columns for key in zip(*keys, strict=True) if key[0] not in known}
+    items = list(named.values())
     log.info("unlabeled: %d faces are listed; those of the size of one of labeled or val are compared", len(items))
     copies = {item.uri for item in (inputs.labeled_contents | inputs.val_contents).copies(items)}
     if copies:

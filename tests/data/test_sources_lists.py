@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import lzma
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -388,3 +389,18 @@ def test_a_list_may_be_a_field_and_have_sizes_with_a_point(tmp_path: Path) -> No
 def test_a_folder_of_events_that_is_not_there_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     check_sources([SourceConfig(uri=str(tmp_path), format="events")])
     assert caplog.messages == [f"source={tmp_path}: no file there"]
+
+
+@pytest.mark.parametrize("name", ["l.txt", "l.csv", "e.jsonl", "l.txt.gz", "l.txt.xz"])
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_packed_file_is_one_line(name: str, damage: str, tmp_path: Path) -> None:
+    pack = lzma.compress if name.endswith(".xz") else gzip.compress
+    packed = bytearray(pack("".join(f"{i}.jpg\n" for i in range(900)).encode()))
+    if damage == "cut":
+        del packed[len(packed) // 2 :]
+    else:
+        packed[len(packed) // 2 :] = bytes(255 - byte for byte in packed[len(packed) // 2 :])
+    (tmp_path / name).write_bytes(packed)
+    with pytest.raises(UserError, match=f"^source={tmp_path}/{name}: ") as refused:
+        check_sources([SourceConfig(uri=str(tmp_path / name), format="events" if name == "e.jsonl" else "list")])
+    assert len(str(refused.value).splitlines()) == 1

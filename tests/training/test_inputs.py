@@ -53,6 +53,12 @@ def test_the_digest_is_that_of_what_is_listed(faces: Path) -> None:
     assert listed("more", "halves") != both
 
 
+def test_a_face_that_is_named_several_times_is_one(faces: Path) -> None:
+    once = unlabeled(faces, faces / "more")
+    (faces / "list.txt").write_text("more/anger-0.png\nmore/anger-0.png\nmore/anger-1.png\n")
+    assert sorted(unlabeled(faces, faces / "list.txt", faces / "more", faces / "m*" / "anger-0.png")) == sorted(once)
+
+
 def test_copies_of_labelled_faces_are_not_unlabeled(faces: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     expected = unlabeled(faces, faces / "more")

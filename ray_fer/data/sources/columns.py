@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import lzma
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+from fsspec.compression import compr
+from fsspec.utils import infer_compression
 
 from ray_fer import storage
 from ray_fer.data.sources import pages
@@ -19,7 +23,7 @@ from ray_fer.data.sources.files import READING_ERRORS, open_parquet
 from ray_fer.data.sources.pages import KEY_SCHEMA
 from ray_fer.errors import UserError, one_line
 
-LIST_ERRORS = (*READING_ERRORS, UnicodeError, csv.Error, EOFError)
+LIST_ERRORS = (*READING_ERRORS, UnicodeError, csv.Error, EOFError, zlib.error, lzma.LZMAError)
 
 
 @contextmanager
@@ -37,21 +41,29 @@ def ending(file: str) -> str:
     return name[name.rfind(".") :]
 
 
-def open_text(file: str) -> io.TextIOWrapper:
+@contextmanager
+def open_unpacked(file: str) -> Iterator[Any]:
+    """A file, unpacked where it is packed.
+
+    Of gzip its content tells: some files are delivered without the extension, others unpacked on the way.
+    """
+    fs, path = storage.filesystem(file)
+    with fs.open(path, "rb") as opened:
+        packed = opened.read(2) == b"\x1f\x8b"
+        opened.seek(0)
+        kind = "gzip" if packed else infer_compression(path.removesuffix(".gz"))
+        if kind is None:
+            yield opened
+        else:
+            with compr[kind](opened, mode="rb") as unpacked:
+                yield unpacked
+
+
+@contextmanager
+def open_text(file: str) -> Iterator[io.TextIOWrapper]:
     """A text file in UTF-8, unpacked where it is packed."""
-    fs, path = storage.filesystem(file)
-    packed = _compression(file)
-    opened: io.TextIOWrapper = fs.open(path, "rt", compression=packed, encoding="utf-8-sig", newline="")
-    return opened
-
-
-def _compression(file: str) -> str | None:
-    """How a file is packed. Of gzip its content tells: some are delivered without an extension, some were unpacked."""
-    fs, path = storage.filesystem(file)
-    with fs.open(path, "rb", block_size=1 << 16) as opened:
-        if opened.read(2) == b"\x1f\x8b":
-            return "gzip"
-    return None if path.endswith(".gz") else "infer"
+    with open_unpacked(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
+        yield text
 
 
 def column_names(file: str) -> list[str]:
@@ -83,8 +95,7 @@ def batches(file: str, names: Sequence[str], wanted: Sequence[str], headless: bo
             for batch in table.iter_batches(pages.PAGE_ROWS, columns=list(wanted), use_threads=False):
                 yield pa.Table.from_batches([batch]).flatten()
         return
-    fs, path = storage.filesystem(file)
-    with fs.open(path, "rb", compression=_compression(file)) as opened:
+    with open_unpacked(file) as opened:
         reader = pyarrow.csv.open_csv(
             opened,
             read_options=pyarrow.csv.ReadOptions(use_threads=False, column_names=list(names) if headless else None),
