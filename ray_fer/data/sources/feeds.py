@@ -87,7 +87,7 @@ def _inventory_files(file: str) -> Iterator[tuple[str, list[str] | None]]:
 
 def _inventory(file: str, part: str, header: list[str] | None, counts: Counter[str]) -> Iterator[pa.Table]:
     names = header or column_names(part)
-    by_name = {plain(name): name for name in names}
+    by_name = {plain(name): name for name in reversed(names)}
     for needed in ("bucket", "key"):
         if needed not in by_name:
             raise UserError(

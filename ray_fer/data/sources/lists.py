@@ -95,7 +95,7 @@ def _text_lines(file: str) -> Iterator[pa.Table]:
 
 def _uri_columns(file: str, column: str | None) -> Iterator[pa.Table]:
     names = column_names(file)
-    by_name = {plain(name): name for name in names}
+    by_name = {plain(name): name for name in reversed(names)}
     uri = column or next(
         (by_name[name] for name in _URI_COLUMNS if name in by_name), names[0] if len(names) == 1 else ""
     )
