@@ -11,12 +11,14 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import unquote_to_bytes
 
 import fsspec
 import pyarrow.fs
@@ -24,25 +26,43 @@ import pyarrow.fs
 from ray_fer import s3
 from ray_fer.errors import UserError
 
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_FILE_URI = re.compile(r"file:(?://(?:localhost)?(/.*)|(/(?!/).*))", re.IGNORECASE | re.DOTALL)
+
 
 def is_remote(uri: str) -> bool:
     """Whether ``uri`` names something that is not on this machine's file system."""
-    return "://" in uri and not uri.startswith("file://")
+    return "://" in uri and _SCHEME.match(uri) is not None and not _FILE_URI.fullmatch(uri)
+
+
+def is_absolute(uri: str) -> bool:
+    """Whether ``uri`` names the same wherever it stands: a path from ``/`` or ``~``, a ``file:`` or another URI."""
+    if uri.startswith("~"):
+        return os.path.expanduser(uri) != uri  # editors write ~a.jpg, which is a name
+    return uri.startswith("/") or (":/" in uri and bool(_SCHEME.match(uri) or _FILE_URI.fullmatch(uri)))
 
 
 def normalise(uri: str) -> str:
     """The one spelling of a URI: an absolute local path, or ``s3://bucket/key`` without a trailing slash.
 
+    Escapes are decoded in ``file:`` URIs (``file:///x``, ``file:/x``, ``file://localhost/x``) and nowhere else. Keys
+    are literal: ``//`` and ``..`` belong to them. Symbolic links are not followed.
+
     Raises:
-        UserError: for a scheme other than ``file://`` and ``s3://``.
+        UserError: for a scheme other than ``file:`` and ``s3://``, a file on another host, and a NUL byte.
     """
-    if uri.startswith("file://"):
-        uri = uri.removeprefix("file://")
-    if not is_remote(uri):
-        return os.path.abspath(os.path.expanduser(uri))
-    if not uri.startswith("s3://") or uri.removeprefix("s3://")[:1] in ("", "/"):
-        raise UserError(f"{uri}: not a local path and not an s3://bucket/key URI")
-    return uri.rstrip("/")
+    if "\0" in uri:
+        raise UserError(f"{uri!r}: a NUL byte in a path")
+    if is_remote(uri):
+        if not uri.startswith("s3://") or uri.removeprefix("s3://")[:1] in ("", "/"):
+            raise UserError(f"{uri}: not a local path and not an s3://bucket/key URI")
+        return uri.rstrip("/")
+    if found := _FILE_URI.fullmatch(uri):
+        # As a listing spells names that are not UTF-8.
+        raw = unquote_to_bytes((found[1] or found[2]).encode("utf-8", "surrogateescape"))
+        return normalise(raw.decode("utf-8", "backslashreplace"))
+    # abspath keeps two slashes at the beginning.
+    return "/" + os.path.abspath(os.path.expanduser(uri)).lstrip("/")
 
 
 def normalise_argument(key: str, uri: str) -> str:
@@ -66,7 +86,9 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def join(uri: str, *parts: str) -> str:
-    """``uri`` with path segments appended."""
+    """``uri`` with path segments appended; they are names, without escapes also where ``uri`` has some."""
+    if _FILE_URI.fullmatch(uri):
+        uri = normalise(uri)
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
 

@@ -32,11 +32,37 @@ def test_what_is_remote(uri: str, remote: bool) -> None:
         ("s3://bucket", "s3://bucket"),
         ("s3://bucket/key//", "s3://bucket/key"),
         ("s3://bucket/a/../b", "s3://bucket/a/../b"),
+        ("//a//b", "/a/b"),
+        ("/a/b://c", "/a/b:/c"),
+        ("/a%20b/c%", "/a%20b/c%"),
+        ("file:/a/b", "/a/b"),
+        ("file:////a/b", "/a/b"),
+        ("FILE://localhost/a//./b", "/a/b"),
+        ("file:///a%20b/%C3%A4/50%25.jpg", "/a b/ä/50%.jpg"),
+        ("file:///a%2520b", "/a%20b"),
+        ("file:///a/%2e%2e/b", "/b"),
+        ("file:///a%FFb", "/a\\xffb"),
+        ("file:///a/b#c?d", "/a/b#c?d"),
     ],
 )
 def test_one_spelling(uri: str, wanted: str) -> None:
     assert storage.normalise(uri) == wanted
     assert storage.normalise(wanted) == wanted
+    assert storage.is_absolute(uri)
+
+
+@pytest.mark.parametrize("name", ["file:a", "a%20b", "~a.jpg", "a:b", "s3:/b", "a!/b", "x/file:///a"])
+def test_names_that_are_no_uris(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not storage.is_absolute(name)
+    assert not storage.is_remote(name)
+    assert storage.normalise(name) == f"{tmp_path}/{name.replace('///', '/')}"
+
+
+def test_a_nul_byte_is_refused() -> None:
+    for uri in ("/a\0b", "file:///a%00b", "s3://b/a\0b"):
+        with pytest.raises(UserError, match="a NUL byte in a path"):
+            storage.normalise(uri)
 
 
 def test_relative_and_home_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +72,13 @@ def test_relative_and_home_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert storage.normalise("~/a") == "/home/someone/a"
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/key", "http://host/x", "s3://", "s3:///", "s3:///key", "S3://bucket/key"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("gs://bucket/key", "http://host/x", "s3://", "s3:///", "s3:///key", "S3://bucket/key", "s3a://bucket/key"),
+        *("file://host/x", "file://x"),
+    ],
+)
 def test_other_schemes_are_refused(uri: str) -> None:
     with pytest.raises(UserError, match=f"^{uri}: not a local path and not an s3://bucket/key URI$"):
         storage.normalise(uri)
@@ -56,6 +88,7 @@ def test_join() -> None:
     assert storage.join("s3://b/", "a", "/c/") == "s3://b/a/c"
     assert storage.join("/", "a") == "/a"
     assert storage.join("x") == "x"
+    assert storage.join("file:///a%20b/", "c%25d") == "/a b/c%25d"
 
 
 segments = st.lists(st.text("abc.-_ é", min_size=1, max_size=5), min_size=1, max_size=4)

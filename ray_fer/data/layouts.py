@@ -20,7 +20,10 @@ from PIL import Image
 
 from ray_fer import storage
 from ray_fer.data.decode import has_image_extension
-from ray_fer.data.manifests import Manifest, declared_classes, resolve, write_manifest
+from ray_fer.data.manifests import Manifest, declared_classes, write_manifest
+from ray_fer.data.names import is_hidden
+from ray_fer.data.sources.uris import resolve
+from ray_fer.data.text import decoded, whole
 from ray_fer.errors import UserError
 from ray_fer.expressions import (
     ABAW,
@@ -45,7 +48,7 @@ _FER2013_SIDE = 48
 
 
 def read_image_folder(uri: str, classes: Sequence[str] | None = None, split: str | None = None) -> Manifest:
-    """ImageFolder: the first folder under `uri` names the class of every image below it.
+    """ImageFolder: the first folder under `uri` names the class of every image below it that is not hidden.
 
     Args:
         uri: The folder, local or s3://.
@@ -57,10 +60,7 @@ def read_image_folder(uri: str, classes: Sequence[str] | None = None, split: str
     """
     wanted = None if classes is None else declared_classes(classes)
     root = storage.normalise(uri if split is None else storage.join(uri, split))
-    fs, path = storage.filesystem(root)
-    found = sorted(name[len(path) :].strip("/") for name in fs.find(path))
-    parts = [(name, name.split("/", 1)[0]) for name in found if "/" in name and has_image_extension(name)]
-    parts = [(name, folder) for name, folder in parts if not folder.startswith(".")]
+    parts = [(name, name.split("/", 1)[0]) for name in find_pictures(root) if "/" in name]
     if not parts:
         raise UserError(f"{root}: no folder with images in it")
     folders = dict.fromkeys(folder for _, folder in parts)
@@ -70,6 +70,13 @@ def read_image_folder(uri: str, classes: Sequence[str] | None = None, split: str
     order = class_order(names.values()) if wanted is None else wanted
     labels = np.array([order.index(names[folder]) for _, folder in parts], np.int64)
     return Manifest([f"{root}/{name}" for name, _ in parts], labels, order)
+
+
+def find_pictures(root: str) -> list[str]:
+    """Paths below the folder `root` of the images at any depth, sorted, without what is hidden (`is_hidden`)."""
+    fs, path = storage.filesystem(root)
+    found = sorted(name[len(path) :].strip("/") for name in fs.find(path))
+    return [name for name in found if has_image_extension(name) and not is_hidden(name)]
 
 
 def _folder_class(root: str, folder: str, classes: Sequence[str] | None) -> str:
@@ -355,11 +362,11 @@ def _manifest(images_uri: str, names: Sequence[str], labels: Sequence[int], clas
 
 def _text(uri: str) -> str:
     try:
-        return storage.read_bytes(uri).decode("utf-8-sig")
+        return decoded(storage.read_bytes(uri))
     except FileNotFoundError:
         raise UserError(f"{uri}: no such file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{uri}: not a text file") from None
+    except UserError as error:
+        raise UserError(f"{uri}: {error}") from None
 
 
 def _csv_rows(uri: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
@@ -385,10 +392,9 @@ def _lines(uri: str, fields: int) -> Iterable[tuple[int, list[str]]]:
 
 
 def _integer(uri: str, line: int, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise UserError(f"{uri}: row {line}: {text!r} is not a whole number") from None
+    if (number := whole(text.strip())) is None:
+        raise UserError(f"{uri}: row {line}: {text!r} is not a whole number")
+    return number
 
 
 def _code(uri: str, line: int, text: str, codes: Mapping[int, str | None]) -> int:

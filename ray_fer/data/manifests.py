@@ -6,16 +6,19 @@ take about a second and 150 MB, and sampling by class needs every label anyway.
 
 Columns: `path` (a URI, or relative to the manifest's folder), `label` (class name in any case or alias; an index where
 the classes are declared; empty or -1 for no label), and optionally `subject`, `group` (near-duplicates), `split`,
-`video`, `frame`. Others are ignored.
+`video`, `frame`. Others are ignored, and so are case and spaces in the names of columns. Paths are resolved as those in
+lists of URIs are (`resolve`), so that one picture has one spelling, and one label.
 """
 
 import csv
 import io
-import posixpath
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import botocore.exceptions
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,13 +27,18 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from ray_fer import storage
-from ray_fer.errors import UserError
+from ray_fer.data.sources.uris import resolve, split_face
+from ray_fer.data.text import decoded, whole
+from ray_fer.errors import UserError, one_line
 from ray_fer.expressions import canonical, class_name, class_order
 
 _T = TypeVar("_T")
 
 _REQUIRED = ("path", "label")
-_OPTIONAL = ("subject", "group", "split", "video", "frame")
+_NAMES = ("subject", "group", "split", "video")
+_OPTIONAL = (*_NAMES, "frame")
+_PARSER_ROW = re.compile(r"Row #(\d+): (.*)")
+_READING_ERRORS = (OSError, botocore.exceptions.BotoCoreError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,13 +105,11 @@ def read_manifest(uri: str, classes: Sequence[str] | None = None, split: str | N
         UserError: What is missing or wrong, in one line with the column or row.
     """
     known = None if classes is None else declared_classes(classes)
-    if not uri.lower().endswith((".csv", ".parquet")):
-        if not storage.is_dir(uri):
-            raise UserError(f"{uri}: no .csv or .parquet file and no folder")
+    if _is_folder(uri):
         from ray_fer.data.layouts import read_image_folder  # layouts builds on this module
 
         return read_image_folder(uri, known, split)
-    table = _Table(uri)
+    table = _Table(uri, _REQUIRED)
     labels, known = _labels(table, known)
     frames = table.optional("frame")
     manifest = Manifest(
@@ -117,6 +123,38 @@ def read_manifest(uri: str, classes: Sequence[str] | None = None, split: str | N
     )
     _check_duplicates(table, manifest)
     return manifest if split is None else manifest.take(_split_rows(table, split))
+
+
+def named_pictures(uri: str) -> list[str]:
+    """URIs of the pictures that a manifest names, or that lie in a folder at any depth, whatever their labels.
+
+    Args:
+        uri: as of `read_manifest`; the manifest needs no column `label`.
+
+    Raises:
+        UserError: for a file that is no manifest, and a path in it that can name no picture.
+    """
+    if not _is_folder(uri):
+        return _uris(_Table(uri, ("path",)))
+    from ray_fer.data.layouts import find_pictures  # layouts builds on this module
+
+    root = storage.normalise(uri)
+    names = find_pictures(root)
+    if not names:
+        raise UserError(f"{uri}: no picture in the folder")
+    return [f"{root}/{name}" for name in names]
+
+
+def _is_folder(uri: str) -> bool:
+    if uri.lower().endswith((".csv", ".parquet")):
+        return False
+    try:
+        found = storage.is_dir(uri)
+    except _READING_ERRORS as error:
+        raise UserError(f"{uri}: cannot be read ({one_line(error)})") from None
+    if not found:
+        raise UserError(f"{uri}: no .csv or .parquet file and no folder")
+    return True
 
 
 def declared_classes(classes: Sequence[str]) -> tuple[str, ...]:
@@ -134,9 +172,9 @@ def declared_classes(classes: Sequence[str]) -> tuple[str, ...]:
 
 def write_manifest(uri: str, manifest: Manifest, splits: Sequence[str] | None = None) -> None:
     """Write a manifest as CSV; pictures under the CSV's folder get relative paths, so that the folder can move."""
-    folder = _parent(uri) + "/"
+    folder = _parent(uri)
     columns: dict[str, Sequence[object]] = {
-        "path": [path.removeprefix(folder) for path in manifest.uris],
+        "path": [_relative(folder, path) for path in manifest.uris],
         "label": [manifest.classes[label] if label >= 0 else "" for label in manifest.labels.tolist()],
     }
     optional = (manifest.subjects, manifest.groups, splits, manifest.videos, manifest.frames)
@@ -148,8 +186,14 @@ def write_manifest(uri: str, manifest: Manifest, splits: Sequence[str] | None = 
     storage.write_bytes(uri, text.getvalue().encode())
 
 
+def _relative(folder: str, uri: str) -> str:
+    """``uri`` from ``folder``, where that names the same: a key may have ``..`` in it."""
+    path = uri.removeprefix(f"{folder}/")
+    return path if resolve(folder, path) == uri else uri
+
+
 def check_disjoint(train: Manifest, val: Manifest, names: str = "training and validation") -> None:
-    """Make sure that no picture, subject, group or video is on both sides of a split.
+    """Make sure that no picture (whichever of its faces), subject, group or video is on both sides of a split.
 
     Args:
         train: one side.
@@ -163,6 +207,8 @@ def check_disjoint(train: Manifest, val: Manifest, names: str = "training and va
         ours, theirs = getattr(train, what), getattr(val, what)
         if ours is None or theirs is None:
             continue
+        if what == "uris":
+            ours, theirs = ([split_face(uri)[0] for uri in uris] for uris in (ours, theirs))
         shared = sorted(set(ours).intersection(theirs) - {""})
         if shared:
             name = "picture" if what == "uris" else what.removesuffix("s")
@@ -173,26 +219,24 @@ def check_disjoint(train: Manifest, val: Manifest, names: str = "training and va
 class _Table:
     """The columns of a manifest as lists of stripped strings ("" for null), and errors that know their row."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, required: Sequence[str]) -> None:
         self.uri = uri
         try:
-            self._data = storage.read_bytes(uri)
+            data = storage.read_bytes(uri)
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
             raise UserError(f"{uri}: cannot read the manifest ({type(error).__name__})") from None
-        self._is_csv = uri.lower().endswith(".csv")
+        except _READING_ERRORS as error:
+            raise UserError(f"{uri}: cannot read the manifest ({one_line(error)})") from None
+        self._csv: str | None = None
         try:
-            table = self._read_csv() if self._is_csv else self._read_parquet()
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{uri}: {' '.join(str(error).split())[:300]}") from None
-        self.columns: dict[str, pa.Array] = {}
-        for name in (*_REQUIRED, *_OPTIONAL):
-            if table.column_names.count(name) > 1:
-                raise UserError(f"{uri}: two columns `{name}`")
-            if name in table.column_names:
-                self.columns[name] = self._strings(table.column(name).combine_chunks(), name)
-        for name in _REQUIRED:
-            if name not in self.columns:
-                raise UserError(f"{uri}: no column `{name}` (has: {', '.join(table.column_names)})")
+            if uri.lower().endswith(".csv"):
+                self._csv = decoded(data)
+            table = self._read_parquet(data, required) if self._csv is None else self._read_csv(self._csv, required)
+        except UserError as error:
+            raise UserError(f"{uri}: {error}") from None
+        except (pa.ArrowException, OSError, csv.Error) as error:
+            raise self._unreadable(error) from None
+        self.columns = {name: self._strings(table.column(name).combine_chunks(), name) for name in table.column_names}
         if table.num_rows == 0:
             raise UserError(f"{uri}: the manifest is empty")
 
@@ -201,9 +245,9 @@ class _Table:
 
     def number(self, row: int) -> int:
         """The number by which a person finds row `row`: a CSV's line (quotes and blank lines count), else from 1."""
-        if not self._is_csv:
+        if self._csv is None:
             return row + 1
-        reader = csv.reader(io.StringIO(self._data.decode("utf-8-sig", "replace"), newline=""))
+        reader = _csv_reader(self._csv)
         filled = -2  # the header is row -1
         start = 1
         for fields in reader:
@@ -216,31 +260,62 @@ class _Table:
     def optional(self, name: str) -> list[str] | None:
         return self.columns[name].to_pylist() if name in self.columns else None
 
-    def _read_csv(self) -> pa.Table:
-        text = {name: pa.string() for name in (*_REQUIRED, *_OPTIONAL)}
-        return pyarrow.csv.read_csv(
-            io.BytesIO(self._data),
+    def _read_csv(self, text: str, required: Sequence[str]) -> pa.Table:
+        header: list[str] = next(filter(None, _csv_reader(text)), [])
+        wanted = self._wanted(header, required)
+        data = text.encode()
+        table = pyarrow.csv.read_csv(
+            io.BytesIO(data),
             # One block: rows longer than a block and quoted line breaks need no care, and the file is in memory anyway.
-            read_options=pyarrow.csv.ReadOptions(block_size=max(len(self._data), 1), use_threads=False),
+            read_options=pyarrow.csv.ReadOptions(block_size=max(len(data), 1), use_threads=False),
             parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(column_types=text, strings_can_be_null=False),
+            convert_options=pyarrow.csv.ConvertOptions(
+                include_columns=list(wanted), column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
+            ),
         )
+        return table.rename_columns(list(wanted.values()))
 
-    def _read_parquet(self) -> pa.Table:
-        file = pyarrow.parquet.ParquetFile(pa.BufferReader(self._data))
-        names = [name for name in file.schema_arrow.names if name in _REQUIRED or name in _OPTIONAL]
-        if "path" not in names or "label" not in names:
-            return file.schema_arrow.empty_table()
-        return file.read(columns=names)
+    def _read_parquet(self, data: bytes, required: Sequence[str]) -> pa.Table:
+        file = pyarrow.parquet.ParquetFile(pa.BufferReader(data))
+        wanted = self._wanted(file.schema_arrow.names, required)
+        table = file.read(columns=list(wanted)).select(list(wanted))
+        return table.rename_columns(list(wanted.values()))
+
+    def _wanted(self, names: Sequence[str], required: Sequence[str]) -> dict[str, str]:
+        """Those of the file's columns that are ours, with what we call them."""
+        ours = {name: name.strip().lower() for name in names}
+        counts = Counter(ours[name] for name in names)
+        for name in (*_REQUIRED, *_OPTIONAL):
+            if counts[name] > 1:
+                raise UserError(f"two columns `{name}`")
+        for name in required:
+            if not counts[name]:
+                raise UserError(f"no column `{name}` (has: {' '.join(', '.join(names).splitlines())[:300]})")
+        return {theirs: name for theirs, name in ours.items() if name in _REQUIRED or name in _OPTIONAL}
+
+    def _unreadable(self, error: Exception) -> UserError:
+        """What a reader says, with the row as `number` counts it where it names one."""
+        said = one_line(error)
+        found = _PARSER_ROW.search(said) if self._csv is not None else None
+        return self.error(int(found[1]) - 2, found[2]) if found else UserError(f"{self.uri}: {said}")
 
     def _strings(self, column: pa.Array, name: str) -> pa.Array:
         try:
             if pa.types.is_floating(column.type):  # how pandas stores integers with gaps
-                column = pc.cast(column, pa.int64())
-            column = pc.cast(column, pa.string())
+                column = pc.cast(pc.if_else(pc.is_nan(column), None, column), pa.int64())
+            column = pc.utf8_trim_whitespace(pc.fill_null(pc.cast(column, pa.string()), ""))
         except pa.ArrowException:
             raise UserError(f"{self.uri}: column `{name}` is {column.type}, not text") from None
-        return pc.utf8_trim_whitespace(pc.fill_null(column, ""))
+        # In text, too: the subject 12 is 12.0 in the file whose column has gaps.
+        numbers = pc.match_substring_regex(column, r"^\d+\.0+$")
+        if name in _NAMES and pc.any(numbers).as_py() and pc.all(pc.or_(numbers, pc.equal(column, ""))).as_py():
+            column = pc.replace_substring_regex(column, r"\.0+$", "")
+        return column
+
+
+def _csv_reader(text: str) -> Any:
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    return csv.reader(io.StringIO(text, newline=""))
 
 
 def _labels(table: _Table, classes: tuple[str, ...] | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -261,20 +336,21 @@ def _labels(table: _Table, classes: tuple[str, ...] | None) -> tuple[NDArray[np.
 
 def _label_name(spelling: str, classes: tuple[str, ...] | None) -> str | None:
     """The class that a cell of the label column means; None for no label."""
-    if spelling in ("", "-1"):
+    index = whole(spelling)
+    if not spelling or index == -1:
         return None
     if classes is None:
-        if spelling.isdecimal():
+        if index is not None:
             raise UserError(f"label {spelling} is an index: declare the classes that it counts")
         return canonical(spelling)
     name = {known.lower(): known for known in classes}.get(class_name(spelling).lower())
     if name is not None:
         return name
-    if not spelling.isdecimal():
+    if index is None or index < 0:
         raise UserError(f"unknown class {spelling!r} (known: {', '.join(classes)})")
-    if int(spelling) >= len(classes):
+    if index >= len(classes):
         raise UserError(f"label {spelling} is beyond the {len(classes)} classes {', '.join(classes)}")
-    return classes[int(spelling)]
+    return classes[index]
 
 
 def _parent(uri: str) -> str:
@@ -287,28 +363,19 @@ def _uris(table: _Table) -> list[str]:
     for row, path in enumerate(table.columns["path"].to_pylist()):
         if not path:
             raise table.error(row, "empty path")
-        uris.append(resolve(folder, path))
+        try:
+            uris.append(resolve(folder, path))
+        except UserError as error:
+            raise table.error(row, str(error)) from None
     return uris
-
-
-def resolve(folder: str, path: str) -> str:
-    """`path` against `folder`: absolute paths and URIs stay as they are, `./` and `../` are worked out."""
-    if path.startswith("/") or "://" in path:
-        return path
-    uri = f"{folder}/{path}"
-    if "./" not in path and "//" not in path:
-        return uri
-    scheme, separator, rest = uri.rpartition("://")
-    return scheme + separator + posixpath.normpath(rest)
 
 
 def _frame(table: _Table, row: int, text: str) -> int:
     if not text:
         return -1
-    try:
-        return int(text)
-    except ValueError:
-        raise table.error(row, f"frame {text!r} is not a number") from None
+    if (number := whole(text)) is None:
+        raise table.error(row, f"frame {text!r} is not a number")
+    return number
 
 
 def _check_duplicates(table: _Table, manifest: Manifest) -> None:

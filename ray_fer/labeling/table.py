@@ -174,7 +174,8 @@ def write_file(table_uri: str, model: str, rows: pa.Table, name: str) -> Written
 
 def place_of(table: DeltaTable) -> str:
     """The URI of ``table`` as `storage.normalise` spells it; deltalake's own is quoted, and a URL even on disk."""
-    return storage.normalise(unquote(table.table_uri))
+    uri = table.table_uri
+    return storage.normalise(unquote(uri) if storage.is_remote(uri) else uri)
 
 
 def files_of(table: DeltaTable, model: str) -> list[str]:

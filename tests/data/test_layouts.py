@@ -47,6 +47,10 @@ def test_image_folder(tmp_path: Path) -> None:
         "angry/1.webp",
         "angry/notes.txt",
         ".cache/x.png",
+        "Happy/.ipynb_checkpoints/b.png",
+        "Happy/deeper/.b.png",
+        "angry/._1.webp",
+        "angry/__MACOSX/1.webp",
         "README.md",
         "cover.png",
     ):

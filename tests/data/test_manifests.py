@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest, resolve, write_manifest
+from ray_fer.data.manifests import Manifest, _relative, check_disjoint, read_manifest, write_manifest
 from ray_fer.errors import UserError
 
 
@@ -86,6 +86,16 @@ def test_numbers_as_paths_stay_text(tmp_path: Path) -> None:
 def test_unlabeled_manifest_has_no_classes(tmp_path: Path) -> None:
     manifest = read_manifest(csv(tmp_path, "path,label\na,\n"))
     assert (manifest.classes, manifest.labels.tolist(), len(manifest.labeled())) == ((), [-1], 0)
+
+
+def test_parquet_names_and_gaps(tmp_path: Path) -> None:
+    numbers = pa.array([1.0, float("nan"), None])
+    uri = parquet(tmp_path, **{"Path ": pa.array(["a", "b", "c"]), "LABEL": numbers, "subject": numbers})
+    manifest = read_manifest(uri, ["sad", "happy"])
+    assert (names(manifest), manifest.subjects) == (["happiness", None, None], ["1", "", ""])
+    schema = pa.schema([("path", pa.string()), ("label", pa.string()), ("path", pa.string())])
+    pyarrow.parquet.write_table(pa.Table.from_arrays([pa.array(["a"])] * 3, schema=schema), uri)
+    assert error(uri) == f"{uri}: two columns `path`"
 
 
 def parquet(folder: Path, **columns: pa.Array) -> str:
@@ -166,6 +176,109 @@ def test_duplicates(tmp_path: Path) -> None:
     assert len(read_manifest(csv(tmp_path, "path,label,frame\na.mp4,sad,1\na.mp4,happy,2\n"))) == 2
 
 
+def test_one_picture_has_one_label_however_it_is_spelled(tmp_path: Path) -> None:
+    face = "#face=1.0,2.0,3.0,4.0"
+    for one, other, uri in (
+        ("a.png", "../{name}/a.png", "{folder}/a.png"),
+        ("{folder}/a.png", "{folder}//a.png", "{folder}/a.png"),
+        ("/{folder}/a.png", "{folder}/b/../a.png", "{folder}/a.png"),
+        ("a b.png", "file://{folder}/a%20b.png", "{folder}/a b.png"),
+        ("file:{folder}/a.png", "file://localhost{folder}/./a.png", "{folder}/a.png"),
+        ("f.tar!/./a.png", "./f.tar!/./a.png", "{folder}/f.tar!/./a.png"),
+        ("t.parquet#column=a&row=1", ".//t.parquet#column=%61&row=01", "{folder}/t.parquet#column=a&row=1"),
+        (f"a.png{face}", f"{{folder}}/./a.png{face}", f"{{folder}}/a.png{face}"),
+    ):
+        one, other, uri = (each.format(folder=tmp_path, name=tmp_path.name) for each in (one, other, uri))
+        rows = f'path,label\n"{one}",sad\n"{other}",happy\n'
+        where = csv(tmp_path, rows)
+        assert error(where) == f"{where}: row 3: {uri} has another label than in row 2"
+        assert read_manifest(csv(tmp_path, rows.replace("happy", "sad"))).uris == [uri, uri]
+    # A member of another name is another picture.
+    assert len(set(read_manifest(csv(tmp_path, "path,label\nf.tar!/a.png,sad\nf.tar!/./a.png,happy\n")).uris)) == 2
+
+
+def test_what_can_be_no_path_is_named_with_its_row(tmp_path: Path) -> None:
+    for cell, message in (
+        ("http://host/a.png", "http://host/a.png: not a local path and not an s3://bucket/key URI"),
+        ("s3a://bucket/a.png", "s3a://bucket/a.png: not a local path and not an s3://bucket/key URI"),
+        ("file://host/a.png", "file://host/a.png: not a local path and not an s3://bucket/key URI"),
+        ("s3://bucket", "'s3://bucket' names no object"),
+    ):
+        uri = csv(tmp_path, f"path,label\nb.png,sad\n{cell},sad\n")
+        assert error(uri) == f"{uri}: row 3: {message}"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("path,label\nä,sad\n".encode("utf-16"), "row 1: the text is UTF-16 or UTF-32; save the file as UTF-8"),
+        ("path,label\nä,sad\n".encode("utf-32"), "row 1: the text is UTF-16 or UTF-32; save the file as UTF-8"),
+        ("path,label\na,sad\n".encode("utf-16-le"), "row 1: a NUL byte; save the file as UTF-8"),
+        (
+            "path,label\r\na,sad\r\n\r\nä,sad\r\n".encode("latin-1"),
+            "row 4: not UTF-8 (byte 0xe4); save the file as UTF-8",
+        ),
+        ("path,label\ra,sad\rä,sad\r".encode("cp1252"), "row 3: not UTF-8 (byte 0xe4); save the file as UTF-8"),
+        (b"path,label\na,sad\nb\0.png,sad\n", "row 3: a NUL byte; save the file as UTF-8"),
+        (b"path,label\na,sad\n\n\nb,sad,c\n", "row 5: Expected 2 columns, got 3: b,sad,c"),
+        (b'path,label\n\n"a,sad\nb,sad\n', 'row 3: Expected 2 columns, got 1: "a,sad b,sad'),
+        (b"Path, PATH ,label\na,b,sad\n", "two columns `path`"),
+        (b"a.png,sad\nb.png,sad\n", "no column `path` (has: a.png, sad)"),
+        (b'"pa\nth",label\na,sad\n', "no column `path` (has: pa th, label)"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "row 1: not UTF-8 (byte 0x89); save the file as UTF-8"),
+    ],
+)
+def test_what_programs_save_is_refused_in_one_line(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "m.csv").write_bytes(data)
+    assert error(f"{tmp_path}/m.csv") == f"{tmp_path}/m.csv: {message}"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "path,label\rä b.png,sad\r".encode(),
+        b"\xef\xbb\xbf" + "path,label\nä b.png,sad".encode(),
+        "\n\n Path ,LABEL,note,note\n\nä b.png,sad,1,2\n".encode(),
+        '"label","path"\r\n"sad","ä b.png"\r\n'.encode(),
+    ],
+)
+def test_what_programs_save_is_read(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "m.csv").write_bytes(data)
+    manifest = read_manifest(f"{tmp_path}/m.csv")
+    assert (manifest.uris, names(manifest)) == ([f"{tmp_path}/ä b.png"], ["sadness"])
+
+
+def test_a_row_after_a_long_field_has_its_number(tmp_path: Path) -> None:
+    uri = csv(tmp_path, f"path,label,embedding\na,sad,{'1 ' * 100_000}\nb,foo,1\n")
+    assert error(uri).startswith(f"{uri}: row 3: unknown class 'foo'")
+
+
+def test_whole_numbers_with_a_decimal_point(tmp_path: Path) -> None:
+    text = (
+        "path,label,frame,subject,group,video\na,1.0,3.0,12.0,1.0,v\nb,,,,1.5,w\nc,-1.0,4.,7.0,2.0,1.0\nd,0,5,1.0,,\n"
+    )
+    manifest = read_manifest(csv(tmp_path, text), ["sad", "happy"])
+    assert names(manifest) == ["happiness", None, None, "sadness"]
+    assert manifest.frames == [3, -1, 4, 5]
+    assert manifest.subjects == ["12", "", "7", "1"], "a column with gaps, as pandas writes it"
+    assert (manifest.groups, manifest.videos) == (["1.0", "1.5", "2.0", ""], ["v", "w", "1.0", ""]), "no whole numbers"
+    assert read_manifest(csv(tmp_path, "path,label\n1.0,sad\n2.0,sad\n")).uris == [f"{tmp_path}/{n}.0" for n in (1, 2)]
+
+
+@pytest.mark.parametrize("cell", ["nan", "1e3", "2.5", "inf", "-0.5", "1_000", "0x1", "1,0", "9" * 30])
+def test_numbers_that_are_not_whole_are_refused(tmp_path: Path, cell: str) -> None:
+    uri = csv(tmp_path, f'path,label,frame\na,0,1\nb,"{cell}",1\n')
+    assert error(uri, ["sad", "happy"]) == f"{uri}: row 3: unknown class {cell!r} (known: sadness, happiness)"
+    uri = csv(tmp_path, f'path,label,frame\na,0,1\nb,0,"{cell}"\n')
+    assert error(uri, ["sad", "happy"]) == f"{uri}: row 3: frame {cell!r} is not a number"
+
+
+def test_an_index_beyond_the_classes_is_named_as_it_stands(tmp_path: Path) -> None:
+    uri = csv(tmp_path, "path,label\na,2.0\n")
+    assert error(uri, ["sad", "happy"]) == f"{uri}: row 2: label 2.0 is beyond the 2 classes sadness, happiness"
+    assert error(uri) == f"{uri}: row 2: label 2.0 is an index: declare the classes that it counts"
+
+
 def test_split_errors(tmp_path: Path) -> None:
     uri = csv(tmp_path, "path,label,split\na,sad,train\nb,sad,test\n")
     assert error(uri, split="val") == f"{uri}: no row of split 'val' (there are: test, train)"
@@ -193,22 +306,6 @@ def test_a_folder_is_an_image_folder(tmp_path: Path) -> None:
     assert names(manifest) == ["happiness", "sadness"]
 
 
-@pytest.mark.parametrize(
-    ("folder", "path", "expected"),
-    [
-        ("/a/b", "c.png", "/a/b/c.png"),
-        ("/a/b", "./c.png", "/a/b/c.png"),
-        ("/a/b", "../c.png", "/a/c.png"),
-        ("s3://x/b", "../c//d.png", "s3://x/c/d.png"),
-        ("s3://x/b", "s3://y/./c.png", "s3://y/./c.png"),
-        ("/a/b", "/c.png", "/c.png"),
-        ("/a/b", "dir.d/c.png", "/a/b/dir.d/c.png"),
-    ],
-)
-def test_resolve(folder: str, path: str, expected: str) -> None:
-    assert resolve(folder, path) == expected
-
-
 def test_write_and_read_again(tmp_path: Path) -> None:
     manifest = Manifest(
         [f"{tmp_path}/x/a,b.png", "/elsewhere/b.png"],
@@ -227,6 +324,15 @@ def test_write_and_read_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.labels, manifest.labels)
 
 
+def test_keys_that_are_literal_are_written_whole(tmp_path: Path) -> None:
+    uris = [f"{tmp_path}/f.tar!/./a.png", f"{tmp_path}/~/b.png", "s3://b/c//../d.png", f"{tmp_path}/a#1%20.png"]
+    write_manifest(f"{tmp_path}/m.csv", Manifest(uris, np.zeros(4, np.int64), ("sadness",)))
+    assert read_manifest(f"{tmp_path}/m.csv").uris == uris
+    assert _relative("s3://b/c", "s3://b/c//d.png") == "s3://b/c//d.png"
+    assert _relative("s3://b/c", "s3://b/c/../d.png") == "s3://b/c/../d.png"
+    assert _relative("s3://b/c", "s3://b/c/e/d.png") == "e/d.png"
+
+
 def side(**columns: list[str] | None) -> Manifest:
     uris = columns.pop("uris", None) or ["x"]
     return Manifest(uris, np.zeros(len(uris), np.int64), ("neutral",), **columns)  # type: ignore[arg-type]
@@ -243,6 +349,10 @@ def test_check_disjoint() -> None:
             check_disjoint(train, val)
     with pytest.raises(UserError, match="picture a in both"):
         check_disjoint(side(uris=["a"]), side(uris=["a"]))
+    faces = [f"a#face={side}.0,2.0,3.0,4.0" for side in (1, 2)]
+    for ours, theirs in ((faces[0], faces[1]), ("a", faces[1])):
+        with pytest.raises(UserError, match="picture a in both"):
+            check_disjoint(side(uris=[ours]), side(uris=[theirs]))
 
 
 def test_a_large_manifest(tmp_path: Path) -> None:

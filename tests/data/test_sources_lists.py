@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import lzma
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 from ray_fer.config import SourceConfig
 from ray_fer.data.read import Item, read_objects
 from ray_fer.data.sources import check_sources, list_sources, lists, local_identity
+from ray_fer.data.sources.lists import _absolute
 from ray_fer.data.sources.stats import Stat
 from ray_fer.errors import UserError
 from tests.data.test_sources_tar import items_of
@@ -78,6 +80,76 @@ def test_a_text_list_names_local_objects_of_every_kind(tmp_path: Path) -> None:
     reads = list(read_objects([Item(row["uri"], row["identity"], row["size"]) for row in rows], 100))
     assert [read.data for read in reads] == [b"one", b"two", None, b"three", b"six", b"one"]
     assert reads[2].status == "missing"
+
+
+def test_a_text_list_of_uris_as_programs_write_them(tmp_path: Path) -> None:
+    folder = tmp_path / "my faces"
+    folder.mkdir()
+    (folder / "50%20ä.jpg").write_bytes(b"one")
+    (folder / "s.tar").write_bytes(tar_of({"./a%20b.jpg": b"two"}))
+    picture = f"{folder}/50%20ä.jpg"
+    names = {
+        (folder / "50%20ä.jpg").as_uri(): picture,
+        (folder / "50%20ä.jpg").as_uri().replace("file://", "file:"): picture,
+        "my faces/50%20ä.jpg": picture,
+        "./my faces/../my faces//50%20ä.jpg": picture,
+        (folder / "s.tar").as_uri() + "!/./a%20b.jpg": f"{folder}/s.tar!/./a%20b.jpg",
+        "./my faces/s.tar!/./a%20b.jpg": f"{folder}/s.tar!/./a%20b.jpg",
+    }
+    (tmp_path / "list.txt").write_text("\ufeff" + "\r".join(names) + "\r")
+    rows = rows_of(tmp_path / "list.txt")
+    assert [row["uri"] for row in rows] == list(names.values())
+    reads = read_objects([Item(row["uri"], row["identity"], row["size"]) for row in rows], 100)
+    assert [read.data for read in reads] == [b"one"] * 4 + [b"two"] * 2
+
+
+def test_relative_paths_on_s3_are_worked_out_and_keys_are_literal(
+    tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["./a.jpg", "a.jpg", "../b//c.jpg", "s3://x/./a//../b.jpg", "f.tar!/./a.jpg"]
+    found = [_absolute("s3://b/set/list.txt", 1, line, "s3://b/set") for line in lines]
+    assert found == ["s3://b/set/a.jpg"] * 2 + ["s3://b/b/c.jpg", "s3://x/./a//../b.jpg", "s3://b/set/f.tar!/./a.jpg"]
+    with pytest.raises(UserError, match=r"^source=s3://b/l.txt: row 7: ../a.jpg leads out of the bucket b$"):
+        _absolute("s3://b/l.txt", 7, "../a.jpg", "s3://b")
+
+
+@pytest.mark.parametrize(("cell", "size"), [("123.0", 123), ("7.", 7), (" 8 ", 8), ("", 0), ("nan", 0), ("123", 123)])
+def test_sizes_as_programs_write_them(cell: str, size: int, tmp_path: Path, asked: list[str]) -> None:
+    (tmp_path / "list.csv").write_text(f"url,etag,size\ns3://b/a.jpg,v1,{cell}\ns3://b/b.jpg,v1,5\n")
+    assert [row["size"] for row in rows_of(tmp_path / "list.csv", format="list")] == [size, 5]
+
+
+@pytest.mark.parametrize("cell", ["1e3", "-5", "2.5", "big", "inf", "9" * 30, "0x10"])
+def test_a_size_that_is_none_is_named(cell: str, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(f"url,etag,size\ns3://b/a.jpg,v1,5\ns3://b/b.jpg,v1,{cell}\n")
+    message = f"source={tmp_path}/list.csv: cannot be read (size '{cell}' of s3://b/b.jpg is no whole number of bytes)"
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        check_sources([str(tmp_path / "list.csv")])
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("l.txt", "a.jpg\nb.jpg\n".encode("utf-16"), "cannot be read (row 1: the text is UTF-16 or UTF-32;"),
+        ("l.csv", "uri\nb.jpg\n".encode("utf-16"), "cannot be read (row 1: the text is UTF-16 or UTF-32;"),
+        ("l.txt", "a.jpg\r\nb.jpg\r\nä.jpg\r\n".encode("latin-1"), "cannot be read (row 3: not UTF-8 (byte 0xe4);"),
+        ("l.csv", "uri,ä\n".encode("latin-1"), "cannot be read (row 1: not UTF-8 (byte 0xe4);"),
+        ("l.csv", "uri\nä.jpg\n".encode("latin-1"), "cannot be read ("),
+        ("l.txt", b"a.jpg\nb\0.jpg\n", "row 2: "),
+        ("l.txt", b"a.jpg\nfile://host/b.jpg\n", "row 2: file://host/b.jpg: not a local path"),
+        ("l.txt", b"a.jpg\ns3a://b/b.jpg\n", "row 2: s3a://b/b.jpg: not a local path"),
+        ("l.txt", b"a.jpg\n\ns3://b\n", "row 3: 's3://b' names no object"),
+        ("l.csv", b"uri;size\na.jpg;1\n", "its columns are separated by ';'; save it with commas"),
+        ("l.csv", b"uri\tsize\na.jpg\t1\n", "its columns are separated by '\\t'; save it with commas"),
+        ("l.csv", b"uri,uri\na.jpg,b.jpg\n", "two columns uri"),
+        ("l.csv", b"uri,size,Size\na.jpg,1,2\n", "two columns Size"),
+    ],
+)
+def test_a_list_that_is_none_is_named_with_its_row(name: str, data: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"^{re.escape(f'source={tmp_path}/{name}: {message}')}") as refused:
+        rows_of(tmp_path / name, format="list")
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_shard_in_a_list_is_all_its_images(tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ from ray_fer.data.sources import pages
 from ray_fer.data.sources.etags import plain_etags
 from ray_fer.data.sources.files import READING_ERRORS, open_parquet
 from ray_fer.data.sources.pages import KEY_SCHEMA
+from ray_fer.data.text import decoded
 from ray_fer.errors import UserError, one_line
 
 LIST_ERRORS = (*READING_ERRORS, UnicodeError, csv.Error, EOFError, zlib.error, lzma.LZMAError)
+_UNKNOWN_SIZES = pa.array(["", "nan", "NaN", "None", "null"])
 
 
 @contextmanager
@@ -60,10 +62,29 @@ def open_unpacked(file: str) -> Iterator[Any]:
 
 
 @contextmanager
-def open_text(file: str) -> Iterator[io.TextIOWrapper]:
+def open_text(file: str, errors: str = "strict") -> Iterator[io.TextIOWrapper]:
     """A text file in UTF-8, unpacked where it is packed."""
-    with open_unpacked(file) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as text:
+    options = {"encoding": "utf-8-sig", "errors": errors, "newline": ""}
+    with open_unpacked(file) as opened, io.TextIOWrapper(opened, **options) as text:
         yield text
+
+
+def text_lines(file: str) -> Iterator[str]:
+    """The lines of a text file in UTF-8 with their ends.
+
+    Raises:
+        UserError: naming the file and the row that is not UTF-8.
+    """
+    with open_text(file, "surrogateescape") as lines:
+        for row, line in enumerate(lines, 1):
+            try:
+                line.encode()
+            except UnicodeEncodeError:
+                try:
+                    decoded(line.encode("utf-8", "surrogateescape"), row)
+                except UserError as error:
+                    raise UserError(f"source={file}: cannot be read ({error})") from None
+            yield line
 
 
 def column_names(file: str) -> list[str]:
@@ -71,8 +92,7 @@ def column_names(file: str) -> list[str]:
     if ending(file) == ".parquet":
         with open_parquet(file) as (table, _):
             return [part.name for field in table.schema_arrow for part in field.flatten()]
-    with open_text(file) as lines:
-        return next(csv.reader(lines), [])
+    return next(csv.reader(text_lines(file)), [])
 
 
 def batches(file: str, names: Sequence[str], wanted: Sequence[str], headless: bool = False) -> Iterator[pa.Table]:
@@ -114,8 +134,22 @@ def plain(name: str) -> str:
 
 
 def keys_of(uri: Any, identity: Any, size: Any) -> pa.Table:
-    """A table of `KEY_SCHEMA` from columns of strings; of ETags the plain spelling; what is not known is empty or 0."""
+    """A table of `KEY_SCHEMA` from columns of strings; of ETags the plain spelling; what is not known is empty or 0.
+
+    Raises:
+        pyarrow.ArrowInvalid: naming the URI whose size is no whole number.
+    """
     identity = plain_etags(pc.fill_null(identity, ""))
-    # Programs that know no missing integer write 3.0.
-    size = pc.fill_null(pc.if_else(pc.equal(size, ""), None, size).cast(pa.float64()).cast(pa.int64()), 0)
+    size = _sizes(uri, size)
     return pa.Table.from_arrays([uri, identity, size], schema=KEY_SCHEMA)
+
+
+def _sizes(uri: Any, size: Any) -> Any:
+    size = pc.utf8_trim_whitespace(pc.fill_null(size, ""))
+    size = pc.if_else(pc.is_in(size, value_set=_UNKNOWN_SIZES), "0", size)
+    size = pc.replace_substring_regex(size, r"^(\d+)\.0*$", r"\1")  # how columns with gaps are saved
+    wrong = pc.invert(pc.match_substring_regex(size, r"^\d{1,18}$"))
+    if pc.any(wrong).as_py():
+        row = pc.index(wrong, True).as_py()
+        raise pa.ArrowInvalid(f"size {size[row].as_py()!r} of {uri[row].as_py()} is no whole number of bytes")
+    return size.cast(pa.int64())

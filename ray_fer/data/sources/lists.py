@@ -11,28 +11,28 @@ so that neither the same list nor the next record of it leads to a second row.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_fer import storage
 from ray_fer.data.sources import pages
-from ray_fer.data.sources.columns import batches, column_names, ending, guarded, keys_of, open_text, plain
+from ray_fer.data.sources.columns import batches, column_names, ending, guarded, keys_of, plain, text_lines
 from ray_fer.data.sources.pages import key_table, key_tables
 from ray_fer.data.sources.stats import stat_objects
-from ray_fer.data.sources.uris import Member, Row, parse
+from ray_fer.data.sources.uris import resolve
 from ray_fer.errors import UserError
 
 LIST_ENDINGS = (".txt", ".csv", ".parquet")
+_OTHER_COMMA = re.compile(r"[;\t|]")
 _URI_COLUMNS = ("uri", "url", "path", "file")
 _LOOK_ROWS = 1000
 
 
 def list_uris(file: str, column: str | None, counts: Counter[str]) -> Iterator[pa.Table]:
-    """Tables of `KEY_SCHEMA` of the objects that a list of URIs names; relative paths start at the list's folder.
+    """Tables of `KEY_SCHEMA` of the objects that a list of URIs names, resolved against the list's folder (`resolve`).
 
     Args:
         file: CSV or Parquet with a column of URIs and, optionally, ``identity`` (or ``etag``) and ``size``; any other
@@ -89,8 +89,7 @@ def identified(table: pa.Table) -> Iterator[pa.Table]:
 
 
 def _text_lines(file: str) -> Iterator[pa.Table]:
-    with open_text(file) as lines:
-        yield from key_tables((line.strip("\r\n"), "", 0) for line in lines)
+    yield from key_tables((line.strip("\r\n"), "", 0) for line in text_lines(file))
 
 
 def _uri_columns(file: str, column: str | None) -> Iterator[pa.Table]:
@@ -101,10 +100,16 @@ def _uri_columns(file: str, column: str | None) -> Iterator[pa.Table]:
     )
     if not column and "/" in uri:
         raise UserError(f"source={file}: its first line is {uri!r}, not a header; without one, call it .txt")
+    if len(names) == 1 and (found := _OTHER_COMMA.search(uri)) and {*map(plain, uri.split(found[0]))} & {*_URI_COLUMNS}:
+        raise UserError(f"source={file}: its columns are separated by {found[0]!r}; save it with commas")
     if uri not in names:
         raise UserError(f"source={file}: column={uri or '…'}: no such column of URIs, there are {', '.join(names)}")
     identity = next((by_name[name] for name in ("identity", "etag") if name in by_name), None)
-    yield from _key_columns(file, names, [uri, identity, by_name.get("size")])
+    wanted = [uri, identity, by_name.get("size")]
+    for name in filter(None, wanted):
+        if names.count(name) > 1 or (name != column and [*map(plain, names)].count(plain(name)) > 1):
+            raise UserError(f"source={file}: two columns {name}")
+    yield from _key_columns(file, names, wanted)
 
 
 def _key_columns(file: str, names: Sequence[str], wanted: Sequence[str | None]) -> Iterator[pa.Table]:
@@ -115,16 +120,9 @@ def _key_columns(file: str, names: Sequence[str], wanted: Sequence[str | None]) 
 
 
 def _absolute(file: str, row: int, uri: str | None, folder: str) -> str | None:
-    if not uri:
+    if not uri or uri.isspace():
         return None
-    match parse(uri):
-        case Member(shard, name):
-            return Member(str(_absolute(file, row, shard, folder)), name).uri
-        case Row(table) as place:
-            return replace(place, file=str(_absolute(file, row, table, folder))).uri
-    if uri.startswith("s3://"):
-        return uri  # as it stands: a key may end with a slash
     try:
-        return storage.normalise(uri if "://" in uri or uri.startswith(("/", "~")) else f"{folder}/{uri}")
+        return resolve(folder, uri)
     except UserError as error:
         raise UserError(f"source={file}: row {row}: {error}") from None

@@ -10,13 +10,19 @@
 A member's identity is its shard's and its range, ``etag@offset+size``: who holds it reads the member by one ranged
 request. Without it the shard's headers are walked once per process. A rewritten shard or table is new work as a whole,
 because nothing tells which of its images changed before all have been read; selection counts equal pictures once.
+
+Whoever compares URIs compares what `resolve` returns, in which a picture that a manifest or a list names is spelled as
+a listing spells it. Two names of one file (links, a file system that ignores case) stay two: contents tell them.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote, unquote
+
+from ray_fer import storage
+from ray_fer.errors import UserError
 
 _MEMBER = re.compile(r"(.*?\.tar)!/(.*)", re.DOTALL | re.IGNORECASE)
 _ROW = re.compile(r"(.*)#column=([^&#]*)&row(id)?=(\d+)", re.DOTALL)
@@ -138,3 +144,64 @@ def parse_range(identity: str) -> Range | None:
     """The range in a member's identity, or None where it is none."""
     found = _RANGE.fullmatch(identity)
     return Range(found[1], int(found[2]), int(found[3])) if found else None
+
+
+def resolve(folder: str, given: str) -> str:
+    """The URI of what a file in ``folder`` names as ``given``, in the spelling of a listing.
+
+    Relative paths are worked out against the folder, also on S3; ``file:`` URIs and ``~`` become absolute paths, and
+    local paths lose ``//``, ``./`` and ``../``. What follows ``s3://`` is literal, and so is a member's name in its
+    shard, which may begin with ``./``.
+
+    Args:
+        folder: normalised (see `storage.normalise`).
+        given: a path or URI, of a member, row or face too.
+
+    Raises:
+        UserError: for what can name no object.
+    """
+    # Of most rows of a manifest there is nothing to find out.
+    if _is_plain(given):
+        return given if given[0] == "/" else f"{folder}/{given}"
+    picture, face = split_face(given)
+    match parse(picture):
+        case Member(shard, name):
+            uri = Member(_resolve_file(folder, shard), name).uri
+        case Row() as row:
+            uri = replace(row, file=_resolve_file(folder, row.file)).uri
+        case _:
+            uri = _resolve_file(folder, picture)
+    return face.uri_in(uri) if face else uri
+
+
+def _is_plain(path: str) -> bool:
+    """Whether ``path`` is in its one spelling and of a loose file; no for some that are."""
+    strange = ":" in path or "#" in path or "!" in path or "//" in path or "/." in path or "\0" in path
+    return not strange and path[:1] not in "~." and path[-1] != "/"
+
+
+def _resolve_file(folder: str, given: str) -> str:
+    if given.startswith("s3://"):
+        uri = given  # normalising would take a key's last slash
+    elif storage.is_absolute(given):
+        return storage.normalise(given)
+    elif not storage.is_remote(folder):
+        return storage.normalise(f"{folder}/{given}")
+    else:
+        uri = _below(folder, given)
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not (bucket and key) or "\0" in key:
+        raise UserError(f"{given!r} names no object")
+    return uri
+
+
+def _below(folder: str, path: str) -> str:
+    bucket, *parts = folder.removeprefix("s3://").split("/")
+    for part in path.split("/"):
+        if part == "..":
+            if not parts:
+                raise UserError(f"{path} leads out of the bucket {bucket}")
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return "s3://" + "/".join([bucket, *parts])
