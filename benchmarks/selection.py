@@ -96,6 +96,7 @@ def whole(work: Path, table: Path, rule: str) -> dict[str, float]:
 
 def parts(work: Path, table: Path) -> dict[str, Any]:
     """Seconds of finding the predictions that count, of reading them, and of each rule over them."""
+    from ray_fer.labeling.exclusions import Exclusions
     from ray_fer.labeling.predictions import newest_predictions
     from ray_fer.labeling.select import Debiased, known_to, make_rule
     from ray_fer.labeling.table import open_table
@@ -106,7 +107,7 @@ def parts(work: Path, table: Path) -> dict[str, Any]:
     started = time.perf_counter()
     opened = open_table(str(table))
     assert opened
-    predictions, _ = newest_predictions(opened, [teacher.model_id("float32")], set())
+    predictions, _ = newest_predictions(opened, [teacher.model_id("float32")], Exclusions())
     found = time.perf_counter()
     batches = Debiased(predictions.probs(0, len(ledger.CLASSES)), None)
     measured: dict[str, Any] = {"find": found - started, "read": time.perf_counter() - found, "rules": {}}

@@ -199,6 +199,7 @@ class SelectionConfig(JobConfig):
     targets: Literal["soft", "hard"]
     ensemble: Literal["mean", "agreement"]
     exclude: list[str]
+    exclude_unreadable: Literal["error", "skip"]
 
 
 class PseudoLabelConfig(JobConfig):

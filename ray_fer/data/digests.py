@@ -7,12 +7,12 @@ buckets, and an ETag is a hash of the content only for some uploads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import xxhash
 
-from ray_fer.data.items import Item
+from ray_fer.data.items import Item, Read
 from ray_fer.data.read import read_objects
 from ray_fer.data.sources.uris import Row, parse, split_face
 
@@ -29,26 +29,28 @@ class Contents:
     Attributes:
         digests: of the bytes of each, with its URI; of a picture that is there twice, with that of the last.
         sizes: in bytes.
-        unread: how many could not be read, and so are in neither.
+        unread: those that could not be read, and so are in neither.
     """
 
     digests: Mapping[bytes, str]
     sizes: frozenset[int]
-    unread: int
+    unread: tuple[Read, ...] = ()
 
     def __or__(self, other: Contents) -> Contents:
         """What both hold."""
         return Contents({**self.digests, **other.digests}, self.sizes | other.sizes, self.unread + other.unread)
 
     def copies(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Those of ``items`` whose bytes are those of one of these pictures; what cannot be read is none.
+        """Those of ``items`` whose bytes are those of one of these pictures, or may be.
 
-        Only what may be one is read: what is listed with a size that no picture here has is not.
+        What is not there is none; what is there and cannot be read now may be. Only what may be one is read: what is
+        listed with a size that no picture here has is not.
         """
         for number, read in enumerate(read_objects(filter(self._may_be, items), _ANY_SIZE), 1):
             if not number % _TOLD:
                 log.info("%d pictures read to find copies", number)
-            if read.data is not None and xxhash.xxh3_128_digest(read.data) in self.digests:
+            unknown = read.status == "unreadable"
+            if unknown or (read.data is not None and xxhash.xxh3_128_digest(read.data) in self.digests):
                 yield read.item
 
     def _may_be(self, item: Item) -> bool:
@@ -56,13 +58,21 @@ class Contents:
         return item.size in self.sizes or not item.size or isinstance(parse(split_face(item.uri)[0]), Row)
 
 
+def told(unread: Sequence[Read], count: int) -> str:
+    """How many of ``count`` pictures are ``unread``, the first of them and why."""
+    first = unread[0]
+    return (
+        f"{len(unread)} of {count} pictures cannot be read, the first: {first.item.uri} ({first.status}: {first.error})"
+    )
+
+
 def contents_of(uris: Iterable[str]) -> Contents:
     """Reads the pictures at ``uris``; of a face its whole picture counts."""
-    digests, sizes, unread = dict[bytes, str](), set[int](), 0
+    digests, sizes, unread = dict[bytes, str](), set[int](), list[Read]()
     for read in read_objects((Item(uri, "", 0) for uri in uris), _ANY_SIZE):
         if read.data is None:
-            unread += 1
+            unread.append(read)
         else:
             digests[xxhash.xxh3_128_digest(read.data)] = read.item.uri
             sizes.add(len(read.data))
-    return Contents(digests, frozenset(sizes), unread)
+    return Contents(digests, frozenset(sizes), tuple(unread))

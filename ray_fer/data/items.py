@@ -45,7 +45,8 @@ class Read:
 def failed(item: Item, error: Exception) -> Read:
     """The `Read` of an item whose reading raised one of `READING_ERRORS`."""
     if isinstance(error, FileNotFoundError):
-        return Read(item, item.identity, None, "missing", "vanished since it was listed, or its name is not UTF-8")
+        why = "vanished since it was listed" if item.identity else "not there"
+        return Read(item, item.identity, None, "missing", f"{why}, or its name is not UTF-8")
     said = one_line(Exception(error.strerror) if isinstance(error, OSError) and error.strerror else error)
     return Read(item, item.identity, None, "unreadable", f"{type(error).__name__}: {said}")
 

@@ -1,9 +1,9 @@
 """Which predictions of a table count, found in the hashes of its keys rather than in the rows themselves.
 
 Of each object only the newest content counts, with all the faces that were found in it, of each picture (by digest)
-only one object, and pictures that are also in an excluded manifest (validation, test, the labelled set) never become
-pseudo-labels. The newest content is the one labelled last: an object that was overwritten and then restored is not
-labelled again, so it is not told from its content in between.
+only one object, and pictures that are also in an excluded manifest (validation, test, the labelled set), by name or by
+digest, never become pseudo-labels. The newest content is the one labelled last: an object that was overwritten and then
+restored is not labelled again, so it is not told from its content in between.
 
 Of several models only what all of them have predicted counts, by the content of the object: where one of them is
 behind with an overwritten object, there is nothing to combine.
@@ -23,6 +23,7 @@ import polars as pl
 from deltalake import DeltaTable
 
 from ray_fer.data.sources.uris import RANGE_PATTERN
+from ray_fer.labeling.exclusions import Exclusions
 from ray_fer.labeling.table import GONE, MARKS, NO_FACE, OK, picture_uri, scan_rows
 from ray_fer.models.artifact import sees_faces
 
@@ -76,7 +77,7 @@ class Predictions:
 
 
 def newest_predictions(
-    table: DeltaTable, models: Sequence[str], excluded: set[bytes]
+    table: DeltaTable, models: Sequence[str], excluded: Exclusions
 ) -> tuple[Predictions, dict[str, int]]:
     """The usable predictions of ``models``.
 
@@ -87,7 +88,7 @@ def newest_predictions(
     Args:
         table: the predictions.
         models: ids.
-        excluded: digests of pictures to leave out.
+        excluded: pictures to leave out.
 
     Returns:
         The predictions, and how many were left out: rows as ``superseded``, ``gone`` and ``failed``; objects as
@@ -104,8 +105,11 @@ def newest_predictions(
     if len(models) > 1:
         left_out["incomplete"] = pl.concat([each["uri"] for each in newest]).n_unique() - len(good)
     unique = _unique(good, table, models[0])
-    hashes = pl.Series(list(excluded), dtype=pl.Binary).hash(_SEED)
-    kept = unique.filter(~pl.col("digest").is_in(hashes.implode())).sort("row")
+    digests = pl.Series(list(excluded.digests), dtype=pl.Binary).hash(_SEED)
+    # What has changed since it was labelled has another digest, and is the same picture to who validates on it.
+    pictures = pl.Series(list(excluded.uris), dtype=pl.String).hash(_SEED)
+    held_out = pl.col("digest").is_in(digests.implode()) | pl.col("picture").is_in(pictures.implode())
+    kept = unique.filter(~held_out).sort("row")
     left_out |= {"duplicate": len(good) - len(unique), "excluded": len(unique) - len(kept)}
     names = ["row", *(f"row_{number}" for number in range(1, len(models)))]
     return Predictions(table, models, [kept[name].to_numpy().astype(np.int64) for name in names]), left_out

@@ -31,6 +31,7 @@ from ray_fer.errors import UserError, one_line
 from ray_fer.labeling import failures, gone
 from ray_fer.labeling.clock import every
 from ray_fer.labeling.dispatch import Dispatcher, ListingError
+from ray_fer.labeling.exclusions import name_exclusions, read_exclusions
 from ray_fer.labeling.in_process import label_few, may_label_here
 from ray_fer.labeling.ledger import claim_for_each
 from ray_fer.labeling.maintenance import compact
@@ -125,8 +126,10 @@ def _checked(config: PseudoLabelConfig) -> list[Teacher]:
     if config.detects_faces:
         weights()
     check_sources(config.source)
-    for manifest in config.selection.exclude:
-        _check_exists("selection.exclude", manifest)
+    if config.select:  # what would end the selection must not do so after hours of labelling
+        read_exclusions(config.selection)
+    else:
+        name_exclusions(config.selection.exclude)
     if config.feedback:
         _check_exists("feedback", config.feedback)
     (open_table if config.dry_run else create_table)(config.table, teachers[0].classes)

@@ -21,12 +21,11 @@ from deltalake import DeltaTable
 
 from ray_fer import storage
 from ray_fer.config import SelectionConfig, SelectPseudoLabelsConfig, as_argument
-from ray_fer.data.digests import contents_of
-from ray_fer.data.manifests import read_manifest
 from ray_fer.errors import UserError
 from ray_fer.feedback.actor import load_snapshot
 from ray_fer.feedback.formulas import moved_thresholds
 from ray_fer.labeling import selection_file
+from ray_fer.labeling.exclusions import read_exclusions
 from ray_fer.labeling.predictions import BATCH_ROWS, Predictions, newest_predictions
 from ray_fer.labeling.table import files_of, open_table
 from ray_fer.models.artifact import Artifact
@@ -218,7 +217,7 @@ def _usable(
     table: DeltaTable, teachers: Sequence[Teacher], config: SelectPseudoLabelsConfig
 ) -> tuple[Predictions, dict[str, int]]:
     models = [_model_in(table, teacher, config) for teacher in teachers]
-    return newest_predictions(table, models, excluded_digests(config.selection.exclude, teachers[0].classes))
+    return newest_predictions(table, models, read_exclusions(config.selection))
 
 
 def _model_in(table: DeltaTable, teacher: Teacher, config: SelectPseudoLabelsConfig) -> str:
@@ -230,30 +229,3 @@ def _model_in(table: DeltaTable, teacher: Teacher, config: SelectPseudoLabelsCon
         if files_of(table, model):
             return model
     raise UserError(f"table={config.table}: holds no prediction of teacher={teacher.uri} (model {teacher.id})")
-
-
-def excluded_digests(manifests: Sequence[str], classes: Sequence[str]) -> set[bytes]:
-    """Digests of the pictures that the manifests name; pictures that cannot be read are passed over with a warning.
-
-    Args:
-        manifests: whose pictures.
-        classes: what labels mean that are no expressions.
-    """
-    digests: set[bytes] = set()
-    for manifest in manifests:
-        uris = _uris(manifest, classes)
-        contents = contents_of(uris)
-        digests.update(contents.digests)
-        if contents.unread:
-            log.warning(
-                "exclude=%s: %d of %d pictures cannot be read, so they are not excluded",
-                *(manifest, contents.unread, len(uris)),
-            )
-    return digests
-
-
-def _uris(manifest: str, classes: Sequence[str]) -> list[str]:
-    try:
-        return read_manifest(manifest).uris
-    except UserError:
-        return read_manifest(manifest, classes).uris

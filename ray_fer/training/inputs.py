@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import logging
-import os
 from collections import Counter
 from dataclasses import dataclass
 
@@ -18,12 +17,13 @@ from PIL import Image, UnidentifiedImageError
 
 from ray_fer import storage
 from ray_fer.config import TrainBackboneConfig
-from ray_fer.data.digests import Contents, contents_of
+from ray_fer.data.digests import Contents, contents_of, told
 from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
-from ray_fer.data.read import Item, read_objects
+from ray_fer.data.read import Item, Read, read_objects
 from ray_fer.data.sources import list_sources
-from ray_fer.data.sources.uris import split_face
+from ray_fer.data.sources.stats import stat_objects
+from ray_fer.data.sources.uris import parse, split_face
 from ray_fer.data.splits import feedback_half, join_validation, missing_in_a_half
 from ray_fer.errors import UserError
 from ray_fer.feedback.formulas import FeedbackConfig
@@ -66,12 +66,27 @@ class Inputs:
     @functools.cached_property
     def val_contents(self) -> Contents:
         """What the pictures of ``val`` hold, read once."""
-        return _contents("val", self.val.uris)
+        return contents_of(self.val.uris)
 
     @functools.cached_property
     def labeled_contents(self) -> Contents:
         """Likewise of ``labeled``."""
-        return _contents("labeled", self.labeled.uris)
+        return contents_of(self.labeled.uris)
+
+    def held_out(self) -> Contents:
+        """`val_contents`, once it is known to be all that the model is validated on.
+
+        A picture that is not there any more is in no validation either.
+
+        Raises:
+            UserError: for a picture that is there, or may be, and could not be read.
+        """
+        doubtful = [read for read in self.val_contents.unread if not _surely_gone(read)]
+        if doubtful:
+            raise UserError(
+                f"val: {told(doubtful, len(self.val))}, and a copy could be trained on; take it out of its manifest"
+            )
+        return self.val_contents
 
 
 def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
@@ -136,11 +151,13 @@ def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest,
 
 
 def _readable(name: str, manifest: Manifest, quiet: bool) -> Manifest:
-    """The labelled rows whose file is there; what is on S3 is only found missing when it is read."""
+    """The labelled rows whose picture is there; what is on S3 is only found missing when it is read."""
     manifest = manifest.labeled()
     if not len(manifest):
         raise UserError(f"{name}: no labelled row")
-    there = np.array([storage.is_remote(uri) or os.path.exists(split_face(uri)[0]) for uri in manifest.uris])
+    local = [uri for uri in manifest.uris if not storage.is_remote(uri)]
+    gone = {uri for uri, (identity, _) in zip(local, stat_objects(local), strict=True) if not identity}
+    there = np.array([uri not in gone for uri in manifest.uris])
     missing = int((~there).sum())
     if missing == 0:
         return manifest
@@ -179,14 +196,14 @@ def check_selection(inputs: Inputs) -> None:
     """Makes sure that no pseudo-label is of a picture of the validation set, by URI or by content.
 
     Raises:
-        UserError: when there is one, for the score would be a leak.
+        UserError: when there is one, for the score would be a leak; or when one cannot be read that may be.
     """
     if inputs.selection is None:
         return
-    config, selection, held_out = inputs.config, inputs.selection, set(inputs.val.uris)
-    contents = inputs.val_contents
-    held_out |= {item.uri for item in contents.copies(Item(uri, "", 0) for uri in _suspects(selection, contents))}
-    found = [uri for uri in selection.uris if uri in held_out or split_face(uri)[0] in held_out]
+    config, selection, held_out = inputs.config, inputs.selection, pictures_of(inputs.val)
+    contents = inputs.held_out()
+    copies = {item.uri for item in contents.copies(Item(uri, "", 0) for uri in _suspects(selection, contents))}
+    found = [uri for uri in selection.uris if uri in copies or split_face(uri)[0] in held_out]
     if found:
         manifests = ",".join(uri for uri in (config.val, config.feedback_val) if uri)
         raise UserError(
@@ -214,6 +231,12 @@ def _suspects(selection: Selection, contents: Contents) -> list[str]:
 
 def warn_of_copies(inputs: Inputs) -> None:
     """Says whether labelled faces are of pictures of the validation set; public sets hold such, so it is no error."""
+    for name, manifest, contents in (
+        ("labeled", inputs.labeled, inputs.labeled_contents),
+        ("val", inputs.val, inputs.val_contents),
+    ):
+        if contents.unread:
+            log.warning("%s: %s; copies of them are not found", name, told(contents.unread, len(manifest)))
     ours, theirs = inputs.labeled_contents.digests, inputs.val_contents.digests
     found = sorted((ours[each], theirs[each]) for each in ours.keys() & theirs.keys())
     if found:
@@ -240,14 +263,14 @@ def list_unlabeled(inputs: Inputs, folder: str) -> tuple[int, str]:
     """
     counts: Counter[str] = Counter()
     assert inputs.config.unlabeled is not None
-    known = {*inputs.labeled.uris, *inputs.val.uris}
+    held_out, known = inputs.held_out(), pictures_of(inputs.labeled) | pictures_of(inputs.val)
     pages = list_sources(inputs.config.unlabeled, counts)
     columns = (page.select(["uri", "identity", "size"]).to_pydict().values() for page in pages)
     # Sources may overlap, and lists repeat themselves.
-    named = {key[0]: Item(*key) for keys in columns for key in zip(*keys, strict=True) if key[0] not in known}
-    items = list(named.values())
+    keys = (key for page in columns for key in zip(*page, strict=True) if split_face(key[0])[0] not in known)
+    items = list({key[0]: Item(*key) for key in keys}.values())
     log.info("unlabeled: %d faces are listed; those of the size of one of labeled or val are compared", len(items))
-    copies = {item.uri for item in (inputs.labeled_contents | inputs.val_contents).copies(items)}
+    copies = {item.uri for item in (inputs.labeled_contents | held_out).copies(items)}
     if copies:
         log.info("unlabeled: %d faces that are copies of faces of labeled or val are left out", len(copies))
     kept = [item for item in items if item.uri not in copies]
@@ -262,11 +285,14 @@ def list_unlabeled(inputs: Inputs, folder: str) -> tuple[int, str]:
     return len(kept), digest(sorted((item.uri, item.identity) for item in kept))
 
 
-def _contents(name: str, uris: list[str]) -> Contents:
-    contents = contents_of(uris)
-    if contents.unread:
-        log.warning("%s: %d faces cannot be read, so copies of them are not found", name, contents.unread)
-    return contents
+def pictures_of(manifest: Manifest) -> set[str]:
+    """URIs of the pictures that the rows are, or are faces in."""
+    return {split_face(uri)[0] for uri in manifest.uris}
+
+
+def _surely_gone(read: Read) -> bool:
+    # Of what lies inside a file, the file may have been what could not be read.
+    return read.status == "missing" and parse(split_face(read.item.uri)[0]) is None
 
 
 def read_unlabeled(folder: str) -> list[str]:

@@ -37,6 +37,7 @@ from ray_fer.evaluation.halves import prior_helps
 from ray_fer.evaluation.loop_report import loop_report
 from ray_fer.feedback.actor import FeedbackStore, get_feedback_actor
 from ray_fer.labeling import selection_file
+from ray_fer.labeling.exclusions import read_exclusions
 from ray_fer.labeling.pseudo_label import pseudo_label
 from ray_fer.labeling.select import predicted_counts, select_pseudo_labels
 from ray_fer.models.artifact import Artifact, open_artifact
@@ -71,6 +72,7 @@ def self_train(config: SelfTrainConfig) -> Summary:
     """
     loop = _Loop(config)
     loop.check()
+    loop.check_exclusions()
     first = loop.train_teacher()
     teacher, rounds, stopped = first, [], None
     for number in range(1, config.rounds + 1):
@@ -144,6 +146,12 @@ class _Loop:
 
         for config in trained:
             check_arguments(config, find_recipe(config.recipe))
+
+    def check_exclusions(self) -> None:
+        """Reads what no pseudo-label may be of: else a selection would end the loop, after hours of labelling."""
+        rounds = self.config.rounds
+        if rounds and not storage.exists(self.place(f"round-{rounds}", "round.json")):
+            read_exclusions(self._select_config(1, self.out).selection)
 
     def train_teacher(self) -> Artifact:
         """The model from labelled faces alone."""

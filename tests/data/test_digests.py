@@ -20,14 +20,17 @@ def item(path: Path, data: bytes, size: int | None = None) -> Item:
 def test_a_copy_has_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = [item(tmp_path / name, data).uri for name, data in (("a", b"one"), ("b", b"three"), ("c", b"one"))]
     contents = contents_of([*mine, str(tmp_path / "gone")])
-    assert (len(contents.digests), sorted(contents.sizes), contents.unread) == (2, [3, 5], 1)
+    assert (len(contents.digests), sorted(contents.sizes)) == (2, [3, 5])
+    assert [(read.item.uri, read.status) for read in contents.unread] == [(str(tmp_path / "gone"), "missing")]
     others = {
         "copy": item(tmp_path / "copy", b"one"),
         "like it": item(tmp_path / "like", b"two"),
         "longer": item(tmp_path / "longer", b"longer"),
         "of unknown size": item(tmp_path / "unknown", b"three", 0),
         "gone": Item(str(tmp_path / "gone"), "", 3),
+        "locked": Item(str(tmp_path / "folder"), "", 3),
     }
+    (tmp_path / "folder").mkdir()
     read = list[Item]()
 
     def watched(items: Iterable[Item], max_bytes: int) -> Iterator[Read]:
@@ -35,7 +38,7 @@ def test_a_copy_has_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return read_objects(kept, max_bytes)
 
     monkeypatch.setattr("ray_fer.data.digests.read_objects", watched)
-    assert list(contents.copies(others.values())) == [others["copy"], others["of unknown size"]]
+    assert list(contents.copies(others.values())) == [others[name] for name in ("copy", "of unknown size", "locked")]
     assert read == [each for name, each in others.items() if name != "longer"]
 
 

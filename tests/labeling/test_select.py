@@ -19,14 +19,16 @@ from ray_fer.feedback.actor import FeedbackStore
 from ray_fer.labeling import predictions
 from ray_fer.labeling import select as selecting
 from ray_fer.labeling.commit import Committer
+from ray_fer.labeling.exclusions import Exclusions
 from ray_fer.labeling.predictions import Predictions, newest_predictions
-from ray_fer.labeling.select import excluded_digests, predicted_counts, select_pseudo_labels
+from ray_fer.labeling.select import predicted_counts, select_pseudo_labels
 from ray_fer.labeling.selection_file import SCHEMA
 from ray_fer.labeling.table import FILE_SCHEMA, create_table, open_table, write_file
 from ray_fer.models.artifact import Artifact, model_id
 from ray_fer.selection import RULES
 from tests.images import CLASSES, picture, tiny_model
 
+NOTHING = Exclusions()
 START = datetime(2026, 1, 1, tzinfo=UTC)
 Row = dict[str, Any]
 
@@ -69,7 +71,7 @@ def write(uri: str, model: str, *files: list[Row], classes: tuple[str, ...] = CL
 def newest(
     tmp_path: Path,
     *files: list[Row],
-    excluded: set[bytes] = frozenset(),  # type: ignore[assignment]
+    excluded: Exclusions = NOTHING,
     model: str = "m",
 ) -> tuple[dict[str, Any], Any]:
     uri = str(tmp_path / "t")
@@ -180,7 +182,20 @@ def test_the_same_picture_counts_once(tmp_path: Path) -> None:
 
 def test_excluded_pictures_are_left_out(tmp_path: Path) -> None:
     rows = [ok("a", A, digest=b"1"), ok("b", B, digest=b"2"), ok("c", B, digest=b"2")]
-    assert newest(tmp_path, rows, excluded={b"2", b"3"}) == ({"a": A}, NONE | {"duplicate": 1, "excluded": 1})
+    assert newest(tmp_path, rows, excluded=Exclusions(digests=frozenset({b"2", b"3"}))) == (
+        {"a": A},
+        NONE | {"duplicate": 1, "excluded": 1},
+    )
+
+
+@pytest.mark.parametrize("model", ["m", model_id("0123456789abcdef", "float32", False, True)])
+def test_a_picture_is_excluded_by_name_whatever_it_held_when_it_was_labelled(model: str, tmp_path: Path) -> None:
+    uris = {"a": A, "b": B} if model == "m" else {face("a", 1)["uri"]: A, face("b", 1)["uri"]: B}
+    found, left_out = newest(
+        tmp_path, [ok(*row) for row in uris.items()], excluded=Exclusions(frozenset({"a", "c"})), model=model
+    )
+    assert list(found.values()) == [B]
+    assert left_out["excluded"] == 1
 
 
 def test_other_models_do_not_count(tmp_path: Path) -> None:
@@ -188,29 +203,10 @@ def test_other_models_do_not_count(tmp_path: Path) -> None:
     assert newest(tmp_path, [ok("x", B)])[0] == {"x": B}
 
 
-# --- excluded manifests ---
-
-
 def manifest(folder: Path, rows: dict[str, str]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "m.csv").write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in rows.items()))
     return str(folder / "m.csv")
-
-
-@pytest.mark.parametrize("label", ["anger", "1", "", "own"])
-def test_manifests_exclude_by_content_whatever_their_labels(label: str, tmp_path: Path) -> None:
-    uri = manifest(tmp_path, {"a.jpg": label, "b.jpg": ""})
-    for name, seed in (("a.jpg", 1), ("b.jpg", 2)):
-        (tmp_path / name).write_bytes(picture(seed))
-    wanted = {xxhash.xxh3_128_digest(picture(seed)) for seed in (1, 2)}
-    assert excluded_digests([uri], (*CLASSES, "own")) == wanted
-
-
-def test_pictures_that_cannot_be_excluded_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    uri = manifest(tmp_path, {"a.jpg": "anger", "gone.jpg": "anger"})
-    (tmp_path / "a.jpg").write_bytes(picture(1))
-    assert len(excluded_digests([uri], CLASSES)) == 1
-    assert f"exclude={uri}: 1 of 2 pictures cannot be read" in caplog.text
 
 
 # --- the job ---
@@ -423,7 +419,7 @@ def test_only_what_all_have_predicted_counts(tmp_path: Path) -> None:
     write(uri, "n", [ok("both", B), ok("theirs", B), ok("behind", B, "v1"), failed("fails")])
     table = open_table(uri)
     assert table is not None
-    found, left_out = newest_predictions(table, ["m", "n"], set())
+    found, left_out = newest_predictions(table, ["m", "n"], NOTHING)
     assert (uris_of(found), found.probs(0, 3).tolist(), found.probs(1, 3).tolist()) == (["both"], [A], [B])
     # Of mine, theirs, behind and fails there is nothing to combine.
     assert left_out == NONE | {"superseded": 1, "failed": 1, "incomplete": 4}
@@ -437,7 +433,7 @@ def test_a_picture_that_lies_there_twice_counts_where_all_have_it(tmp_path: Path
     write(uri, "n", [ok("b", B, digest=b"1"), ok("c", B, digest=b"2"), ok("d", B, digest=b"2")])
     table = open_table(uri)
     assert table is not None
-    found, left_out = newest_predictions(table, ["m", "n"], {b"2"})
+    found, left_out = newest_predictions(table, ["m", "n"], Exclusions(digests=frozenset({b"2"})))
     assert uris_of(found) == ["b"]
     assert left_out == NONE | {"incomplete": 1, "duplicate": 1, "excluded": 1}
 
@@ -519,15 +515,11 @@ def test_all_faces_of_the_newest_content_count(tmp_path: Path) -> None:
 
 def test_a_picture_at_two_places_counts_once_with_all_its_faces(tmp_path: Path) -> None:
     rows = [face("a", 1, digest=b"1"), face("a", 2, digest=b"1"), face("b", 1, digest=b"1"), face("b", 2, digest=b"1")]
-    found, left_out = newest(tmp_path, [*rows, face("c", 1, digest=b"2")], excluded={b"2"}, model=FACES)
+    found, left_out = newest(
+        tmp_path, [*rows, face("c", 1, digest=b"2")], excluded=Exclusions(digests=frozenset({b"2"})), model=FACES
+    )
     assert list(found) == [face("a", 1)["uri"], face("a", 2)["uri"]]
     assert left_out == NONE | {"duplicate": 2, "excluded": 1, "no_face": 0}
-
-
-def test_a_manifest_excludes_every_face_of_its_pictures(tmp_path: Path) -> None:
-    (tmp_path / "photo.jpg").write_bytes(picture(1))
-    (tmp_path / "val.csv").write_text(f'path,label\n"{Face(9.0, 9.0, 8.0, 0.0).uri_in("photo.jpg")}",anger\n')
-    assert excluded_digests([str(tmp_path / "val.csv")], CLASSES) == {xxhash.xxh3_128_digest(picture(1))}
 
 
 def test_the_faces_of_a_teacher_are_another_model(tmp_path: Path, teacher: Artifact) -> None:

@@ -13,12 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 import xxhash
 
+from ray_fer.data.digests import Contents
 from ray_fer.data.items import Item, Read
 from ray_fer.data.read import read_objects
+from ray_fer.data.sources.uris import Face
 from ray_fer.errors import UserError
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.table import FILE_SCHEMA, create_table, write_file
 from ray_fer.training.inputs import check_selection, list_unlabeled, open_inputs, read_unlabeled, warn_of_copies
+from tests.shards import parquet_of, tar_of
 from tests.training.toy import CLASSES, PLACES, config, write_faces, write_selection
 
 
@@ -152,6 +155,74 @@ def test_a_selection_of_nothing_is_named(rows: int, faces: Path) -> None:
     pq.write_table(table.set_column(table.column_names.index("weight"), "weight", weights), file)
     with pytest.raises(UserError, match=rf"^pseudo={faces}/selection: the selection is empty$"):
         check(faces)
+
+
+def test_a_validation_picture_that_cannot_be_read_opens_no_guard(faces: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is surely gone is in no validation; of what may be there, a copy might be trained on."""
+    write_selection(faces / "selection", faces / "more")
+    (faces / "val" / "anger-0.png").unlink()
+    (faces / "val" / "anger-0.png").mkdir()
+    message = rf"^val: 1 of \d+ pictures cannot be read, the first: {faces}/val/anger-0.png \(unreadable: .*take it out"
+    with pytest.raises(UserError, match=message):
+        check(faces)
+    with pytest.raises(UserError, match=message):
+        unlabeled(faces, faces / "more")
+    warn_of_copies(open_inputs(config(faces)))
+    assert f"val: 1 of 12 pictures cannot be read, the first: {faces}/val/anger-0.png" in caplog.text
+    gone = [Read(Item(uri, "", 0), "", None, "missing", "not there") for uri in ("s3://b/a.png", "s3://b/f.tar!/a.png")]
+    for read, opens in zip(gone, (False, True), strict=True):
+        inputs = open_inputs(config(faces))
+        inputs.__dict__["val_contents"] = Contents({}, frozenset(), (read,))
+        if opens:
+            with pytest.raises(UserError, match=r"the first: s3://b/f.tar!/a.png \(missing: not there\)"):
+                inputs.held_out()
+        else:
+            assert inputs.held_out() is inputs.val_contents
+
+
+def test_a_link_to_a_validation_picture_is_found_by_what_it_holds(faces: Path) -> None:
+    link = faces / "more" / "link.png"
+    link.symlink_to(faces / "val" / "anger-1.png")
+    write_selection(faces / "selection", faces / "more")
+    with pytest.raises(UserError, match=rf"1 of 13 pseudo-labels are of .*, the first: {link};"):
+        check(faces)
+    assert "link.png" not in unlabeled(faces, faces / "more")
+
+
+def test_another_face_of_a_validation_picture_has_no_pseudo_label(faces: Path) -> None:
+    """Also where the picture held something else when it was labelled, so that no digest tells."""
+    record(faces, dict.fromkeys((faces / "more").glob("*.png"), b"0" * 16))
+    file = faces / "selection" / "selection.parquet"
+    table = pq.read_table(file)
+    photo = faces / "val" / "anger-0.png"
+    uris = [Face(9.0, 9.0, 5.0, 0.0).uri_in(str(photo)), *table["uri"].to_pylist()[1:]]
+    pq.write_table(table.set_column(0, "uri", pa.array(uris)), file)
+    manifest = faces / "val" / "manifest.csv"
+    manifest.write_text(manifest.read_text().replace("anger-0.png", '"./anger-0.png#face=9.0,9.0,8.0,0.0"'))
+    with pytest.raises(UserError, match=rf"1 of 12 pseudo-labels are of .*, the first: {re.escape(uris[0])};"):
+        check(faces)
+
+
+def test_members_and_rows_are_looked_for_where_they_lie(faces: Path) -> None:
+    """Of manifests, however they spell the shard and the table around a picture."""
+    train = sorted((faces / "train").glob("*.png"))
+    (faces / "faces.tar").write_bytes(tar_of([(f"./{path.name}", path.read_bytes()) for path in train]))
+    (faces / "faces.parquet").write_bytes(parquet_of({"image": [path.read_bytes() for path in train]}))
+    labels = [path.name.partition("-")[0] for path in train]
+    cells = [f"../train/../faces.tar!/./{path.name}" for path in train]
+    rows = [f"{faces}//faces.parquet#column=image&row={number}" for number in range(len(train))]
+    for given in (cells, rows, [path.as_uri() for path in train]):
+        lines = [f"{cell},{label}" for cell, label in zip(given, labels, strict=True)]
+        (faces / "train" / "manifest.csv").write_text("\n".join(["path,label", *lines]))
+        inputs = open_inputs(config(faces))
+        assert (len(inputs.labeled), inputs.config.image_size) == (12, 32)
+        assert len(inputs.labeled_contents.digests) == 12
+    lines[0] = f"../faces.tar!/{train[0].name},{labels[0]}"
+    (faces / "train" / "manifest.csv").write_text("\n".join(["path,label", *lines]))
+    with pytest.raises(
+        UserError, match=rf"labeled: 1 of 12 pictures are not there, the first: {faces}/faces.tar!/anger-0"
+    ):
+        open_inputs(config(faces))
 
 
 def test_labelled_copies_of_validation_faces_are_told(faces: Path, caplog: pytest.LogCaptureFixture) -> None:
