@@ -61,11 +61,11 @@ def write_deadly_decoder(folder: Path, once: bool = False) -> str:
         "import os, pathlib, simplejpeg\n"
         "header = simplejpeg.decode_jpeg_header\n"
         "died = pathlib.Path(__file__).with_name('died')\n"
-        "def decode_jpeg_header(data):\n"
+        "def decode_jpeg_header(data, **options):\n"
         f"    if data.endswith({_DEADLY!r}) and not ({once} and died.exists()):\n"
         "        died.touch()\n"
         "        os.kill(os.getpid(), 9)\n"
-        "    return header(data)\n"
+        "    return header(data, **options)\n"
         "simplejpeg.decode_jpeg_header = decode_jpeg_header\n"
     )
     return str(folder)

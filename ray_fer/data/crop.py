@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ray_fer.data import jpeg
 from ray_fer.data.decode import (
     BACKGROUND,
-    JPEG_START,
+    LEADING_PADDING,
     MAX_PIXELS,
     Opened,
     UInt8Array,
@@ -74,7 +75,7 @@ class Picture:
 
     def __init__(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> None:
         self._data, self._max_pixels = data, max_pixels
-        self._shrinkable = data.startswith(JPEG_START)
+        self._shrinkable = data.lstrip(LEADING_PADDING).startswith(jpeg.START)
         self._opened: dict[int, Opened] = {}
 
     def shrunk(self, side: int) -> tuple[UInt8Array, float]:

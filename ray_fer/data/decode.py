@@ -12,18 +12,18 @@ not the triangle's: on pictures with natural (1/f) spectra and 47 levels of cont
 decode by 1-5 levels on average, no more than two usual resize filters differ from one another; it is aligned with it
 to a fraction of a pixel. Colour profiles are ignored.
 
-Where libjpeg reports lost data it fills the rest with grey and only warns; Pillow hides that warning. So such a JPEG
-is refused here rather than handed on to Pillow, which only sees what simplejpeg cannot represent.
+A file that misses no pixel is a picture, whatever else is wrong with it: stray bytes, no end marker, something behind
+it, damaged or huge metadata. A file that misses pixels is none, and the error says which share, as far as that can be
+known. Where data is lost, libjpeg fills the rest with grey and only warns, as it does of a stray byte; Pillow hides the
+warning. So a JPEG with a warning is written again without what no pixel depends on (`ray_fer.data.jpeg`) and has to
+decode without one. An end marker counts as the encoder's word that all scans are there. Pillow only sees what
+simplejpeg cannot represent. Damage that leaves coded data valid, as most flipped bits do, cannot be seen in a JPEG.
 """
 
 import io
-import re
-import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -39,11 +39,16 @@ from PIL import (  # a plugin registers its format when imported
     WebPImagePlugin,
 )
 
+from ray_fer.data import chunks, jpeg
+from ray_fer.data.pillow import pillow_silence, to_8_bit
+
 IMAGE_EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"}
 )
 _ENDINGS = tuple(IMAGE_EXTENSIONS)
 MAX_PIXELS = 50_000_000
+LEADING_PADDING = b"\0\t\n\r \xef\xbb\xbf"
+"""Zeros, white space and a byte-order mark: what scripts print before a picture, and no format starts with."""
 BACKGROUND = 128
 """Grey level behind transparent pixels: the middle, so that a cut-out face gets neither a glowing nor a black frame."""
 
@@ -56,14 +61,8 @@ _PLUGINS = (
     TiffImagePlugin.TiffImageFile,
 )
 _FORMATS = tuple(plugin.format for plugin in _PLUGINS)  # an MPO file opens as JPEG
-JPEG_START = b"\xff\xd8\xff"
-_START_OF_SCAN = b"\xff\xda"
-_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # in coded data, 0xff is followed by 0 or is a restart
-# Every scan of a progressive JPEG walks the whole picture (30 ms for 50 Mpx) and may be 75 bytes long, so that a small
-# file could take hours. Encoders write about ten.
-_MAX_SCANS = 64
-_MAX_SEGMENTS = 10_000
-_LOST_DATA = ("Corrupt JPEG data", "remature end", "instead of RST", "Inconsistent progression")
+_ENOUGH_PIXELS = 1_000_000  # to see which rows are lost
+_PNG_BYTES_PER_PIXEL = 9  # four channels of 16 bits, and the filter of a row of one pixel
 _CMYK = ("CMYK", "YCCK")
 
 UInt8Array = NDArray[np.uint8]
@@ -179,8 +178,14 @@ def open_picture(data: bytes, least: Callable[[int, int], tuple[int, int]], *, m
         DecodeError: As `decode`.
     """
     with one_error():
-        opened = _open_jpeg(data, least, max_pixels) if data.startswith(JPEG_START) else None
-        return opened or _open_pillow(data, max_pixels)
+        data = data.lstrip(LEADING_PADDING) or data
+        if data.startswith(jpeg.START):
+            return _open_jpeg(data, least, max_pixels)
+        if data.startswith(chunks.PNG_START):
+            return _open_png(data, max_pixels)
+        if data.startswith(chunks.WEBP_START):
+            return _open_webp(data, max_pixels)
+        return _open_pillow(data, max_pixels)
 
 
 @contextmanager
@@ -193,26 +198,41 @@ def one_error() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise DecodeError("too_large", str(error)) from None
     except Exception as error:  # the bytes decide what is raised, down to SystemError and RecursionError
-        # Pillow bounds what a PNG's text and profile chunks may inflate to; that refusal is about size.
-        status = "too_large" if "Decompressed data too large" in str(error) else "undecodable"
-        raise DecodeError(status, f"{type(error).__name__}: {error}") from None
+        raise DecodeError("undecodable", f"{type(error).__name__}: {error}") from None
 
 
-def _open_jpeg(data: bytes, least: Callable[[int, int], tuple[int, int]], max_pixels: int) -> Opened | None:
-    """Decode by libjpeg-turbo at the smallest DCT scale that leaves `least`; None if only Pillow may be able to."""
-    if data.count(_START_OF_SCAN) > _MAX_SCANS and _has_too_many_scans(data):
-        raise DecodeError("undecodable", f"JPEG of more than {_MAX_SCANS} scans")
+def _open_jpeg(data: bytes, least: Callable[[int, int], tuple[int, int]], max_pixels: int) -> Opened:
+    """Decode by libjpeg-turbo at the smallest DCT scale that leaves `least`, or by Pillow what TurboJPEG cannot."""
+    if jpeg.has_too_many_scans(data):
+        raise DecodeError("undecodable", f"JPEG of more than {jpeg.MAX_SCANS} scans")
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        _check_pixels(int(width), int(height), max_pixels)
-        space = "GRAY" if colours == "Gray" else "CMYK" if colours in _CMYK else "RGB"
-        min_height, min_width = least(int(height), int(width))
-        pixels = simplejpeg.decode_jpeg(data, space, min_height=min_height, min_width=min_width)
+        return _turbo(data, least, max_pixels)
     except (ValueError, KeyError) as error:
-        message = str(error)
-        if any(sign in message for sign in _LOST_DATA) and "ICC" not in message:
-            raise DecodeError("undecodable", message) from None
-        return None
+        reason = str(error)
+    files = list(jpeg.mended(data))
+    for file in files:
+        if file.whole:
+            with suppress(ValueError, KeyError):
+                return _turbo(file.data, least, max_pixels)
+    if not files:
+        raise DecodeError("undecodable", f"damaged JPEG: no coded data that its header describes ({reason})")
+    shortest = files[-1]
+    try:
+        loss = shortest.loss(lambda file: _turbo_leniently(file, max_pixels))
+    except (ValueError, KeyError):
+        opened = _open_pillow(shortest.data, max_pixels)
+        loss = shortest.loss(lambda file: to_rgb(_open_pillow(file, max_pixels).image))
+        if loss is None:
+            return opened
+    raise DecodeError("undecodable", f"damaged JPEG: {loss or f'an unknown share of the rows is lost ({reason})'}")
+
+
+def _turbo(data: bytes, least: Callable[[int, int], tuple[int, int]], max_pixels: int) -> Opened:
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    _check_pixels(int(width), int(height), max_pixels)
+    space = "GRAY" if colours == "Gray" else "CMYK" if colours in _CMYK else "RGB"
+    min_height, min_width = least(int(height), int(width))
+    pixels = simplejpeg.decode_jpeg(data, space, min_height=min_height, min_width=min_width)
     if space == "GRAY":
         image = Image.fromarray(pixels[..., 0])
     elif space == "CMYK":
@@ -220,7 +240,22 @@ def _open_jpeg(data: bytes, least: Callable[[int, int], tuple[int, int]], max_pi
         image = Image.frombytes("CMYK", pixels.shape[1::-1], np.invert(pixels).tobytes()).convert("RGB")
     else:
         image = Image.fromarray(pixels)
-    return Opened(image, _jpeg_orientation(data), _dct_scale(height, width, pixels.shape), int(width), int(height))
+    return Opened(image, jpeg.orientation(data), _dct_scale(height, width, pixels.shape), int(width), int(height))
+
+
+def _turbo_leniently(data: bytes, max_pixels: int) -> UInt8Array:
+    """What libjpeg makes of damaged data as well, (H, W, C); a large picture is shrunk, so that this costs little."""
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    _check_pixels(int(width), int(height), max_pixels)
+    shrink = min(1.0, (_ENOUGH_PIXELS / (width * height)) ** 0.5)
+    pixels: UInt8Array = simplejpeg.decode_jpeg(
+        data,
+        "CMYK" if colours in _CMYK else "RGB",
+        min_height=int(height * shrink),
+        min_width=int(width * shrink),
+        strict=False,
+    )
+    return pixels
 
 
 def _dct_scale(height: int, width: int, shape: tuple[int, ...]) -> float:
@@ -231,8 +266,28 @@ def _dct_scale(height: int, width: int, shape: tuple[int, ...]) -> float:
     raise DecodeError("undecodable", f"a JPEG of {width} x {height} pixels was decoded to {shape[1]} x {shape[0]}")
 
 
+def _open_png(data: bytes, max_pixels: int) -> Opened:
+    try:
+        file = chunks.essential_png(data, _PNG_BYTES_PER_PIXEL * max_pixels)
+    except ValueError as error:
+        raise DecodeError("undecodable", f"damaged PNG: {error}") from None
+    try:
+        return _open_pillow(file, max_pixels)
+    except OSError as error:
+        loss = chunks.png_loss(file) or f"an unknown share of the pixels is lost ({error})"
+        raise DecodeError("undecodable", f"damaged PNG: {loss}") from None
+
+
+def _open_webp(data: bytes, max_pixels: int) -> Opened:
+    """Metadata and the length of the file can be wrong, and only then does it pay to look at them."""
+    try:
+        return _open_pillow(data, max_pixels)
+    except OSError:
+        return _open_pillow(chunks.essential_webp(data), max_pixels)
+
+
 def _open_pillow(data: bytes, max_pixels: int) -> Opened:
-    with _pillow_silence:
+    with pillow_silence:
         try:
             opened = Image.open(io.BytesIO(data), formats=_FORMATS)
         except UnidentifiedImageError:
@@ -242,8 +297,8 @@ def _open_pillow(data: bytes, max_pixels: int) -> Opened:
             _check_pixels(*image.size, max_pixels)
             image.load()
             # Pillow turns a TIFF itself and leaves its tag out of `info`.
-            orientation = _exif_orientation(image.info.get("exif", b""))
-            picture = _to_8_bit(image)
+            orientation = jpeg.exif_orientation(image.info.get("exif", b""))
+            picture = to_8_bit(image)
             return Opened(picture, orientation, 1.0, *picture.size)
 
 
@@ -252,41 +307,6 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise DecodeError("undecodable", f"picture of {width} x {height} pixels")
     if width * height > max_pixels:
         raise DecodeError("too_large", f"picture of {width} x {height} pixels, more than {max_pixels}")
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Bring any mode to L, RGB or RGBA; wide integers and floats are scaled, never clipped."""
-    if image.mode.startswith("I;16"):
-        # The high byte, as Pillow itself takes from 16-bit colour.
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        return Image.fromarray(_scale_to_8_bit(np.asarray(image)))
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    if image.mode in ("1", "L"):
-        return image.convert("L")
-    return image.convert("RGB")
-
-
-def _scale_to_8_bit(values: NDArray[Any]) -> UInt8Array:
-    """Map 32-bit integers or floats (H, W), which declare no white level, to 8 bits.
-
-    Values that fit 0..1 (floats), 0..255 or 0..65535 (integers) are read as such; all else is stretched from its
-    minimum to its maximum.
-    """
-    integer = values.dtype.kind == "i"
-    with np.errstate(invalid="ignore"):  # widening a signalling NaN warns
-        levels = np.nan_to_num(values.astype(np.float64), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(levels.min()), float(levels.max())
-    if low >= 0 and not integer and high <= 1:
-        levels *= 255
-    elif low >= 0 and integer and 255 < high <= 65535:
-        levels /= 257
-    elif low < 0 or high > 255:
-        levels -= low
-        levels *= 255
-        levels /= max(high - low, np.finfo(np.float64).tiny)
-    return np.rint(levels, out=levels).clip(0, 255, out=levels).astype(np.uint8)
 
 
 def _finish(opened: Opened, outs: Sequence[UInt8Array]) -> None:
@@ -323,85 +343,3 @@ def upright(pixels: UInt8Array, orientation: int) -> UInt8Array:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return pixels
-
-
-def _has_too_many_scans(data: bytes) -> bool:
-    """Count scans up to the picture's end only: phones append a film, in which the marker's bytes occur by chance."""
-    position, scans = 2, 0
-    for _ in range(_MAX_SEGMENTS):
-        found = _MARKER.search(data, position)
-        if found is None or data[found.end() - 1] == 0xD9:
-            return False
-        scans += data[found.end() - 1] == 0xDA
-        if scans > _MAX_SCANS:
-            return True
-        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
-    return True
-
-
-def _jpeg_orientation(data: bytes) -> int:
-    """Find the EXIF segment by hopping over the headers; a plain JPEG costs one or two microseconds."""
-    position = 2
-    while data[position : position + 1] == b"\xff":
-        marker = data[position + 1 : position + 2]
-        if marker == b"\xff":
-            position += 1
-            continue
-        if marker == b"\xda":
-            break
-        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-        if marker == b"\xe1" and data.startswith(b"Exif\0\0", position + 4):
-            return _exif_orientation(data[position + 4 : end])
-        position = end
-    return 1
-
-
-def _exif_orientation(exif: bytes) -> int:
-    """Read tag 0x0112 from the first directory of an EXIF block; damage of any kind reads as 1, upright."""
-    tiff = exif.removeprefix(b"Exif\0\0")
-    if tiff.startswith(b"II*\0"):
-        order = "little"
-    elif tiff.startswith(b"MM\0*"):
-        order = "big"
-    else:
-        return 1
-
-    def number(start: int, length: int) -> int:
-        return int.from_bytes(tiff[start : start + length], order)  # type: ignore[arg-type]
-
-    directory = number(4, 4)
-    for entry in range(directory + 2, min(directory + 2 + 12 * number(directory, 2), len(tiff)), 12):
-        if number(entry, 2) == 0x0112:
-            value = number(entry + 8, 4 if number(entry + 2, 2) == 4 else 2)
-            return value if 1 <= value <= 8 else 1
-    return 1
-
-
-class _PillowSilence:
-    """Ignore Pillow's warnings inside the block, from any number of threads.
-
-    `warnings.catch_warnings` swaps a process-wide list: two threads whose blocks overlap can leave it swapped for
-    good. Here the first one in swaps it and the last one out restores it.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._saved = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._saved = warnings.catch_warnings()
-                self._saved.__enter__()
-                warnings.filterwarnings("ignore", module=r"PIL\.")
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._saved.__exit__(None, None, None)
-
-
-_pillow_silence = _PillowSilence()

@@ -564,8 +564,6 @@ def bombs() -> dict[str, bytes]:
         "gif frame": bytes(frame_of_gif),
         "tiff": bytes(tiff),
         "webp": bytes(webp),
-        "png text": png(8, 8, 8, 0, bytes(72), chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(100_000_000), 9))),
-        "png profile": png(8, 8, 8, 0, bytes(72), chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(100_000_000), 9))),
     }
 
 
