@@ -38,3 +38,31 @@ def streamable_video(labels: list[str], fps: int = 10) -> bytes:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())
         return path.read_bytes()
+
+
+def grey_frames(count: int, size: int = 64) -> np.ndarray:
+    """uint8 (T, S, S, 3): each frame in a grey of its own, four levels above the one before."""
+    return np.broadcast_to((4 * np.arange(count) % 250)[:, None, None, None], (count, size, size, 3)).astype(np.uint8)
+
+
+def write_video(
+    path: Path,
+    frames: np.ndarray,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    fps: int = 25,
+    first: int = 0,
+    container: dict[str, str] | None = None,
+    **options: str,
+) -> Path:
+    """A video of uint8 (T, H, W, 3) in the container that the ending names; ``first`` is the first time stamp."""
+    with av.open(str(path), "w", options=container or {}) as file:
+        stream = file.add_stream(codec, rate=fps, options={"threads": "1", **options})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = pixels
+        for number, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture.pts = first + number
+            file.mux(stream.encode(picture))
+        file.mux(stream.encode())
+    return path
