@@ -6,7 +6,6 @@ Human-readable progress goes to stderr. The last line of stdout is the summary a
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 from ray_fer.config import job_help, load_config
 from ray_fer.errors import UserError
+from ray_fer.storage import to_json
 
 
 def main(job: str, function: Callable[[Any], dict[str, Any]]) -> None:
@@ -46,7 +46,7 @@ def main(job: str, function: Callable[[Any], dict[str, Any]]) -> None:
         sys.exit(1)
     finally:
         _disconnect()
-    print(json.dumps({"job": job, **summary, "seconds": round(time.time() - started, 1)}), flush=True)
+    print(to_json({"job": job, **summary, "seconds": round(time.time() - started, 1)}), flush=True)
 
 
 def _disconnect() -> None:

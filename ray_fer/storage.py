@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -171,8 +172,23 @@ def read_json(uri: str) -> Any:
 
 
 def write_json(uri: str, document: Any) -> None:
-    """Writes ``document`` as indented JSON, atomically."""
-    write_bytes(uri, (json.dumps(document, indent=2) + "\n").encode())
+    """Writes ``document`` as indented JSON, atomically; see `to_json`."""
+    write_bytes(uri, (to_json(document, indent=2) + "\n").encode())
+
+
+def to_json(document: Any, indent: int | None = None) -> str:
+    """``document`` as JSON, which knows no NaN and no infinity: a number that is none is null."""
+    return json.dumps(_finite(document), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {_finite(key): _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
 
 
 def delete(uri: str) -> None:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ray_fer.data.windows import fill_gaps
+from ray_fer.errors import UserError
 from ray_fer.evaluation.smoothing import smooth_clip
 from ray_fer.models.artifact import Artifact, open_artifact
 from ray_fer.models.frames import FrameEncoder, Pixels
@@ -32,7 +33,7 @@ class ClipProbs:
 
     Attributes:
         frames: the M readable frames, int64 (M,), strictly increasing.
-        encoded: those of them that the model has seen, int64 (E,), among them the first.
+        encoded: those of them that the model has seen and made something finite of, int64 (E,).
         probs: of the model at ``encoded``, float32 (E, K).
         framewise: of the frame classifier there, float32 (E, K); ``probs`` itself for a backbone.
         problems: why a frame is not among ``frames``, by frame number.
@@ -94,7 +95,7 @@ class ClipModel:
         """Probabilities of a clip, given as `ray_fer.data.video.read_clip` does; it is never held in memory.
 
         Raises:
-            UserError: from ``frames``, when the video cannot be opened.
+            UserError: from ``frames``, when the video cannot be opened; when the model puts out nothing finite.
         """
         step = self.temporal.frame_step if self.temporal else 1
         readable: list[int] = []
@@ -109,6 +110,8 @@ class ClipModel:
                     yield number, pixels
 
         found = self._frames.encode_clip(due(), self._batch_size)
+        if readable and not len(found.frames):
+            raise UserError(f"not one frame can be predicted: {found.problems[readable[0]]}")
         probs = found.probs
         if self.temporal and self._encoder is not None and len(found.frames):
             logits = clip_logits(self._encoder, found.frames, found.features, found.probs, self.temporal.stride)

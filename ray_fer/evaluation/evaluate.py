@@ -48,7 +48,7 @@ from ray_fer.evaluation.metrics import (
 )
 from ray_fer.evaluation.report import evaluation_figures, evaluation_report
 from ray_fer.models.engines import Engine, make_engine
-from ray_fer.models.softmax import softmax
+from ray_fer.models.softmax import softmax, why_not_finite
 from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, open_teacher
 from ray_fer.models.temporal import is_temporal
 
@@ -106,7 +106,9 @@ def _evaluate_temporal(config: EvaluateConfig) -> dict[str, Any]:
             if frame in found.problems
         }
         # A video file has frames that the manifest does not list.
-        _, listed, there = np.intersect1d(clip.frames, found.frames, return_indices=True)
+        predicted = found.frames[~np.isin(found.frames, list(found.problems))]
+        _, listed, _ = np.intersect1d(clip.frames, predicted, return_indices=True)
+        there = np.searchsorted(found.frames, clip.frames[listed])
         if len(there):
             rows = clip.rows[listed]
             probs[rows] = found.smoothed(model.temporal.smoothing)[there]
@@ -155,7 +157,8 @@ def predict_pictures(
         batch_size: pictures per inference call.
 
     Returns:
-        float32 (N, K), rows of pictures that could not be read NaN; and the reasons by row number.
+        float32 (N, K), NaN for pictures that could not be read or whose output is not finite; and the reasons by row
+        number.
     """
     probs = np.full((len(uris), len(teacher.classes)), np.nan, np.float32)
     errors: dict[int, str] = {}
@@ -180,9 +183,12 @@ def predict_pictures(
         if good:
             engine = engines.get()
             try:
-                probs[good] = softmax(engine(pixels[: len(good)]))
+                logits = engine(pixels[: len(good)])
             finally:
                 engines.put(engine)
+            probs[good] = found = softmax(logits)
+            for number in np.flatnonzero(np.isnan(found[:, 0])).tolist():
+                errors[good[number]] = why_not_finite(logits[number], teacher.classes)
 
     with ThreadPoolExecutor(max(n_engines, 1)) as workers:
         for done, _ in enumerate(workers.map(run, starts), start=1):

@@ -17,8 +17,8 @@ from ray_fer.data.sources.uris import split_face
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact
 from ray_fer.models.engines import Pixels, centre, make_engine
-from ray_fer.models.openvino_engine import net_input
-from ray_fer.models.softmax import softmax
+from ray_fer.models.onnx_net import net_input
+from ray_fer.models.softmax import softmax, why_not_finite
 from ray_fer.models.teacher import OnnxTeacher, Teacher, TimmTeacher, check_teacher, open_teacher
 from ray_fer.models.torch_engine import Normalised
 
@@ -27,7 +27,8 @@ def inspect_teacher(config: InspectTeacherConfig) -> dict[str, Any]:
     """Writes a PNG of what enters the net, taken from its input and de-normalised, to ``out``.
 
     Returns:
-        ``png``, ``model_id``, ``label``, ``probs`` by class, and the sides in pixels of the decoded crop as
+        ``png``, ``model_id``, ``label``, ``probs`` by class (both null, and an ``error``, where the output is not
+        finite), and the sides in pixels of the decoded crop as
         ``image_size`` and of the part of it that enters as ``net_size``.
 
     Raises:
@@ -49,15 +50,21 @@ def inspect_teacher(config: InspectTeacherConfig) -> dict[str, Any]:
     # For one picture the conversion to OpenVINO would take longer than all the rest.
     name = "openvino" if isinstance(teacher, OnnxTeacher) else "torch"
     engine = make_engine(teacher, name, batch_size=1, device="cpu", precision="float32")
-    probs = softmax(engine(pixels))[0]
+    logits = engine(pixels)
+    probs = softmax(logits)[0]
+    found: dict[str, Any] = {
+        "label": teacher.classes[int(np.argmax(probs))],
+        "probs": {name: round(float(p), 4) for name, p in zip(teacher.classes, probs, strict=True)},
+    }
+    if np.isnan(probs).any():
+        found = {"label": None, "probs": None, "error": why_not_finite(logits[0], teacher.classes)}
     buffer = io.BytesIO()
     Image.fromarray(seen_by_net(teacher, pixels)[0]).save(buffer, "PNG")
     storage.write_bytes(out, buffer.getvalue())
     return {
         "png": out,
         "model_id": teacher.model_id("float32"),
-        "label": teacher.classes[int(np.argmax(probs))],
-        "probs": {name: round(float(p), 4) for name, p in zip(teacher.classes, probs, strict=True)},
+        **found,
         "image_size": teacher.image_size,
         "net_size": teacher.net_size,
     }

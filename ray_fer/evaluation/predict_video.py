@@ -47,7 +47,7 @@ def predict_video(config: PredictVideoConfig) -> dict[str, Any]:
     Returns:
         ``videos`` and ``frames`` (counts), ``failed`` (reasons by URI), ``predictions`` (by NAME: ``video``,
         ``frames``, ``seconds``, ``smoothing`` in frames, ``share`` of the frames by class, ``problem`` of a damaged
-        file or null), ``out``.
+        file, or of frames for which the model puts out nothing finite, or null), ``out``.
 
     Raises:
         UserError: when the model or the source cannot be used, or when not one video could be read.
@@ -110,6 +110,10 @@ def _predict(model: ClipModel, uri: str, name: str, out: str) -> dict[str, Any]:
     storage.write_bytes(storage.join(out, f"{name}.csv"), _csv(clip.frames, times, probs, model.classes))
     figure = expression_timeline(labels, model.classes, fps=fps, confidence=confidence, title=name)
     storage.write_bytes(storage.join(out, f"{name}.png"), figure)
+    guessed = [number for number in clip.frames.tolist() if number in clip.problems]
+    problem = video.problem
+    if guessed and problem is None:
+        problem = f"{len(guessed)} frames are filled in from their neighbours: {clip.problems[guessed[0]]}"
     share = np.bincount(labels, minlength=len(model.classes)) / len(labels)
     return {
         "video": uri,
@@ -117,7 +121,7 @@ def _predict(model: ClipModel, uri: str, name: str, out: str) -> dict[str, Any]:
         "seconds": round(len(labels) / fps, 3),
         "smoothing": smoothing,
         "share": {label: round(float(part), 4) for label, part in zip(model.classes, share, strict=True)},
-        "problem": video.problem,
+        "problem": problem,
     }
 
 

@@ -33,7 +33,8 @@ NO_FACE = "no_face"
 SUCCESSES = (OK, NO_FACE)
 # Nothing will change until the object does.
 CRASHED = "crashed"
-PERMANENT = ("undecodable", "too_large", CRASHED)
+NOT_FINITE = "not_finite"  # the model puts out NaN or infinity for it
+PERMANENT = ("undecodable", "too_large", CRASHED, NOT_FINITE)
 # May be otherwise on a later run.
 TRANSIENT = ("missing", "unreadable")
 # Not about a content but about the object's place: marks, the first two of which `gone` writes. The third says that an

@@ -24,9 +24,9 @@ import xxhash
 from ray_fer.data.crop import Picture
 from ray_fer.data.decode import DecodeError, decode_into_each
 from ray_fer.data.read import Item, read_objects
-from ray_fer.labeling.table import FILE_SCHEMA, NO_FACE, OK, TRANSIENT
+from ray_fer.labeling.table import FILE_SCHEMA, NO_FACE, NOT_FINITE, OK, TRANSIENT
 from ray_fer.models.face_detector import face_detector
-from ray_fer.models.softmax import softmax
+from ray_fer.models.softmax import softmax, why_not_finite
 
 if TYPE_CHECKING:
     from ray_fer.models.engines import Engine, Pixels
@@ -221,13 +221,21 @@ def share(batch: Decoded, teacher: int, image_sizes: Sequence[int]) -> tuple[lis
 
 
 def infer(rows: list[Row], pixels: Pixels, engine: Engine, classes: tuple[str, ...], batch_size: int) -> list[Row]:
-    """Fills probs, label and confidence into those of ``rows`` that are ``ok``, and returns all."""
+    """Fills probs, label and confidence into those of ``rows`` that are ``ok``, and returns all.
+
+    One whose output has no probabilities becomes ``not_finite``, with an error that says why.
+    """
     good = [row for row in rows if row["status"] == OK]
     for start in range(0, len(good), batch_size):
-        probs = softmax(engine(pixels[start : start + batch_size]))
+        batch = good[start : start + batch_size]
+        logits = engine(pixels[start : start + batch_size])
+        probs = softmax(logits)
         best = probs.argmax(axis=1)
-        for row, p, k in zip(good[start : start + batch_size], probs, best, strict=True):
+        for row, p, k in zip(batch, probs, best, strict=True):
             row |= {"probs": p, "label": classes[k], "confidence": p[k]}
+        for number in np.flatnonzero(np.isnan(probs[:, 0])).tolist():
+            error = why_not_finite(logits[number], classes)
+            batch[number] |= {"status": NOT_FINITE, "error": error, "probs": None, "label": None, "confidence": None}
     return rows
 
 

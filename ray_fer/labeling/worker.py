@@ -19,7 +19,7 @@ from ray_fer.config import PseudoLabelConfig
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.isolation import decode_isolated
 from ray_fer.labeling.progress import Stats, image_statuses, unit_stats
-from ray_fer.labeling.table import WrittenFile, write_file
+from ray_fer.labeling.table import NOT_FINITE, OK, WrittenFile, write_file
 from ray_fer.labeling.unit import Decoded, Row, decode_items, infer, share, to_table
 from ray_fer.models.face_detector import weights
 from ray_fer.models.teacher import open_teacher
@@ -141,10 +141,18 @@ class Labeller:
         statuses: Counter[str] = Counter()
         rows: list[list[Row]] = [[] for _ in self.engines]
         for batch in batches:
-            statuses.update(image_statuses(batch.rows))
+            broken: set[str] = set()
             for teacher, engine in enumerate(self.engines):
                 mine, pixels = share(batch, teacher, self.plan.image_sizes)
                 rows[teacher] += infer(mine, pixels, engine, self.classes, self.plan.batch_size)
+                broken.update(row["uri"] for row in mine if row["status"] == NOT_FINITE)
+            # An image for which one of several teachers fails counts as failed.
+            statuses.update(
+                image_statuses(
+                    row | {"status": NOT_FINITE} if row["status"] == OK and row["uri"] in broken else row
+                    for row in batch.rows
+                )
+            )
         files, stats = {}, {}
         for model, mine in zip(self.plan.models, rows, strict=True):
             if mine:

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
 from ray_fer import storage
 from ray_fer.errors import UserError, one_line
 from ray_fer.models.face_detector import DETECTOR
+from ray_fer.models.folder_facts import NO_PROCESSOR, folder_facts, read_json
 from ray_fer.models.outputs import Outputs
+from ray_fer.models.sidecar import IN_FOLDER, TimmSidecar, check_sidecar
+from ray_fer.models.weights import check_safetensors
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +80,7 @@ class Artifact:
     def metrics(self) -> dict[str, Any]:
         """``metrics.json``, empty where there is none."""
         path = self.folder / METRICS
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        return read_json(path, f"{self.uri}/{METRICS}").values if path.exists() else {}
 
     @property
     def temperature(self) -> float:
@@ -179,8 +180,8 @@ def save_artifact(
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / WEIGHTS)
         facts = {"label_names": list(classes), "temperature": temperature}
         save_config_for_hf(model, str(folder / CONFIG), facts, data_config=preprocessing)
-        (folder / METRICS).write_text(json.dumps(metrics, indent=2))
-        (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2))
+        (folder / METRICS).write_text(storage.to_json(metrics, indent=2))
+        (folder / PROVENANCE).write_text(storage.to_json(provenance, indent=2))
         for file_name, data in (extra or {}).items():
             (folder / file_name).write_bytes(data)
         storage.upload_folder(folder, uri, last=CONFIG)
@@ -198,26 +199,44 @@ def open_artifact(uri: str) -> Artifact:
         if not storage.exists(storage.join(uri, name)):
             raise UserError(f"{uri}: no model artifact there ({name} is missing)")
     folder = storage.local_copy(uri)
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        missing = [key for key in ("architecture", "label_names", "pretrained_cfg") if key not in config]
-    except ValueError as error:
-        raise UserError(f"{uri}/{CONFIG}: not JSON ({error})") from None
-    if missing:
-        raise UserError(f"{uri}/{CONFIG}: no {missing[0]!r}, so its classes or preprocessing are unknown")
-    try:
-        with safe_open(folder / WEIGHTS, framework="numpy"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{uri}/{WEIGHTS}: cannot be read ({one_line(error)})") from None
+    config = _checked_config(f"{uri}/{CONFIG}", folder / CONFIG)
+    check_safetensors(f"{uri}/{WEIGHTS}", folder / WEIGHTS)
     return Artifact(uri, folder, _content_hash(folder / WEIGHTS, config), config)
 
 
+def _checked_config(uri: str, path: Path) -> dict[str, Any]:
+    document = read_json(path, uri)
+    for key in ("architecture", "label_names", "pretrained_cfg"):
+        if not document.values.get(key):
+            raise UserError(f"{uri}: no {key!r}, so its classes or preprocessing are unknown")
+    facts = folder_facts(document, NO_PROCESSOR)
+    # Of our own there may be a single class.
+    sidecar = check_sidecar(uri, TimmSidecar, {"classes": ["neutral", "other"]}, facts)
+    if sidecar.channels != 3:
+        raise UserError(f"{uri}: a net that sees grey can only be a teacher, with a {IN_FOLDER} beside it")
+    # As timm writes it; what others write by hand is only understood of a teacher.
+    for key in ("label_names", "pretrained_cfg.input_size", "pretrained_cfg.mean", "pretrained_cfg.std"):
+        value: Any = document.values
+        for part in key.split("."):
+            value = value[part]
+        if not isinstance(value, list) or (key != "label_names" and len(value) != 3):
+            raise UserError(f"{uri}: {key}: {value!r}: not a list" + " of three numbers" * (key != "label_names"))
+    return document.values
+
+
 def load_model(artifact: Artifact) -> torch.nn.Module:
-    """The timm model with its weights, on the CPU, in evaluation mode."""
+    """The timm model with its weights, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: when the weights are not those of the model that ``config.json`` names.
+    """
     import timm
 
-    model: torch.nn.Module = timm.create_model(f"local-dir:{artifact.folder}", pretrained=True)
+    try:
+        model: torch.nn.Module = timm.create_model(f"local-dir:{artifact.folder}", pretrained=True)
+    except Exception as error:  # as many as timm has modules
+        what = f"its weights do not fit the {artifact.architecture} of its {CONFIG}: {one_line(error)}"
+        raise UserError(f"{artifact.uri}: {what}") from None
     return model.eval()
 
 

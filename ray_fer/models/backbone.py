@@ -6,6 +6,7 @@ import difflib
 import functools
 import json
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from safetensors import SafetensorError
 from timm.data.config import resolve_model_data_config
 
 from ray_fer import storage
-from ray_fer.errors import UserError
-from ray_fer.models.artifact import Artifact, load_model
+from ray_fer.errors import UserError, one_line
+from ray_fer.models.artifact import CONFIG, Artifact, load_model
+from ray_fer.models.weights import check_finite, state_of
 
 DEFAULT_BACKBONE = "resnet10t"
 # What timm, torch and safetensors raise for files that hold no weights, or others.
@@ -24,6 +26,10 @@ BAD_WEIGHTS = (
     *(RuntimeError, KeyError, ValueError, AttributeError, AssertionError),
     *(OSError, EOFError, pickle.UnpicklingError, SafetensorError),
 )
+
+# What is tried, nearest first, where a size does not fit, and for how long of the processor's time.
+_SIZES = range(32, 449, 32)
+_SEARCH_SECONDS = 20.0
 
 
 def check_backbone(name: str) -> None:
@@ -56,21 +62,24 @@ def build_backbone(
         classes: names in the order of the logits, compared with those of ``init``.
 
     Raises:
-        UserError: when the backbone cannot have that size, or the weights do not fit it.
+        UserError: when the backbone cannot have that size, with sizes that it can have, or the weights do not fit it.
     """
-    arguments: dict[str, Any] = {"num_classes": n_classes}
-    if _has_fixed_size(name):
-        arguments["img_size"] = image_size
-    if pretrained is not None:
-        model = _from_pretrained(name, pretrained, arguments)
-    else:
-        model = timm.create_model(name, **arguments)
-    _check_size(model, name, image_size)
+    try:
+        if pretrained is not None:
+            model = _from_pretrained(name, pretrained, _arguments(name, n_classes, image_size))
+        else:
+            model = timm.create_model(name, **_arguments(name, n_classes, image_size))
+        check_forward(model, n_classes, image_size)
+    except UserError:
+        raise
+    except Exception as error:  # timm's modules raise anything for a size that is not theirs
+        what = f"backbone={name}: cannot see pictures of image_size={image_size} ({one_line(error)})"
+        raise UserError(what + _fitting(name, n_classes, image_size)) from None
     if init is not None:
         try:
             _start_from(model, init, keep_head=init.classes == classes)
         except RuntimeError as error:
-            raise UserError(f"{init.uri}: its weights do not fit backbone={name}: {_line(error)}") from None
+            raise UserError(f"{init.uri}: its weights do not fit backbone={name}: {one_line(error)}") from None
     return model
 
 
@@ -121,9 +130,57 @@ def local_pretrained(uri: str) -> str:
     return str(storage.local_copy(parent, only=[name]) / name)
 
 
-def _has_fixed_size(name: str) -> bool:
+def check_forward(model: torch.nn.Module, n_classes: int, image_size: int, channels: int = 3) -> None:
+    """Lets two pictures through: a net tells only then that its patches or windows do not divide the side.
+
+    Args:
+        model: a timm model; its mode is kept.
+        n_classes: numbers that it has to put out for each.
+        image_size: side of the pictures in pixels.
+        channels: of the pictures.
+
+    Raises:
+        RuntimeError: when it puts out anything else; whatever else the model raises.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            out = model(torch.zeros(2, channels, image_size, image_size))
+    finally:
+        model.train(training)
+    shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+    if shape != (2, n_classes):
+        raise RuntimeError(f"it puts out {shape} for 2 pictures and {n_classes} classes")
+
+
+def _arguments(name: str, n_classes: int, image_size: int) -> dict[str, Any]:
     config = timm.get_pretrained_cfg(name.split(".")[0])
-    return bool(config is not None and config.fixed_input_size)
+    sized = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+    return {"num_classes": n_classes} | sized
+
+
+def _fitting(name: str, n_classes: int, image_size: int) -> str:
+    """Which sizes near ``image_size`` the backbone can have, as the end of a message; empty where none was found."""
+    config = timm.get_pretrained_cfg(name.split(".")[0])
+    own = config.input_size[-1] if config is not None else _SIZES[0]
+    began = time.process_time()
+    found: list[int] = []
+    for near in (
+        sorted((size for size in {*_SIZES, own} if size < image_size), reverse=True),
+        sorted(size for size in {*_SIZES, own} if size > image_size),
+    ):
+        for size in near:
+            if time.process_time() - began > _SEARCH_SECONDS:
+                break
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    check_forward(timm.create_model(name, **_arguments(name, n_classes, size)), n_classes, size)
+            except Exception:  # as in `build_backbone`
+                continue
+            found.append(size)
+            break
+    return f"; {' or '.join(map(str, found))} would fit" if found else ""
 
 
 def _from_pretrained(name: str, pretrained: str, arguments: dict[str, Any]) -> torch.nn.Module:
@@ -136,35 +193,36 @@ def _from_pretrained(name: str, pretrained: str, arguments: dict[str, Any]) -> t
         source = f"local-dir:{pretrained}"
     else:
         overlay = {"pretrained_cfg_overlay": {"file": pretrained, "custom_load": False}}
-    try:
-        # timm passes over what a file lacks, so weights of another model would count as pretrained without a word.
-        # Two models of one seed tell what was not loaded: it is equal in both.
-        with torch.random.fork_rng(devices=[]):
-            seed = torch.initial_seed() ^ 0x5EED
-            torch.manual_seed(seed)
-            fresh = dict(timm.create_model(source, **arguments).named_parameters())
-            torch.manual_seed(seed)
+    # timm passes over what a file lacks, so weights of another model would count as pretrained without a word.
+    # Two models of one seed tell what was not loaded: it is equal in both.
+    with torch.random.fork_rng(devices=[]):
+        seed = torch.initial_seed() ^ 0x5EED
+        torch.manual_seed(seed)
+        fresh = dict(_create(source, arguments).named_parameters())
+        torch.manual_seed(seed)
+        try:
             model: torch.nn.Module = timm.create_model(source, pretrained=True, **overlay, **arguments)
-        head = _head_names(model)
-        for key, value in model.named_parameters():
-            random = value.ndim > 1 and bool((value != value.flatten()[0]).any())
-            if random and key not in head and torch.equal(value, fresh[key]):
-                raise RuntimeError(f"nothing there for {key}")
-    except BAD_WEIGHTS as error:
-        raise UserError(f"pretrained={pretrained}: its weights do not fit backbone={name}: {_line(error)}") from None
+            head = _head_names(model)
+            for key, value in model.named_parameters():
+                random = value.ndim > 1 and bool((value != value.flatten()[0]).any())
+                if random and key not in head and torch.equal(value, fresh[key]):
+                    raise RuntimeError(f"nothing there for {key}")
+        except BAD_WEIGHTS as error:
+            what = f"its weights do not fit backbone={name}: {one_line(error)}"
+            raise UserError(f"pretrained={pretrained}: {what}") from None
+    check_finite(f"pretrained={pretrained}", state_of(model))
     return model
 
 
-def _check_size(model: torch.nn.Module, name: str, image_size: int) -> None:
-    """Lets one picture through: a backbone tells only then that its patches or windows do not divide the side."""
-    model.eval()
+def _create(source: str, arguments: dict[str, Any]) -> torch.nn.Module:
     try:
-        with torch.no_grad():
-            model(torch.zeros(1, 3, image_size, image_size))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(f"backbone={name}: cannot see pictures of image_size={image_size}: {_line(error)}") from None
-    finally:
-        model.train()
+        model: torch.nn.Module = timm.create_model(source, **arguments)
+    except TypeError as error:
+        folder = source.removeprefix("local-dir:")
+        if folder == source:
+            raise
+        raise UserError(f"pretrained={folder}: {CONFIG}: model_args: {one_line(error)}") from None
+    return model
 
 
 def _architecture(folder: Path) -> str:
@@ -188,7 +246,3 @@ def _head_names(model: torch.nn.Module) -> set[str]:
     classifier = getattr(model, "default_cfg", {}).get("classifier", "fc")
     prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     return {name for name, _ in model.named_parameters() if name.startswith(tuple(f"{prefix}." for prefix in prefixes))}
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

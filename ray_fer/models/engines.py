@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact
-from ray_fer.models.openvino_engine import OpenVINOEngine, kept_graph, onnx_engine
+from ray_fer.models.onnx_net import onnx_engine
+from ray_fer.models.openvino_engine import OpenVINOEngine, kept_graph
 from ray_fer.models.outputs import Outputs
 from ray_fer.models.softmax import softmax
 from ray_fer.models.teacher import OnnxTeacher, Teacher, TimmTeacher, check_place
@@ -63,10 +64,14 @@ class Flipped:
         self.engine = engine
 
     def __call__(self, pixels: Pixels) -> Logits:
-        """Log-probabilities float32 (B, K) of ``pixels`` uint8 (B, S, S, 3)."""
-        mirrored = np.ascontiguousarray(pixels[:, :, ::-1])
-        mean = (softmax(self.engine(pixels)).astype(np.float64) + softmax(self.engine(mirrored))) / 2
-        return np.asarray(np.log(np.maximum(mean, np.finfo(np.float32).tiny)), np.float32)
+        """Log-probabilities float32 (B, K) of ``pixels`` uint8 (B, S, S, 3); logits that have none are as they are."""
+        both = self.engine(pixels), self.engine(np.ascontiguousarray(pixels[:, :, ::-1]))
+        mean = (softmax(both[0]).astype(np.float64) + softmax(both[1])) / 2
+        logits = np.asarray(np.log(np.maximum(mean, np.finfo(np.float32).tiny)), np.float32)
+        for side in both:  # what has no probabilities keeps its reason
+            bad = np.isnan(softmax(side)[:, 0])
+            logits[bad] = side[bad]
+        return logits
 
 
 def centre(pixels: Pixels, side: int) -> Pixels:

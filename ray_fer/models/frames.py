@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ray_fer.models.artifact import Artifact, load_model
-from ray_fer.models.softmax import softmax
+from ray_fer.models.softmax import softmax, why_not_finite
 from ray_fer.models.torch_engine import Normalised
 
 Floats = NDArray[np.float32]
@@ -57,30 +57,50 @@ class FrameEncoder:
         size = artifact.image_size
         self.dim = self(np.zeros((1, size, size, 3), np.uint8))[0].shape[1]
 
-    @torch.inference_mode()
     def __call__(self, pixels: Pixels) -> tuple[Floats, Floats]:
         """Features (B, D) and probabilities (B, K) of ``pixels``."""
+        features, logits = self._encode(pixels)
+        return features, softmax(logits)
+
+    @torch.inference_mode()
+    def _encode(self, pixels: Pixels) -> tuple[Floats, Floats]:
         outputs = self._model(torch.from_numpy(pixels).to(self.device)).float().cpu().numpy()
         n_classes = len(self.artifact.classes)
-        return np.ascontiguousarray(outputs[:, n_classes:]), softmax(self.artifact.outputs(outputs[:, :n_classes]))
+        return np.ascontiguousarray(outputs[:, n_classes:]), self.artifact.outputs(outputs[:, :n_classes])
 
     def encode_clip(self, frames: Iterable[tuple[int, Pixels | str]], batch_size: int) -> ClipFeatures:
-        """Features of a clip as `ray_fer.data.video.read_clip` gives it: frame numbers with pixels or a reason."""
+        """Features of a clip as `ray_fer.data.video.read_clip` gives it: frame numbers with pixels or a reason.
+
+        A frame whose features or logits are not finite is among the problems.
+        """
         numbers: list[int] = []
         problems: dict[int, str] = {}
         done: list[tuple[Floats, Floats]] = []
-        waiting: list[Pixels] = []
+        waiting: list[tuple[int, Pixels]] = []
+
+        def encode() -> None:
+            features, logits = self._encode(np.stack([pixels for _, pixels in waiting]))
+            probs = softmax(logits)
+            good = np.isfinite(np.concatenate([features, probs], axis=1)).all(axis=1)
+            for row, (number, _) in enumerate(waiting):
+                if good[row]:
+                    numbers.append(number)
+                elif np.isfinite(probs[row]).all():
+                    problems[number] = "the model's features are not finite"
+                else:
+                    problems[number] = why_not_finite(logits[row], self.artifact.classes)
+            done.append((features[good], probs[good]))
+            waiting.clear()
+
         for number, pixels in frames:
             if isinstance(pixels, str):
                 problems[number] = pixels
                 continue
-            numbers.append(number)
-            waiting.append(pixels)
+            waiting.append((number, pixels))
             if len(waiting) == batch_size:
-                done.append(self(np.stack(waiting)))
-                waiting = []
+                encode()
         if waiting:
-            done.append(self(np.stack(waiting)))
+            encode()
         empty = (np.empty((0, self.dim), np.float32), np.empty((0, len(self.artifact.classes)), np.float32))
         features, probs = (np.concatenate(parts) for parts in zip(empty, *done, strict=True))
         return ClipFeatures(np.array(numbers, np.int64), features, probs, problems)

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
 
 def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    """Probabilities float32 (B, K), computed in float64 so that rows sum to one to the last bit of float32."""
+    """Probabilities float32 (B, K), computed in float64 so that rows sum to one to the last bit of float32.
+
+    A logit of minus infinity is a probability of zero. A row that holds NaN or plus infinity, or nothing but minus
+    infinity, has no probabilities: all of it is NaN, and `why_not_finite` says why.
+    """
     z = logits.astype(np.float64)
-    z -= z.max(axis=1, keepdims=True)
-    e = np.exp(z)
-    return np.asarray(e / e.sum(axis=1, keepdims=True), np.float32)
+    with np.errstate(invalid="ignore"):
+        z -= z.max(axis=1, keepdims=True)
+        e = np.exp(z)
+        return np.asarray(e / e.sum(axis=1, keepdims=True), np.float32)
+
+
+def why_not_finite(logits: npt.NDArray[np.floating], classes: Sequence[str]) -> str:
+    """What keeps the logits (K,) of a picture from being probabilities, in words."""
+    nan, above = np.isnan(logits), np.isposinf(logits)
+    found, where = ("NaN", nan) if nan.any() else ("infinity", above) if above.any() else ("minus infinity", ~nan)
+    names = [name for name, there in zip(classes, where, strict=True) if there]
+    which = "every class" if len(names) == len(classes) else ", ".join(names)
+    return f"the model puts out {found} for {which}"

@@ -17,23 +17,31 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from ray_fer import storage
 from ray_fer.errors import UserError, one_line
 from ray_fer.models.artifact import CONFIG, PROVENANCE, model_id, open_artifact, update_from_file
-from ray_fer.models.openvino_engine import check_graph, check_outputs, onnx_engine, read_onnx
+from ray_fer.models.folder_facts import NO_PROCESSOR, PROCESSOR, Section, folder_facts, read_json, wrong
+from ray_fer.models.onnx_net import check_graph, constants, onnx_engine, read_onnx
 from ray_fer.models.outputs import Outputs
+from ray_fer.models.probe import check_outputs
 from ray_fer.models.sidecar import (
     IN_FOLDER,
     OnnxSidecar,
     Sidecar,
     TimmSidecar,
     check_sidecar,
+    crop_side,
     map_classes,
     read_sidecar,
 )
-from ray_fer.models.teacher_files import PROCESSOR, check_readable, folder_facts, local_files, read_json
+from ray_fer.models.teacher_files import local_files
+from ray_fer.models.weights import check_finite, check_safetensors, state_of
 
 if TYPE_CHECKING:
     import torch
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt")
+_NO_MODEL_ARGUMENTS = (
+    *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+    *("scriptable", "exportable", "no_jit", "features_only"),
+)
 _IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -100,9 +108,7 @@ class Foreign:
     @property
     def image_size(self) -> int:
         """Side in pixels of the crops, of which the net sees the centre."""
-        # The parity of both is the same, or the centre would lie half a pixel off.
-        border = round((self.net_size / self.sidecar.crop - self.net_size) / 2)
-        return self.net_size + 2 * border
+        return crop_side(self.sidecar)
 
     @property
     def net_size(self) -> int:
@@ -169,7 +175,8 @@ def open_teacher(uri: str) -> Teacher:
     if suffix == ".onnx":
         return _open_onnx(uri, sidecar_uri, check_sidecar(sidecar_uri, OnnxSidecar, said))
     path = local_files(uri)[0]
-    check_readable(uri, path)
+    if suffix == ".safetensors":
+        check_safetensors(uri, path)
     return _foreign(TimmTeacher, uri, [path], check_sidecar(sidecar_uri, TimmSidecar, said), sidecar_uri, model_args={})
 
 
@@ -218,23 +225,32 @@ def load_timm(teacher: TimmTeacher) -> torch.nn.Module:
     import timm
     from timm.models import load_checkpoint
 
-    from ray_fer.models.backbone import BAD_WEIGHTS, check_backbone
+    from ray_fer.models.backbone import check_backbone, check_forward
 
     said = teacher.sidecar
     try:
         check_backbone(said.architecture)
-        size = (3, said.image_size, said.image_size)
-        model: torch.nn.Module = timm.create_model(
-            said.architecture,
-            pretrained_cfg_overlay={"input_size": size},
-            **teacher.model_args | {"num_classes": len(said.classes)},
-        )
-        load_checkpoint(model, str(teacher.path), use_ema=True, weights_only=True)
     except UserError as error:
         raise UserError(f"{teacher.sidecar_uri}: architecture: {error}") from None
-    except BAD_WEIGHTS as error:
-        what = f"its weights do not fit a {said.architecture} of {len(said.classes)} classes at {said.image_size} px"
-        raise UserError(f"{teacher.uri}: {what}: {one_line(error)}") from None
+    what = f"a {said.architecture} of {len(said.classes)} classes at {said.image_size} px"
+    arguments = teacher.model_args | {"num_classes": len(said.classes)}
+    if said.channels != 3:
+        arguments |= {"in_chans": said.channels}
+    try:
+        model: torch.nn.Module = timm.create_model(
+            said.architecture,
+            pretrained_cfg_overlay={"input_size": (said.channels, said.image_size, said.image_size)},
+            **arguments,
+        )
+    except Exception as error:  # as many as timm has modules
+        place = f"{teacher.uri}/{CONFIG}: model_args: {teacher.model_args}" if teacher.model_args else teacher.uri
+        raise UserError(f"{place}: there is no such {what[2:]}: {one_line(error)}") from None
+    try:
+        load_checkpoint(model, str(teacher.path), use_ema=True, weights_only=True)
+        check_forward(model, len(said.classes), said.image_size, said.channels)
+    except Exception as error:
+        raise UserError(f"{teacher.uri}: its weights do not fit {what}: {one_line(error)}") from None
+    check_finite(teacher.uri, state_of(model))
     return model.eval()
 
 
@@ -250,29 +266,42 @@ def _open_folder(uri: str) -> Teacher:
         raise UserError(f"{uri}: no weights there (looked for {', '.join(_IN_FOLDER)})")
     folder = storage.local_copy(uri, only=[name for name in (CONFIG, PROCESSOR, weights[0]) if name in names])
     config = read_json(folder / CONFIG, storage.join(uri, CONFIG))
+    processor = read_json(folder / PROCESSOR, storage.join(uri, PROCESSOR)) if PROCESSOR in names else NO_PROCESSOR
     sidecar_uri = storage.join(uri, IN_FOLDER)
     said = read_sidecar(sidecar_uri)
-    if "architecture" not in config | said:
-        family = config.get("model_type") or "model of an unknown kind"
+    if config.get("architecture") is None and "architecture" not in said:
+        family = config.values.get("model_type") or "model of an unknown kind"
         raise UserError(
             f"{uri}/{CONFIG}: a {family} without a timm architecture; supported are timm's models in this layout, "
             "others as ONNX (optimum-cli export onnx) with a sidecar YAML"
         )
-    facts = folder_facts(
-        config, read_json(folder / PROCESSOR, storage.join(uri, PROCESSOR)) if PROCESSOR in names else {}
-    )
-    sidecar = check_sidecar(sidecar_uri, TimmSidecar, facts | said)
-    check_readable(storage.join(uri, weights[0]), folder / weights[0])
-    if (held := config.get("num_classes", len(sidecar.classes))) != len(sidecar.classes):
-        raise UserError(f"{sidecar_uri}: classes: {len(sidecar.classes)} names for num_classes {held} of {CONFIG}")
-    arguments = dict(config.get("model_args") or {})
-    return _foreign(TimmTeacher, uri, [folder / weights[0]], sidecar, sidecar_uri, model_args=arguments)
+    sidecar = check_sidecar(sidecar_uri, TimmSidecar, said, folder_facts(config, processor, said))
+    if weights[0].endswith(".safetensors"):
+        check_safetensors(storage.join(uri, weights[0]), folder / weights[0])
+    held = config.get("num_classes")
+    if held is not None and held.value != len(sidecar.classes):
+        shown = f"num_classes {held.value} of {CONFIG}"
+        raise UserError(f"{sidecar_uri}: classes: {len(sidecar.classes)} names for {shown}")
+    return _foreign(TimmTeacher, uri, [folder / weights[0]], sidecar, sidecar_uri, model_args=_model_arguments(config))
+
+
+def _model_arguments(config: Section) -> dict[str, Any]:
+    """Further arguments of ``timm.create_model``, of which a folder may say what a model is but not what is loaded."""
+    found = config.section("model_args")
+    if found is None:
+        return {}
+    for key in _NO_MODEL_ARGUMENTS:
+        if (fact := found.get(key)) is not None:
+            raise wrong(fact, "does not make a model")
+    return dict(found.values)
 
 
 def _open_onnx(uri: str, sidecar_uri: str, sidecar: OnnxSidecar) -> OnnxTeacher:
     paths = local_files(uri)
     teacher = _foreign(OnnxTeacher, uri, paths, sidecar, sidecar_uri)
-    check_graph(read_onnx(paths[0], uri), sidecar, uri, sidecar_uri)
+    graph = read_onnx(paths[0], uri)
+    check_graph(graph, sidecar, uri, sidecar_uri)
+    check_finite(uri, constants(graph))
     return teacher
 
 
@@ -283,7 +312,11 @@ def _foreign(
     kind: type[AnyForeign], uri: str, paths: list[Path], sidecar: Sidecar, sidecar_uri: str, **further: Any
 ) -> AnyForeign:
     classes, columns = map_classes(sidecar_uri, sidecar)
-    digest = hashlib.sha256(json.dumps([sidecar.model_dump(), further], sort_keys=True).encode())
+    # What was there before nets could be grey keeps its id.
+    said = sidecar.model_dump(
+        exclude={"colour"} if isinstance(sidecar, TimmSidecar) and sidecar.channels == 3 else None
+    )
+    digest = hashlib.sha256(json.dumps([said, further], sort_keys=True).encode())
     for path in paths:
         update_from_file(digest, path)
     probabilities = isinstance(sidecar, OnnxSidecar) and sidecar.output == "probabilities"

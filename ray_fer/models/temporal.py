@@ -28,8 +28,10 @@ from torch.nn import functional
 
 from ray_fer import storage
 from ray_fer.data.windows import average_windows, frame_grid, gather, window_starts
-from ray_fer.errors import UserError
+from ray_fer.errors import UserError, one_line
 from ray_fer.models.artifact import METRICS, PROVENANCE, Artifact, open_artifact
+from ray_fer.models.folder_facts import read_json
+from ray_fer.models.weights import check_safetensors
 
 WEIGHTS = "temporal.safetensors"
 CONFIG = "temporal.json"
@@ -251,9 +253,9 @@ def save_temporal(
             if path.is_file():  # not the checkpoints of its training
                 shutil.copyfile(path, folder / BACKBONE / path.name)
         save_file({key: value.cpu().contiguous() for key, value in encoder.state_dict().items()}, folder / WEIGHTS)
-        (folder / METRICS).write_text(json.dumps(metrics, indent=2))
-        (folder / PROVENANCE).write_text(json.dumps(provenance, indent=2))
-        (folder / CONFIG).write_text(json.dumps(config, indent=2))
+        (folder / METRICS).write_text(storage.to_json(metrics, indent=2))
+        (folder / PROVENANCE).write_text(storage.to_json(provenance, indent=2))
+        (folder / CONFIG).write_text(storage.to_json(config, indent=2))
         storage.upload_folder(folder, uri, last=CONFIG)
     return open_temporal(uri)
 
@@ -274,7 +276,11 @@ def open_temporal(uri: str) -> TemporalArtifact:
         if not storage.exists(storage.join(uri, name)):
             raise UserError(f"{uri}: no temporal model there ({name} is missing)")
     folder = storage.local_copy(uri)
-    config = json.loads((folder / CONFIG).read_text())
+    config = read_json(folder / CONFIG, f"{uri}/{CONFIG}").values
+    for key in ("encoder", "stride", "frame_step", "smoothing", "frame_smoothing", "backbone"):
+        if config.get(key) is None:
+            raise UserError(f"{uri}/{CONFIG}: no {key!r}")
+    check_safetensors(f"{uri}/{WEIGHTS}", folder / WEIGHTS)
     backbone = open_artifact(str(folder / BACKBONE))
     if backbone.id != config["backbone"]:
         raise UserError(f"{uri}: its backbone is {backbone.id}, but it was trained with {config['backbone']}")
@@ -284,7 +290,15 @@ def open_temporal(uri: str) -> TemporalArtifact:
 
 
 def load_encoder(artifact: TemporalArtifact) -> TemporalEncoder:
-    """The encoder with its weights, on the CPU, in evaluation mode."""
-    encoder = TemporalEncoder(**artifact.config["encoder"])
-    encoder.load_state_dict(load_file(artifact.folder / WEIGHTS))
+    """The encoder with its weights, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: when the weights are not those of the encoder that ``temporal.json`` describes.
+    """
+    try:
+        encoder = TemporalEncoder(**artifact.config["encoder"])
+        encoder.load_state_dict(load_file(artifact.folder / WEIGHTS))
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        what = f"its weights do not fit the encoder of its {CONFIG}: {one_line(error)}"
+        raise UserError(f"{artifact.uri}: {what}") from None
     return encoder.eval()

@@ -18,6 +18,8 @@ from ray_fer.models.teacher import TimmTeacher, load_timm
 if TYPE_CHECKING:
     import openvino
 
+# The share of red, green and blue in grey, ITU-R BT.601, as in Pillow, OpenCV and OpenVINO.
+LUMA = (0.299, 0.587, 0.114)
 Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 
@@ -26,8 +28,8 @@ class Normalised(torch.nn.Module):
     """A model that takes uint8 NHWC pixels: scales to [0, 1], normalises, and calls the backbone.
 
     Args:
-        model: maps float (B, 3, S, S) to logits (B, K).
-        mean: per channel, pixels in [0, 1].
+        model: maps float (B, C, S, S) to logits (B, K).
+        mean: of each of the C channels, pixels in [0, 1]; of a single channel, the model sees grey.
         std: per channel.
     """
 
@@ -42,7 +44,10 @@ class Normalised(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Logits (B, K) of ``pixels`` uint8 (B, S, S, 3)."""
-        x = pixels.to(self.scale.dtype) * self.scale + self.shift
+        x = pixels.to(self.scale.dtype)
+        if len(self.scale) == 1:
+            x = (x * x.new_tensor(LUMA)).sum(dim=3, keepdim=True)
+        x = x * self.scale + self.shift
         logits: torch.Tensor = self.model(x.permute(0, 3, 1, 2))
         return logits
 

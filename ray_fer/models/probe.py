@@ -1,0 +1,87 @@
+"""Pictures that tell what a net puts out before it labels millions: varied ones, as one grey square tells little."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ray_fer.errors import UserError
+from ray_fer.models.softmax import softmax, why_not_finite
+
+if TYPE_CHECKING:
+    from ray_fer.models.sidecar import OnnxSidecar
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+# Of a probability in eight bits: K of them sum up to 1 but for half of K steps, and some libraries round down.
+_STEP = 1 / 256
+
+
+def probe_pictures(side: int) -> Pixels:
+    """Eight pictures uint8 (8, S, S, 3): black, white, two slopes of colours, blots, noise, a dim and a bright one."""
+    rng = np.random.default_rng(0)
+    slope = np.linspace(0, 255, side)
+    across, down = np.broadcast_to(slope, (side, side)), np.broadcast_to(slope[:, None], (side, side))
+    blots = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((-(-side // 4), -(-side // 4), 1)))[:side, :side]
+    noise = rng.integers(0, 256, (side, side, 3))
+    return np.stack(
+        [
+            np.zeros((side, side, 3)),
+            np.stack([across, down, 255 - across], axis=2),
+            np.full((side, side, 3), 255),
+            blots,
+            blots[::-1] / 4,
+            noise,
+            np.stack([255 - down, across / 2, down], axis=2),
+            255 - noise / 4,
+        ]
+    ).astype(np.uint8)
+
+
+def check_outputs(engine: Callable[[Pixels], Floats], sidecar: OnnxSidecar, uri: str, sidecar_uri: str) -> None:
+    """Runs a net on `probe_pictures`: probabilities are told from logits by what they are.
+
+    Raises:
+        UserError: when the outputs are not what the sidecar says, are not finite for any picture, or change.
+    """
+    pictures = probe_pictures(sidecar.image_size)
+    raw = engine(pictures)
+    if raw.shape != (len(pictures), len(sidecar.classes)):
+        raise UserError(f"{sidecar_uri}: classes: {len(sidecar.classes)} names: {uri} puts out {raw.shape[1:]} numbers")
+    if np.isnan(softmax(raw)).all():
+        raise UserError(f"{uri}: {why_not_finite(raw[-1], sidecar.classes)}, whatever the picture")
+    if not np.allclose(raw, engine(pictures), rtol=1e-2, atol=1e-3, equal_nan=True):
+        raise UserError(f"{uri}: puts out something else for the same pictures: it seems to be in training mode")
+    finite = raw[np.isfinite(raw).all(axis=1)]
+    said = f"{sidecar_uri}: output: {sidecar.output}: by what {uri} puts out, they are"
+    total = share_of(finite)
+    if sidecar.output == "probabilities" and total != 1:
+        sums = finite.sum(axis=1)
+        low, high = (f"{sum_:.4g}" for sum_ in (sums.min(initial=np.inf), sums.max(initial=-np.inf)))
+        raise UserError(
+            f"{said} not probabilities but numbers from {finite.min():.4g} on with sums from {low} to {high}"
+        )
+    if sidecar.output == "logits" and total == 1:
+        raise UserError(f"{said} probabilities")
+    if sidecar.output == "logits" and total is not None:
+        raise UserError(f"{said} neither logits nor probabilities but shares of {total:.4g}")
+
+
+def share_of(raw: Floats) -> float | None:
+    """What the numbers (B, K) of every picture sum up to: 1 of probabilities, also in eight bits; None of logits."""
+    if not len(raw):
+        return None
+    sums = raw.sum(axis=1, dtype=np.float64)
+    tolerance = raw.shape[1] * _STEP
+    if raw.min() >= -_STEP and (np.abs(sums - 1) <= tolerance).all():
+        return 1.0
+    mean = float(sums.mean())
+    # Of a net that puts out the same whatever it sees nothing can be told.
+    varied = float(np.ptp(raw, axis=0).max()) > tolerance * abs(mean)
+    if mean > 0 and varied and raw.min() >= -_STEP * mean and (np.abs(sums / mean - 1) <= tolerance).all():
+        return mean
+    return None
