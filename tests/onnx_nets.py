@@ -34,6 +34,8 @@ def write_net(
     seed: int = 0,
     gain: float = 1.0,
     old: bool = False,
+    kind: int = TensorProto.FLOAT,
+    by_batch: bool = False,
 ) -> np.ndarray:
     """A net of one linear layer over the flattened input; its weights float32 (pixels, classes).
 
@@ -46,19 +48,26 @@ def write_net(
         seed: of the weights.
         gain: of the weights.
         old: in the format of FER+'s days, where weights are inputs too.
+        kind: of the input's numbers.
+        by_batch: whether the mean of the batch is subtracted, as a net in training mode does.
     """
     pixels = int(np.prod(shape[1:]))
     weights = np.random.default_rng(seed).normal(0, gain / np.sqrt(pixels), (pixels, classes)).astype(np.float32)
-    nodes = [helper.make_node("Flatten", ["input"], ["flat"])]
+    nodes = [helper.make_node("Flatten", ["floats"], ["flat"])]
     constants = [numpy_helper.from_array(weights, "weights")]
     if flat is not None:
-        nodes = [helper.make_node("Reshape", ["input", "size"], ["flat"])]
+        nodes = [helper.make_node("Reshape", ["floats", "size"], ["flat"])]
         constants.append(numpy_helper.from_array(np.array([flat, pixels], np.int64), "size"))
+    nodes.insert(0, helper.make_node("Cast", ["input"], ["floats"], to=TensorProto.FLOAT))
+    if by_batch:
+        nodes[-1].output[0] = "whole"
+        nodes.append(helper.make_node("ReduceMean", ["whole"], ["mean"], axes=[0], keepdims=1))
+        nodes.append(helper.make_node("Sub", ["whole", "mean"], ["flat"]))
     last = "logits" if probabilities else "output"
     nodes.append(helper.make_node("MatMul", ["flat", "weights"], [last]))
     if probabilities:
         nodes.append(helper.make_node("Softmax", ["logits"], ["output"], axis=1))
-    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)]
+    inputs = [helper.make_tensor_value_info("input", kind, shape)]
     if old:
         inputs += [helper.make_tensor_value_info(each.name, each.data_type, each.dims) for each in constants]
     graph = helper.make_graph(

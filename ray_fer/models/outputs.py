@@ -59,7 +59,8 @@ class Outputs:
         z -= np.where(beyond, largest, 0)
         if len(set(wanted)) < len(wanted):
             largest = np.where(np.isfinite(largest) & ~beyond, largest, 0)
-            merged = np.exp(z - largest) @ np.eye(max(wanted) + 1)[wanted]
+            with np.errstate(invalid="ignore"):  # infinity times zero
+                merged = np.exp(z - largest) @ np.eye(max(wanted) + 1)[wanted]
             z = np.log(np.maximum(merged, _SMALLEST)) + largest
             z[(merged == 0).all(axis=1)] = -np.inf
         else:

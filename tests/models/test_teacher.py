@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,40 @@ def test_one_worker_holds_several(tmp_path: Path) -> None:
         ({"std": 0}, "std: 0: .*must be above 0"),
         ({"colr": "grey"}, "colr: no such key, did you mean colour"),
         ({"scale": 128}, "scale: 128: "),
+        ({"scale": True}, "scale: True: "),
+        (
+            {"scale": 1, "mean": 123.7},
+            r"mean: 123.7: not within the pixels' range, 0 to 1 \(for pixels up to 255 say sc",
+        ),
+        ({"mean": -1}, "mean: -1: not within the pixels' range, 0 to 255$"),
+        ({"mean": 256}, "mean: 256: not within the pixels' range, 0 to 255$"),
+        ({"mean": math.nan}, "mean.*: nan: .*finite number"),
+        ({"mean": "0.5"}, "mean.*: '0.5': .*valid number"),
+        ({"mean": True}, "mean.*: True: .*valid number"),
+        ({"mean": [1, 2, 3, 4]}, "mean: .*at most 3"),
+        ({"mean": []}, "mean: .*at least 1"),
+        ({"mean": {"r": 1}}, "mean.*: .*valid number"),
+        ({"std": math.inf}, "std.*: inf: .*finite number"),
+        ({"std": -1}, "std: -1: .*must be above 0"),
+        ({"scale": 1, "std": 58}, "std: 58: of pixels from 0 to 1 it makes a range of 0.01724, which no net"),
+        ({"std": 0.229}, "std: 0.229: of pixels from 0 to 255 it makes a range of 1114, which no net"),
+        ({"temperature": math.inf}, "temperature: inf: "),
+        ({"temperature": math.nan}, "temperature: nan: "),
+        ({"temperature": 0}, "temperature: 0: "),
+        ({"temperature": -1}, "temperature: -1: "),
+        ({"temperature": 1e-30}, "temperature: 1e-30: "),
         ({"crop": 1.5}, "crop: 1.5: "),
+        ({"crop": 0}, "crop: 0: "),
+        ({"crop": math.nan}, "crop: nan: "),
+        ({"crop": 0.01}, "crop: 0.01: crops of 6400 pixels, more than 2048$"),
+        ({"image_size": 0}, "image_size: 0: "),
+        ({"image_size": "64"}, "image_size: '64': "),
+        ({"image_size": 10**6}, "image_size: 1000000: "),
+        ({"image_size": True}, "image_size: True: "),
+        ({"image_size": [64, 64]}, r"image_size: \[64, 64\]: "),
+        ({"classes": "happy"}, "classes: 'happy': "),
+        ({"classes": [*FERPLUS_CLASSES[:7], None]}, "classes.7: None: "),
+        ({"map": ["contempt"]}, "map: "),
     ],
 )
 def test_a_wrong_entry_is_one_line_that_names_file_and_key(
@@ -201,6 +235,102 @@ def test_weights_in_a_file_of_their_own(tmp_path: Path) -> None:
     assert open_teacher(uri).id != outside.id
     data.unlink()
     assert refusal(uri) == f"{uri}: its weights are in ferplus.onnx.data, which is missing"
+
+
+def test_weights_within_the_folder_by_whatever_spelling(tmp_path: Path) -> None:
+    uri, _ = ferplus(tmp_path)
+    whole = probs(open_teacher(uri), crops(2, 64))
+    (tmp_path / "parts").mkdir()
+    for place in ("./d.data", "parts/d.data", "parts/../d.data"):
+        model = onnx.load(uri)
+        onnx.save(model, uri, save_as_external_data=True, location="d.data", size_threshold=0)
+        (tmp_path / "d.data").rename(tmp_path / place)
+        relocate(uri, place)
+        np.testing.assert_array_equal(probs(open_teacher(uri), crops(2, 64)), whole)
+        model.ParseFromString(Path(uri).read_bytes())
+        onnx.external_data_helper.load_external_data_for_model(model, str(tmp_path))
+        onnx.save(model, uri)
+
+
+@pytest.mark.parametrize("place", ["../d.data", "/etc/hostname", "parts/../../d.data", ".", ".."])
+def test_weights_outside_the_folder_are_refused(place: str, tmp_path: Path) -> None:
+    uri, _ = ferplus(tmp_path)
+    onnx.save(onnx.load(uri), uri, save_as_external_data=True, location="d.data", size_threshold=0)
+    relocate(uri, place)
+    assert re.search(r"^.*ferplus.onnx: its weights are in '.*', which is not within its folder$", refusal(uri))
+
+
+def relocate(uri: str, place: str) -> None:
+    model = onnx.load(uri, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = place
+    Path(uri).write_bytes(model.SerializeToString())
+
+
+def test_external_data_that_is_cut_is_refused(tmp_path: Path) -> None:
+    uri, _ = ferplus(tmp_path)
+    onnx.save(onnx.load(uri), uri, save_as_external_data=True, location="d.data", size_threshold=0)
+    (tmp_path / "d.data").write_bytes((tmp_path / "d.data").read_bytes()[:1000])
+    assert refusal(uri).startswith(f"{uri}: cannot be read as ONNX (")
+
+
+def test_broken_weights_are_refused_with_their_name(tmp_path: Path) -> None:
+    uri, _ = ferplus(tmp_path)
+    model = onnx.load(uri)
+    (tensor,) = (each for each in model.graph.initializer if each.name == "weights")
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[7, 3] = np.nan
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, "weights"))
+    onnx.save(model, uri)
+    assert refusal(uri) == f"{uri}: its weights are broken: 1 of {values.size} numbers of weights are NaN"
+
+
+@pytest.mark.parametrize("colour", ["rgb", "grey"])
+def test_a_net_of_integers_gets_the_picture_s_own(colour: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    channels = 1 if colour == "grey" else 3
+    weights = write_net(path, ["N", channels, 24, 24], 4, gain=0.05, kind=onnx.TensorProto.UINT8)
+    said = BGR | {"colour": colour, "layout": "nchw", "output": "logits", "mean": 0, "std": 1}
+    write_sidecar(path, said)
+    teacher = open_teacher(str(path))
+    check_teacher(teacher)
+    pixels = crops(5, 24).astype(float)
+    seen = np.rint(pixels @ np.array([0.299, 0.587, 0.114]))[..., None] if colour == "grey" else pixels
+    four = softmax(seen.transpose(0, 3, 1, 2).reshape(5, -1) @ weights)
+    wanted = np.stack([four[:, 0], four[:, 1] + four[:, 2]], axis=1)
+    np.testing.assert_allclose(probs(teacher, crops(5, 24)), wanted / wanted.sum(axis=1, keepdims=True), atol=2e-3)
+    for change, message in (
+        ({"scale": 1}, r"scale: 1: the input of .* is of integers \(u8\), so white is 255$"),
+        ({"std": 2}, r"std: 2: the input of .* is of integers"),
+        ({"mean": 128}, r"mean: 128: the input of .* is of integers \(u8\) from 0 to 255$"),
+    ):
+        write_sidecar(path, said | change)
+        assert re.search(f"^{path.with_suffix('.yaml')}: {message}", refusal(path))
+
+
+def test_a_net_whose_pictures_depend_on_one_another_sees_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    write_net(path, ["N", 24, 24, 3], 4, by_batch=True)
+    write_sidecar(path, BGR | {"output": "logits"})
+    teacher = open_teacher(str(path))
+    pixels = crops(7, 24)
+    whole = probs(teacher, pixels, 7)
+    np.testing.assert_array_equal(whole, probs(teacher, pixels, 3))
+    np.testing.assert_array_equal(whole[2:3], probs(teacher, pixels[2:3], 4))
+
+
+def test_a_net_for_a_fixed_number_of_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    weights = write_net(path, [3, 24, 24, 3], 4, flat=3)
+    write_sidecar(path, BGR | {"output": "logits"})
+    inputs = (crops(5, 24)[..., ::-1] - np.array(BGR["mean"])) / np.array(BGR["std"])
+    four = softmax(inputs.reshape(5, -1) @ weights)
+    wanted = np.stack([four[:, 0], four[:, 1] + four[:, 2]], axis=1)
+    teacher = open_teacher(str(path))
+    check_teacher(teacher)
+    np.testing.assert_allclose(probs(teacher, crops(5, 24)), wanted / wanted.sum(axis=1, keepdims=True), atol=1e-5)
 
 
 def test_where_an_onnx_net_runs(tmp_path: Path) -> None:
