@@ -30,14 +30,15 @@ GIVEN = ("model=m", "data=d", "out=o")
 def test_the_last_line_of_stdout_is_the_summary(tmp_path: Path) -> None:
     done = run(
         tmp_path,
-        "print('chatter')\nlogging.info('progress')\nreturn {'n': config.batch_size, 'model': config.model}",
+        "print('chatter')\nlogging.info('progress')\n"
+        "return {'n': config.batch_size, 'model': config.model, 'f1': float('nan')}",
         *GIVEN,
         "batch_size=7",
     )
     assert done.returncode == 0
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary.pop("seconds") >= 0
-    assert summary == {"job": "evaluate", "n": 7, "model": "m"}
+    assert summary == {"job": "evaluate", "n": 7, "model": "m", "f1": None}
     assert "progress" in done.stderr
     assert "progress" not in done.stdout
 

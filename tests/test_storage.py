@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pyarrow.fs
 import pytest
 from hypothesis import given, settings
@@ -241,3 +243,11 @@ def test_arrow_reads_the_same_file(tmp_path: Path) -> None:
     assert isinstance(fs, pyarrow.fs.LocalFileSystem)
     with fs.open_input_stream(path) as stream:
         assert stream.read() == b"data"
+
+
+def test_json_has_no_nan(tmp_path: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    document = {"a": [nan, 1.5, (inf, "NaN")], "b": {"c": -inf, "d": np.float64("nan")}, "e": 1e308}
+    storage.write_json(str(tmp_path / "x.json"), document)
+    wanted = {"a": [None, 1.5, [None, "NaN"]], "b": {"c": None, "d": None}, "e": 1e308}
+    assert json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail) == wanted

@@ -73,7 +73,7 @@ def build_backbone(
     except UserError:
         raise
     except Exception as error:  # timm's modules raise anything for a size that is not theirs
-        what = f"backbone={name}: cannot see pictures of image_size={image_size} ({one_line(error)})"
+        what = f"backbone={name}: cannot see pictures of image_size={image_size}: {one_line(error)}"
         raise UserError(what + _fitting(name, n_classes, image_size)) from None
     if init is not None:
         try:

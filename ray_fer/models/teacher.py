@@ -280,7 +280,7 @@ def _open_folder(uri: str) -> Teacher:
         check_safetensors(storage.join(uri, weights[0]), folder / weights[0])
     held = config.get("num_classes")
     if held is not None and held.value != len(sidecar.classes):
-        shown = f"num_classes {held.value} of {CONFIG}"
+        shown = f"num_classes {held.value!r} of {CONFIG}"
         raise UserError(f"{sidecar_uri}: classes: {len(sidecar.classes)} names for {shown}")
     return _foreign(TimmTeacher, uri, [folder / weights[0]], sidecar, sidecar_uri, model_args=_model_arguments(config))
 

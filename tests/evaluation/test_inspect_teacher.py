@@ -4,13 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 from ray_fer.config import load_config
 from ray_fer.data.decode import decode
 from ray_fer.errors import UserError
+from ray_fer.evaluation.evaluate import predict_pictures
 from ray_fer.evaluation.inspect_teacher import inspect_teacher
+from ray_fer.models.teacher import open_teacher
 from tests.images import picture, tiny_model
 from tests.onnx_nets import ferplus
 
@@ -49,3 +52,25 @@ def test_what_cannot_be_shown(tmp_path: Path) -> None:
         inspect(uri, tmp_path / "bad.jpg", tmp_path / "x.png")
     with pytest.raises(UserError, match=r"teacher=.*gone.onnx: no such file"):
         inspect(f"{tmp_path}/gone.onnx", tmp_path / "bad.jpg", tmp_path / "x.png")
+
+
+def test_an_output_that_is_not_finite_is_told(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
+    uri, _ = ferplus(tmp_path)
+    path = tmp_path / "ferplus.onnx"
+    model = onnx.load(path)
+    model.graph.node[-1].output[0] = "before"
+    model.graph.node.append(onnx.helper.make_node("Div", ["before", "before"], ["output"]))
+    onnx.save(model, path)
+    summary = inspect(uri, tmp_path / "black.png", tmp_path / "x.png")
+    assert (summary["label"], summary["probs"]) == (None, None)
+    assert summary["error"] == "the model puts out NaN for every class"
+    assert (tmp_path / "x.png").exists()
+    pixels = np.stack([np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 9, np.uint8)])
+    uris = []
+    for number, picture_ in enumerate(pixels):
+        uris.append(str(tmp_path / f"{number}.png"))
+        Image.fromarray(picture_).save(uris[-1])
+    probs, errors = predict_pictures(open_teacher(uri), uris, 4)
+    assert errors == {0: "the model puts out NaN for every class"}
+    np.testing.assert_array_equal(np.isnan(probs).all(axis=1), [True, False])

@@ -1,18 +1,22 @@
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
+from PIL import Image
 
+from ray_fer.config import load_config
 from ray_fer.data.crop import decode_uri
 from ray_fer.data.decode import decode_into_each
 from ray_fer.data.sources import list_sources
 from ray_fer.data.sources.uris import split_face
 from ray_fer.labeling.progress import image_statuses, unit_stats
-from ray_fer.labeling.table import FILE_SCHEMA
+from ray_fer.labeling.table import FILE_SCHEMA, PERMANENT
 from ray_fer.labeling.unit import decode_items, infer, joined, pack_decoded, share, to_table, unpack_decoded
-from ray_fer.models.engines import make_engine
+from ray_fer.labeling.worker import Labeller, Plan
+from ray_fer.models.engines import Flipped, make_engine
 from ray_fer.models.softmax import softmax
 from ray_fer.models.torch_engine import TorchEngine
 from tests.images import CLASSES, picture, tiny_model, write_pictures
@@ -225,3 +229,57 @@ def test_an_overwritten_photo_is_told_once_under_its_own_uri(tmp_path: Path) -> 
     assert stats["statuses"] == {"ok": 1}
     assert np.sum(stats["confidence"]) == 3
     assert to_table(rows, "run").schema == FILE_SCHEMA
+
+
+# --- outputs that are not finite ---
+
+
+def per_brightness(pixels: np.ndarray) -> np.ndarray:
+    """Logits (B, 4) of a net that divides by the brightest pixel: NaN for black."""
+    with np.errstate(invalid="ignore"):
+        scaled = pixels.reshape(len(pixels), -1)[:, :4].astype(np.float32) / pixels.max(axis=(1, 2, 3))[:, None]
+    return np.asarray(scaled, np.float32)
+
+
+def test_a_picture_without_a_finite_output_is_a_row_and_the_others_stay() -> None:
+    rows: list[dict[str, Any]] = [
+        {"uri": str(number), "status": "ok", "attempts": [1, 1], "attempt": 1, "digest": b"0"} for number in range(4)
+    ]
+    rows.insert(2, {"uri": "bad", "status": "undecodable", "error": "no picture", "attempt": 1})
+    pixels = np.random.default_rng(0).integers(1, 256, (4, 8, 8, 3), np.uint8)
+    pixels[1] = 0
+    for engine in (per_brightness, Flipped(per_brightness)):
+        for batch_size in (1, 3, 9):
+            found = infer([dict(row) for row in rows], pixels, engine, CLASSES, batch_size)
+            assert [row["status"] for row in found] == ["ok", "not_finite", "undecodable", "ok", "ok"]
+            assert found[1]["error"] == "the model puts out NaN for every class"
+            assert found[1]["probs"] is found[1]["label"] is found[1]["confidence"] is None
+            assert found[2]["error"] == "no picture"
+            table = to_table([{k: v for k, v in row.items() if k in FILE_SCHEMA.names} for row in found], "run")
+            assert [probs is None for probs in table["probs"].to_pylist()] == [False, True, True, False, False]
+            stats = unit_stats(found, CLASSES)
+            assert stats["statuses"] == {"ok": 3, "not_finite": 1, "undecodable": 1}
+            assert np.sum(stats["confidence"]) == 3
+    assert "not_finite" in PERMANENT
+
+
+def test_confidences_of_one_and_of_nothing_are_counted() -> None:
+    rows = [{"uri": "a", "status": "ok", "digest": b"0"}, {"uri": "b", "status": "ok", "digest": b"1"}]
+    logits = np.array([[3e38, 0, 0, 0], [-np.inf, 1, 1, 1]], np.float32)
+    found = infer(rows, np.zeros((2, 8, 8, 3), np.uint8), lambda pixels: logits, CLASSES, 2)
+    assert [row["confidence"] for row in found] == [1, np.float32(1 / 3)]
+    assert np.sum(unit_stats(found, CLASSES)["confidence"]) == 2
+
+
+def test_an_image_that_fails_one_of_several_teachers_counts_as_failed(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "in", range(3))
+    Image.new("RGB", (32, 32)).save(tmp_path / "in" / "black.png")
+    (batch,) = decode_items(keys_of(tmp_path / "in"), image_sizes=[32, 32], batch_size=9, **LIMITS)
+    labeller = Labeller.__new__(Labeller)  # without the files of its teachers
+    labeller.engines = [lambda pixels: np.zeros((len(pixels), 4), np.float32), per_brightness]
+    labeller.classes = CLASSES
+    config = load_config("pseudo_label", ["source=in", "teacher=[a,b]", f"table={tmp_path / 't'}"])
+    labeller.plan = Plan(config, "run", ("a", "b"), "cpu", "float32", 1, (32, 32))
+    done = labeller.finish(0, iter([batch]), 0.0)
+    assert done.statuses == {"ok": 3, "not_finite": 1}
+    assert [done.stats[model]["statuses"] for model in ("a", "b")] == [{"ok": 4}, {"ok": 3, "not_finite": 1}]

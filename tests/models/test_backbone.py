@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from ray_fer.errors import UserError
-from ray_fer.models.artifact import Artifact, save_artifact
+from ray_fer.models.artifact import Artifact, open_artifact, save_artifact
 from ray_fer.models.backbone import _head_names as head_names
 from ray_fer.models.backbone import (
     build_backbone,
@@ -89,6 +89,37 @@ def test_a_size_that_the_backbone_cannot_see() -> None:
     message = raised("test_vit", 3, 50)
     assert message.startswith("backbone=test_vit: cannot see pictures of image_size=50: ")
     assert "patch size (16)" in message
+    assert message.endswith("; 32 or 64 would fit")
+
+
+def test_a_backbone_that_fails_while_it_is_made() -> None:
+    message = raised("vit_tiny_r_s16_p8_224", 3, 48)
+    assert message == (
+        "backbone=vit_tiny_r_s16_p8_224: cannot see pictures of image_size=48: AssertionError; 32 or 64 would fit"
+    )
+
+
+def test_an_error_of_any_kind_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As mvitv2's IndexError in its forward pass; nothing fits here, for every size fails."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise IndexError("index 1 is out of bounds\nfor dimension 0")
+
+    monkeypatch.setattr(timm.models.resnet.ResNet, "forward", fail)
+    assert raised("test_resnet", 3, 48) == (
+        "backbone=test_resnet: cannot see pictures of image_size=48: index 1 is out of bounds for dimension 0"
+    )
+
+
+def test_broken_weights_are_named(resnet: Artifact, tmp_path: Path) -> None:
+    state = weights(resnet)
+    state["fc.bias"][1] = torch.nan
+    broken = Path(shutil.copytree(resnet.uri, tmp_path / "broken"))
+    save_file(state, broken / "model.safetensors")
+    said = "its weights are broken: 1 of 3 numbers of fc.bias are NaN"
+    assert raised("test_resnet", 3, 32, pretrained=str(broken)) == f"pretrained={broken}: {said}"
+    with pytest.raises(UserError, match=f"^{broken}/model.safetensors: {said}$"):
+        open_artifact(str(broken))
 
 
 def test_normalisation_is_the_backbone_s() -> None:

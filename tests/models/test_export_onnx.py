@@ -12,7 +12,7 @@ from ray_fer.config import load_config
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact, load_model, save_artifact
 from ray_fer.models.engines import make_engine
-from ray_fer.models.export_onnx import TOLERANCE, compare, drawn_faces, export_onnx
+from ray_fer.models.export_onnx import TOLERANCE, compare, drawn_faces, export_onnx, sidecar_of
 from ray_fer.models.softmax import softmax
 from ray_fer.models.teacher import OnnxTeacher, check_teacher, open_teacher
 from tests.images import tiny_model
@@ -66,16 +66,24 @@ def test_another_model_s_file_is_told_from_ours(exported: tuple[Path, dict[str, 
     assert min(compare(other, exported[0])[1].values()) > 100 * TOLERANCE
 
 
-def test_a_file_that_disagrees_is_not_kept(artifact: Artifact, tmp_path: Path) -> None:
+def test_a_file_that_disagrees_is_not_kept(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = sidecar_of(artifact)
+    monkeypatch.setattr("ray_fer.models.export_onnx.sidecar_of", lambda _: said.replace("rgb", "bgr"))
+    out = tmp_path / "out" / "net.onnx"
+    with pytest.raises(UserError, match=f"out={out}: not written, its probabilities differ from the artifact's"):
+        export(artifact.uri, out)
+    assert not out.parent.exists()
+
+
+def test_an_artifact_with_broken_weights_is_not_even_opened(artifact: Artifact, tmp_path: Path) -> None:
     model = load_model(artifact)
     with torch.no_grad():
         model.get_classifier().bias[0] = torch.nan  # type: ignore[operator,index]
     facts: dict[str, Any] = {"classes": CLASSES, "image_size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    broken = save_artifact(str(tmp_path / "m"), model, **facts, metrics={}, provenance={})
-    out = tmp_path / "out" / "net.onnx"
-    with pytest.raises(UserError, match=f"out={out}: not written, its probabilities differ from the artifact's"):
-        export(broken.uri, out)
-    assert not out.parent.exists()
+    with pytest.raises(UserError, match=r"model.safetensors: its weights are broken: 1 of \d numbers of .*bias are NaN"):
+        save_artifact(str(tmp_path / "m"), model, **facts, metrics={}, provenance={})
 
 
 def test_what_cannot_be_exported(artifact: Artifact, tmp_path: Path) -> None:

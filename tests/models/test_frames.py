@@ -55,3 +55,28 @@ def test_a_clip_without_a_readable_frame(artifact: Artifact) -> None:
     found = FrameEncoder(artifact).encode_clip([(0, "not a picture")], 4)
     assert (found.features.shape, found.probs.shape, found.frames.shape) == ((0, 512), (0, 3), (0,))
     assert found.problems == {0: "not a picture"}
+
+
+def test_a_frame_without_finite_numbers_is_a_problem(artifact: Artifact) -> None:
+    encoder = FrameEncoder(artifact)
+    found = encoder.encode_clip(enumerate(pixels(4)), 4)
+    net = encoder._model
+
+    class PerBrightness(torch.nn.Module):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            bright = batch.amax(dim=(1, 2, 3), keepdim=True).float()
+            out: torch.Tensor = net(batch) * (bright / bright).reshape(-1, 1)
+            out[batch.float().mean(dim=(1, 2, 3)) == 255, -1] = torch.inf
+            return out
+
+    encoder._model = PerBrightness()  # type: ignore[assignment]
+    black, white = np.zeros((SIZE, SIZE, 3), np.uint8), np.full((SIZE, SIZE, 3), 255, np.uint8)
+    frames = [*enumerate(pixels(4)), (4, black), (5, white)]
+    for batch_size in (1, 3, 6):
+        again = encoder.encode_clip(frames, batch_size)
+        assert again.problems == {
+            4: "the model puts out NaN for every class",
+            5: "the model's features are not finite",
+        }
+        assert again.frames.tolist() == [0, 1, 2, 3]
+        np.testing.assert_allclose(again.features, found.features, atol=1e-4)
