@@ -235,9 +235,11 @@ def test_an_overwritten_photo_is_told_once_under_its_own_uri(tmp_path: Path) -> 
 
 
 def per_brightness(pixels: np.ndarray) -> np.ndarray:
-    """Logits (B, 4) of a net that divides by the brightest pixel: NaN for black."""
+    """Logits (B, 3) of a net that divides by the brightest pixel: NaN for black."""
     with np.errstate(invalid="ignore"):
-        scaled = pixels.reshape(len(pixels), -1)[:, :4].astype(np.float32) / pixels.max(axis=(1, 2, 3))[:, None]
+        scaled = (
+            pixels.reshape(len(pixels), -1)[:, : len(CLASSES)].astype(np.float32) / pixels.max(axis=(1, 2, 3))[:, None]
+        )
     return np.asarray(scaled, np.float32)
 
 
@@ -265,9 +267,9 @@ def test_a_picture_without_a_finite_output_is_a_row_and_the_others_stay() -> Non
 
 def test_confidences_of_one_and_of_nothing_are_counted() -> None:
     rows = [{"uri": "a", "status": "ok", "digest": b"0"}, {"uri": "b", "status": "ok", "digest": b"1"}]
-    logits = np.array([[3e38, 0, 0, 0], [-np.inf, 1, 1, 1]], np.float32)
+    logits = np.array([[3e38, 0, 0], [-np.inf, 1, 1]], np.float32)
     found = infer(rows, np.zeros((2, 8, 8, 3), np.uint8), lambda pixels: logits, CLASSES, 2)
-    assert [row["confidence"] for row in found] == [1, np.float32(1 / 3)]
+    assert [row["confidence"] for row in found] == [1, 0.5]
     assert np.sum(unit_stats(found, CLASSES)["confidence"]) == 2
 
 
@@ -276,7 +278,7 @@ def test_an_image_that_fails_one_of_several_teachers_counts_as_failed(tmp_path: 
     Image.new("RGB", (32, 32)).save(tmp_path / "in" / "black.png")
     (batch,) = decode_items(keys_of(tmp_path / "in"), image_sizes=[32, 32], batch_size=9, **LIMITS)
     labeller = Labeller.__new__(Labeller)  # without the files of its teachers
-    labeller.engines = [lambda pixels: np.zeros((len(pixels), 4), np.float32), per_brightness]
+    labeller.engines = [lambda pixels: np.zeros((len(pixels), 3), np.float32), per_brightness]
     labeller.classes = CLASSES
     config = load_config("pseudo_label", ["source=in", "teacher=[a,b]", f"table={tmp_path / 't'}"])
     labeller.plan = Plan(config, "run", ("a", "b"), "cpu", "float32", 1, (32, 32))

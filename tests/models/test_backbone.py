@@ -92,6 +92,7 @@ def test_a_size_that_the_backbone_cannot_see() -> None:
     assert message.endswith("; 32 or 64 would fit")
 
 
+@pytest.mark.slow
 def test_a_backbone_that_fails_while_it_is_made() -> None:
     message = raised("vit_tiny_r_s16_p8_224", 3, 48)
     assert message == (

@@ -66,9 +66,7 @@ def test_another_model_s_file_is_told_from_ours(exported: tuple[Path, dict[str, 
     assert min(compare(other, exported[0])[1].values()) > 100 * TOLERANCE
 
 
-def test_a_file_that_disagrees_is_not_kept(
-    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_disagrees_is_not_kept(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = sidecar_of(artifact)
     monkeypatch.setattr("ray_fer.models.export_onnx.sidecar_of", lambda _: said.replace("rgb", "bgr"))
     out = tmp_path / "out" / "net.onnx"
@@ -82,7 +80,9 @@ def test_an_artifact_with_broken_weights_is_not_even_opened(artifact: Artifact, 
     with torch.no_grad():
         model.get_classifier().bias[0] = torch.nan  # type: ignore[operator,index]
     facts: dict[str, Any] = {"classes": CLASSES, "image_size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    with pytest.raises(UserError, match=r"model.safetensors: its weights are broken: 1 of \d numbers of .*bias are NaN"):
+    with pytest.raises(
+        UserError, match=r"model.safetensors: its weights are broken: 1 of \d numbers of .*bias are NaN"
+    ):
         save_artifact(str(tmp_path / "m"), model, **facts, metrics={}, provenance={})
 
 
