@@ -12,12 +12,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_fer import storage
+from ray_fer.documents import read_document
 from ray_fer.evaluation.face_sheet import COLUMNS, face_sheet
 from ray_fer.evaluation.plots import class_histogram, feedback_plot, rounds_plot
 from ray_fer.evaluation.report import CAPTIONS, Report, metric_figures
 from ray_fer.feedback.formulas import FeedbackConfig, FeedbackState, initial_state, snapshot
 from ray_fer.labeling import selection_file
 from ray_fer.models.artifact import PROVENANCE, Artifact
+from ray_fer.training.records import Trained
 
 Summary = Mapping[str, Any]
 
@@ -45,7 +47,7 @@ def loop_report(
         {
             "macro-F1 on the choice half, labelled faces alone": start,
             "macro-F1 on the choice half, best model": end,
-            "labelled faces": storage.read_json(storage.join(first.uri, PROVENANCE))["counts"]["labeled"],
+            "labelled faces": read_document(storage.join(first.uri, PROVENANCE), Trained)["counts"]["labeled"],
             "pseudo-labels, last round": rounds[-1]["accepted"] if rounds else 0,
         }
     )

@@ -34,12 +34,10 @@ from ray_fer.feedback.formulas import (
     initial_state,
     snapshot,
 )
+from ray_fer.feedback.history import Document, file_name, read_history
 
 PARTS: tuple[FeedbackPart, ...] = get_args(FeedbackPart)
 NAMESPACE = "ray-fer"
-_PREFIX, _SUFFIX = "v", ".json"
-
-Document = dict[str, Any]
 
 
 class FeedbackStore:
@@ -51,7 +49,7 @@ class FeedbackStore:
         parts: which factors the updates move; the others stay neutral.
 
     Raises:
-        UserError: when ``uri`` holds the state of other classes or parts.
+        UserError: when ``uri`` holds the state of other classes or parts, or a damaged one.
     """
 
     def __init__(self, uri: str, classes: Sequence[str], parts: Sequence[FeedbackPart] = PARTS) -> None:
@@ -114,7 +112,7 @@ class FeedbackStore:
             "prior_helps": prior_helps,
             "state": following.to_json(),
         }
-        storage.write_json(storage.join(self.uri, _file_name(following.version)), document)
+        storage.write_json(storage.join(self.uri, file_name(following.version)), document)
         self._documents.append(document)
         return _answer(document)
 
@@ -154,7 +152,7 @@ def get_feedback_actor(uri: str, classes: Sequence[str], parts: Sequence[Feedbac
     """The cluster's actor for ``uri``, started if there is none; it lives while a job that holds it does.
 
     Raises:
-        UserError: when ``uri`` holds the state of other classes or parts.
+        UserError: when ``uri`` holds the state of other classes or parts, or a damaged one.
     """
     uri = storage.normalise(uri)
     FeedbackStore(uri, classes, parts)  # an actor that fails to start says it worse
@@ -173,26 +171,11 @@ def load_snapshot(uri: str, classes: Sequence[str], version: int | None = None) 
         version: None is the newest.
 
     Raises:
-        UserError: when the state is of other classes, or has no such version.
+        UserError: when the state is of other classes or damaged, or has no such version.
     """
     uri = storage.normalise(uri)
     document = _find(uri, tuple(classes), read_history(uri, classes), version)
     return snapshot(FeedbackState.from_json(document["state"]))
-
-
-def read_history(uri: str, classes: Sequence[str]) -> list[Document]:
-    """Every version under ``uri`` as it is stored, oldest first.
-
-    Raises:
-        UserError: when they are of other classes.
-    """
-    names = [name for name in storage.list_dir(uri) if name.startswith(_PREFIX) and name.endswith(_SUFFIX)]
-    documents: list[Document] = [storage.read_json(storage.join(uri, name)) for name in names]
-    for document in documents:
-        if document["classes"] != list(classes):
-            theirs, ours = ", ".join(document["classes"]), ", ".join(classes)
-            raise UserError(f"feedback={uri}: it is about the classes {theirs}, not {ours}")
-    return documents
 
 
 def _find(uri: str, classes: tuple[str, ...], documents: list[Document], version: int | None) -> Document:
@@ -214,7 +197,3 @@ def _answer(document: Document) -> Document:
 
 def _run_of(source: str) -> str:
     return source.partition("/")[0]
-
-
-def _file_name(version: int) -> str:
-    return f"{_PREFIX}{version:06d}{_SUFFIX}"

@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from botocore.exceptions import BotoCoreError
 from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from ray_fer import storage
-from ray_fer.errors import UserError
+from ray_fer.documents import MissingDocumentError, read_document
+from ray_fer.errors import UserError, one_line
 
 INFO = "selection.json"
 ROWS = "selection.parquet"
@@ -27,6 +31,41 @@ SCHEMA = pa.schema(
         ("confidence", pa.float32()),
     ]
 )
+
+
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Info(TypedDict):
+    """What training reads of ``selection.json``."""
+
+    classes: list[str]
+    table: str
+    models: NotRequired[list[str]]
+    model: NotRequired[str]
+    sampling_weights: NotRequired[dict[str, Weight]]
+
+
+class Origin(Info):
+    """What says where a selection comes from."""
+
+    version: int
+    teacher: NotRequired[str]
+    teachers: NotRequired[list[str]]
+    teacher_uris: NotRequired[list[str]]
+    feedback: NotRequired[str | None]
+    feedback_version: NotRequired[int]
+    rule: NotRequired[dict[str, Any] | None]
+
+
+class Outcome(Origin):
+    """What the job that made it has found."""
+
+    considered: int
+    accepted: int
+    counts: dict[str, int]
+    predicted: dict[str, int]
+    thresholds: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,19 +97,32 @@ def read_selection(uri: str, classes: tuple[str, ...]) -> Selection:
     """Reads the folder ``uri``.
 
     Raises:
-        UserError: when there is no selection, it has other classes, or nothing in it can be drawn.
+        UserError: when there is no selection, it is damaged, has other classes, or nothing in it can be drawn.
     """
     try:
-        info = storage.read_json(storage.join(uri, INFO))
+        info = read_document(storage.join(uri, INFO), Info)
         data = storage.read_bytes(storage.join(uri, ROWS))
-    except FileNotFoundError as error:
-        raise UserError(f"pseudo={uri}: no selection there ({error.filename or error} is missing)") from None
+    except MissingDocumentError:
+        raise UserError(f"pseudo={uri}: no selection there ({INFO} is missing)") from None
+    except UserError as error:
+        raise UserError(f"pseudo={uri}: {str(error).replace(storage.join(uri, INFO), INFO)}") from None
+    except (OSError, BotoCoreError) as error:
+        raise UserError(f"pseudo={uri}: {ROWS} cannot be read ({one_line(error)})") from None
     if tuple(info["classes"]) != classes:
         theirs, ours = ", ".join(info["classes"]), ", ".join(classes)
         raise UserError(f"pseudo={uri}: its classes {theirs} are not those of labeled, {ours}")
-    table = pq.read_table(io.BytesIO(data), columns=["uri", "target", "weight"])
-    weights = table["weight"].to_numpy().astype(np.float32)
+    try:
+        table = pq.read_table(io.BytesIO(data), columns=["uri", "target", "weight"])
+        table = table.cast(pa.schema([SCHEMA.field(name) for name in table.column_names]))
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"pseudo={uri}: {ROWS} cannot be read ({one_line(error)})") from None
+    weights, targets = (table[name].combine_chunks() for name in ("weight", "target"))
+    matrix = pc.list_flatten(targets)
+    if table["uri"].null_count or pc.sum(pc.not_equal(pc.list_value_length(targets), len(classes))).as_py():
+        raise UserError(f"pseudo={uri}: {ROWS} has rows without a uri or without a target of {len(classes)} numbers")
+    weights, matrix = (np.asarray(array.to_numpy(zero_copy_only=False), np.float32) for array in (weights, matrix))
+    if not (np.isfinite(weights).all() and np.isfinite(matrix).all() and (weights >= 0).all() and (matrix >= 0).all()):
+        raise UserError(f"pseudo={uri}: {ROWS} has weights or targets that are no finite numbers from 0 on")
     if not weights.any():
         raise UserError(f"pseudo={uri}: the selection is empty")
-    matrix = pc.list_flatten(table["target"]).to_numpy().astype(np.float32).reshape(len(weights), len(classes))
-    return Selection(table["uri"].to_pylist(), matrix, weights, info)
+    return Selection(table["uri"].to_pylist(), matrix.reshape(len(weights), len(classes)), weights, dict(info))

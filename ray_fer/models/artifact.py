@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict
+
 from ray_fer import storage
+from ray_fer.documents import Schema, check_document, parse_document
 from ray_fer.errors import UserError, one_line
 from ray_fer.models.face_detector import DETECTOR
 from ray_fer.models.folder_facts import NO_PROCESSOR, folder_facts, read_json
@@ -33,6 +36,15 @@ CONFIG = "config.json"
 METRICS = "metrics.json"
 PROVENANCE = "provenance.json"
 _FACES = "-faces-"
+
+
+class Metrics(TypedDict, total=False):
+    """What is read of ``metrics.json``, as far as it is there: another's artifact may say anything else."""
+
+    val: dict[str, Any]
+    history: list[Any]
+    resumed: list[int]
+    labelled_counts: list[float]
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,19 @@ class Artifact:
     def metrics(self) -> dict[str, Any]:
         """``metrics.json``, empty where there is none."""
         path = self.folder / METRICS
-        return read_json(path, f"{self.uri}/{METRICS}").values if path.exists() else {}
+        return dict(parse_document(path.read_bytes(), self._metrics_uri, Metrics)) if path.exists() else {}
+
+    def trained_metrics(self, schema: type[Schema]) -> Schema:
+        """``metrics.json`` with what a model that a job of ours trained says there.
+
+        Raises:
+            UserError: naming the first key of ``schema`` that is missing or no such value.
+        """
+        return check_document(self.metrics, self._metrics_uri, schema)
+
+    @property
+    def _metrics_uri(self) -> str:
+        return storage.join(self.uri, METRICS)
 
     @property
     def temperature(self) -> float:
@@ -119,6 +143,12 @@ def model_id(content: str, precision: str, flip: bool, faces: bool) -> str:
 def sees_faces(model: str) -> bool:
     """Whether the predictions of the model with this id are of faces in pictures: any number of rows for a picture."""
     return _FACES in model
+
+
+def made_with(model: str) -> dict[str, Any]:
+    """What the predictions of the model with this id were made with, as `pseudo_label` is asked for it."""
+    _, precision, *others = model.partition(_FACES)[0].split("-")
+    return {"precision": precision, "flip": "flip" in others, "faces": "detect" if sees_faces(model) else "none"}
 
 
 def resolve_precision(precision: str, on_gpu: bool) -> str:

@@ -18,7 +18,9 @@ from typing import Any, TypeVar
 
 from ray_fer import storage
 from ray_fer.config import JobConfig
+from ray_fer.documents import read_document
 from ray_fer.errors import UserError
+from ray_fer.training.records import Claim, Identity, Provenance
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -43,7 +45,7 @@ def absolute(config: Config, *keys: str) -> Config:
     return config.model_copy(update={key: storage.normalise_argument(key, uri) for key, uri in given.items()})
 
 
-def identity_of(config: JobConfig, contents: dict[str, str]) -> dict[str, Any]:
+def identity_of(config: JobConfig, contents: dict[str, str]) -> Identity:
     """What decides the result of a run.
 
     Args:
@@ -59,7 +61,7 @@ def digest(document: Any) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def is_finished(out: str, identity: dict[str, Any]) -> bool:
+def is_finished(out: str, identity: Identity) -> bool:
     """Whether ``out`` holds the model of this very run.
 
     Raises:
@@ -68,14 +70,14 @@ def is_finished(out: str, identity: dict[str, Any]) -> bool:
     if not any(storage.exists(storage.join(out, name)) for name in _MODELS):
         return False
     provenance = storage.join(out, _PROVENANCE)
-    document = storage.read_json(provenance) if storage.exists(provenance) else {}
+    document = read_document(provenance, Provenance) if storage.exists(provenance) else {}
     if "identity" not in document:
         raise UserError(f"out={out} holds a model that this job did not train; choose another out")
     _compare(out, "a model trained", document["identity"], identity)
     return True
 
 
-def claim(out: str, identity: dict[str, Any], start: Callable[[], dict[str, Any]] = dict) -> dict[str, Any]:
+def claim(out: str, identity: Identity, start: Callable[[], dict[str, Any]] = dict) -> dict[str, Any]:
     """Marks ``out`` as this run's, or finds the mark of its earlier part.
 
     Args:
@@ -91,7 +93,7 @@ def claim(out: str, identity: dict[str, Any], start: Callable[[], dict[str, Any]
     """
     uri = storage.join(out, RUN, _CLAIM)
     if storage.exists(uri):
-        found = storage.read_json(uri)
+        found = read_document(uri, Claim)
         _compare(out, "an unfinished run", found["identity"], identity)
         return dict(found["start"])
     begun = start()
@@ -108,7 +110,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _compare(out: str, what: str, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+def _compare(out: str, what: str, theirs: Identity, ours: Identity) -> None:
     old, new = theirs["arguments"], ours["arguments"]
     # An identity of an earlier version may have what has become free since.
     differing = [f"{key}={old.get(key)}" for key in sorted({*old, *new} - _FREE) if old.get(key) != new.get(key)]

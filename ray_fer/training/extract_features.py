@@ -27,11 +27,13 @@ import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from ray_fer import cluster, storage
 from ray_fer.config import ExtractFeaturesConfig
 from ray_fer.data.manifests import Manifest
 from ray_fer.data.video import Clip, clips_of, read_clip
+from ray_fer.documents import read_document
 from ray_fer.errors import UserError
 from ray_fer.evaluation.evaluate import labelled_for
 from ray_fer.models.artifact import open_artifact
@@ -45,6 +47,20 @@ _ACTORS_PER_GPU = 8
 _LISTED = 100
 
 log = logging.getLogger(__name__)
+
+
+class Extracted(TypedDict):
+    """``features.json``."""
+
+    classes: list[str]
+    backbone: str
+    files: list[str]
+    failures: list[dict[str, Any]]
+    videos: int
+    frames: int
+    labelled: int
+    failed: int
+    dim: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +150,7 @@ def _videos(table: pa.Table) -> Iterator[tuple[str, NDArray[np.int64]]]:
 
 def _finished(uri: str) -> dict[str, Any] | None:
     place = storage.join(uri, INFO)
-    return dict(storage.read_json(place)) if storage.exists(place) else None
+    return dict(read_document(place, Extracted)) if storage.exists(place) else None
 
 
 def _units(clips: list[Clip], manifest: Manifest, model_id: str) -> list[dict[str, str]]:

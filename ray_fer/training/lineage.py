@@ -19,16 +19,18 @@ from deltalake.exceptions import DeltaError
 
 from ray_fer import storage
 from ray_fer.config import LineageConfig
+from ray_fer.documents import MissingDocumentError, check_document, read_document
 from ray_fer.errors import UserError, one_line
-from ray_fer.feedback.actor import read_history
+from ray_fer.feedback.history import read_history
 from ray_fer.labeling import selection_file
 from ray_fer.labeling.table import OK, open_table
-from ray_fer.models.artifact import PROVENANCE
+from ray_fer.models.artifact import METRICS, PROVENANCE
 from ray_fer.models.teacher import open_teacher
 from ray_fer.models.temporal import CONFIG as TEMPORAL_CONFIG
 from ray_fer.models.temporal import open_temporal
 from ray_fer.training.claim import digest
 from ray_fer.training.inputs import UNLABELED
+from ray_fer.training.records import EncoderMetrics, Provenance, Scored, Trained
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +63,8 @@ class _Tree:
 
     def root(self, uri: str) -> Node:
         if storage.exists(storage.join(uri, selection_file.INFO)):
-            info = storage.read_json(storage.join(uri, selection_file.INFO))
-            return self._selection("this selection", uri, info, digest(info))
+            info = read_document(storage.join(uri, selection_file.INFO), selection_file.Origin)
+            return self._selection("this selection", uri, dict(info), digest(info))
         if storage.exists(storage.join(uri, TEMPORAL_CONFIG)):
             return self._temporal("this model", uri)
         return self._model("this model", uri, None)
@@ -87,10 +89,10 @@ class _Tree:
         if (model.uri, model.id) in self._seen:
             return node | {"above": True}
         self._seen.add((model.uri, model.id))
-        provenance = _read(storage.join(model.uri, PROVENANCE))
-        if "identity" not in provenance:
+        provenance = _provenance(model.uri)
+        if provenance is None:
             return node | {"origin": "not trained by ray-fer"}
-        metrics = _read(storage.join(model.uri, "metrics.json"))
+        metrics = dict(read_document(storage.join(model.uri, METRICS), Scored))
         return node | _made(provenance, metrics) | {"parents": self._parents_of(model.uri, provenance)}
 
     def _parents_of(self, uri: str, provenance: Node) -> list[Node]:
@@ -115,8 +117,8 @@ class _Tree:
 
     def _temporal(self, role: str, uri: str) -> Node:
         model = open_temporal(uri)
-        provenance = _read(storage.join(uri, PROVENANCE))
-        if "identity" not in provenance:
+        provenance = _provenance(uri)
+        if provenance is None:
             raise UserError(f"model={uri}: no {PROVENANCE} there that says how it was trained")
         identity, counts = provenance["identity"], provenance["counts"]
         parents = [
@@ -128,17 +130,20 @@ class _Tree:
         parents.append(
             self._model("backbone", backbone.get("backbone_uri") or model.backbone.uri, backbone["backbone"])
         )
-        metrics = {"val": {"macro_f1": _read(storage.join(uri, "metrics.json"))["val"]["scores"]["encoder_smoothed"]}}
+        scores = read_document(storage.join(uri, METRICS), EncoderMetrics)["val"]["scores"]
+        metrics = {"val": {"macro_f1": scores["encoder_smoothed"]}}
         return _node("temporal model", role, uri, id=model.id, **_made(provenance, metrics), parents=parents)
 
     def _selection(self, role: str, uri: str, info: Node, expected: str) -> Node:
         keys = ("accepted", "considered", "counts", "rule", "thresholds", "feedback_version")
         node = _node("pseudo-labels", role, uri, digest=expected, **{key: info.get(key) for key in keys})
-        found = _read(storage.join(uri, selection_file.INFO))
-        if not found:
+        try:
+            if digest(read_document(storage.join(uri, selection_file.INFO), selection_file.Info)) != expected:
+                node["problem"] = "another selection is there now"
+        except MissingDocumentError:
             node["problem"] = f"gone (no {selection_file.INFO} there)"
-        elif digest(found) != expected:
-            node["problem"] = "another selection is there now"
+        except UserError as error:
+            node["problem"] = f"damaged ({error})"
         ids = info.get("teachers") or [info["teacher"]]
         models = info.get("models") or [info.get("model")]
         parents = [_predictions(info["table"], info["version"], models)]
@@ -210,14 +215,21 @@ def _feedback(uri: str, classes: tuple[str, ...], versions: dict[str, int | None
     """The state at the newest of ``versions``, and how many updates of which run had made it."""
     node = _node("feedback", "feedback", uri, **versions)
     newest = max(version or 0 for version in versions.values())
-    documents = [each for each in read_history(uri, classes) if each["version"] <= newest]
+    try:
+        documents = [each for each in read_history(uri, classes) if each["version"] <= newest]
+    except UserError as error:
+        return node | {"problem": f"damaged ({error})"}
     if len(documents) < newest:
         return node | {"problem": f"gone (version {newest} is not there)"}
     return node | {"updates": dict(Counter(each["source"].partition("/")[0] for each in documents))}
 
 
-def _read(uri: str) -> Node:
-    return dict(storage.read_json(uri)) if storage.exists(uri) else {}
+def _provenance(uri: str) -> Node | None:
+    """Of a model that a job of ours trained; None for another."""
+    place = storage.join(uri, PROVENANCE)
+    if not storage.exists(place) or "identity" not in (found := read_document(place, Provenance)):
+        return None
+    return dict(check_document(found, place, Trained))
 
 
 # --- for people ---

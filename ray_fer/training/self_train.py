@@ -14,7 +14,8 @@ when it begins; its selection is then kept, so that a student which is trained i
 
 A round without a better student would be followed by one of the same teacher over much the same pictures, so
 ``patience`` of them end the loop. They are counted among the rounds that one and the same ``rounds`` asked for: the
-same command again says the same, and asking for more rounds, when new buckets have come, goes on.
+same command again says the same, and asking for more rounds, when new buckets have come, goes on. Other settings than
+those of a round that is done are refused: the answer would be of both.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ray_fer.config import (
     section_config,
 )
 from ray_fer.data.sources import check_sources
+from ray_fer.documents import read_document
 from ray_fer.errors import UserError
 from ray_fer.evaluation.halves import prior_helps
 from ray_fer.evaluation.loop_report import loop_report
@@ -40,8 +42,9 @@ from ray_fer.labeling import selection_file
 from ray_fer.labeling.exclusions import read_exclusions
 from ray_fer.labeling.pseudo_label import pseudo_label
 from ray_fer.labeling.select import predicted_counts, select_pseudo_labels
-from ray_fer.models.artifact import Artifact, open_artifact
-from ray_fer.training.train_backbone import train_backbone
+from ray_fer.models.artifact import Artifact, made_with, open_artifact
+from ray_fer.training.records import BackboneMetrics, Round
+from ray_fer.training.train_backbone import check_trained, train_backbone
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +124,27 @@ def why_stop(rounds: Sequence[Summary], asked: int, patience: int) -> str | None
     return f"stopped after round {last} of {asked}: no better student in {fruitless} of patience={patience} rounds"
 
 
+def other_settings(asked: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any]) -> list[str]:
+    """What a selection was made with that is not what is asked for now, as ``section.key=value``.
+
+    Args:
+        asked: ``selection`` and ``label``, every key of theirs that can be asked for.
+        found: ``selection.json``. What it does not say, as an older version's may not, is no difference.
+    """
+    told = {f"selection.{key}": value for key, value in (found.get("rule") or {}).items()}
+    for model in found.get("models") or [found.get("model")]:
+        if model:
+            told |= {f"label.{key}": value for key, value in made_with(model).items()}
+    now = {f"{section}.{key}": value for section, values in asked.items() for key, value in values.items()}
+    if now.get("label.precision") == "auto":
+        told.pop("label.precision", None)
+    return [f"{key}={told[key]}" for key in sorted({*told} & {*now}) if _spelt(told[key]) != _spelt(now[key])]
+
+
+def _spelt(value: Any) -> Any:
+    return [storage.normalise(uri) for uri in value] if isinstance(value, list) else value
+
+
 class _Loop:
     """The configs of the jobs that the loop runs, made from its own."""
 
@@ -161,13 +185,15 @@ class _Loop:
 
     def round(self, number: int, teacher: Artifact) -> Summary:
         """One round, or what is still missing of it; what ``round.json`` holds."""
-        done = self.place(f"round-{number}", "round.json")
-        if storage.exists(done):
-            return dict(storage.read_json(done))
+        done = self._done(number)
+        if done is not None:
+            self._check_same(number, done)
+            return done
         log.info("round %d: the teacher is %s", number, teacher.uri)
+        theirs = _scores(teacher)
         selection = self._selected(number, teacher)
         student = open_artifact(train_backbone(self._student_config(number, teacher.uri))["model"])
-        ours, theirs = _scores(student), _scores(teacher)
+        ours = _scores(student)
         better, reason = replaces(ours["choice"], theirs["choice"])
         summary = {
             "round": number,
@@ -186,14 +212,41 @@ class _Loop:
             "asked": self.config.rounds,
         }
         log.info("round %d: %d of %d pseudo-labels; %s", number, selection["accepted"], selection["considered"], reason)
-        storage.write_json(done, summary)
+        storage.write_json(self._round_file(number), summary)
         return summary
+
+    def _round_file(self, number: int) -> str:
+        return self.place(f"round-{number}", "round.json")
+
+    def _done(self, number: int) -> Summary | None:
+        file = self._round_file(number)
+        return dict(read_document(file, Round)) if storage.exists(file) else None
+
+    def _check_same(self, number: int, done: Summary) -> None:
+        """Makes sure that a round which is done was asked for with the settings of now.
+
+        Raises:
+            UserError: naming what was another.
+        """
+        config = self._select_config(number, done["labelled_by"])
+        found = storage.join(config.out, selection_file.INFO)
+        if storage.exists(found):
+            self._check_selection(number, config, read_document(found, selection_file.Outcome))
+        check_trained(self._student_config(number, done["labelled_by"]))
+
+    def _check_selection(self, number: int, config: SelectPseudoLabelsConfig, found: selection_file.Outcome) -> None:
+        label = self._label_config(config.teacher[0])
+        asked = {"selection": config.selection.model_dump(), "label": label.model_dump()}
+        if others := other_settings(asked, found):
+            raise UserError(f"out={self.config.out} holds round {number} with {', '.join(others)}; choose another out")
 
     def _selected(self, number: int, teacher: Artifact) -> Summary:
         config = self._select_config(number, teacher.uri)
         found = storage.join(config.out, selection_file.INFO)
         if storage.exists(found):
-            return dict(storage.read_json(found))
+            info = read_document(found, selection_file.Outcome)
+            self._check_selection(number, config, info)
+            return dict(info)
         pseudo_label(self._label_config(teacher.uri))
         self._feed_back(number, teacher, config)
         selection = select_pseudo_labels(config)
@@ -213,7 +266,7 @@ class _Loop:
         counts = predicted_counts(config)
         share = None
         if number > 1:
-            last = storage.read_json(self.place(f"round-{number - 1}", "round.json"))
+            last = read_document(self._round_file(number - 1), Round)
             share = last["accepted"] / max(last["predictions"], 1)
         cluster.connect()
         import ray
@@ -276,5 +329,5 @@ class _Loop:
 
 def _scores(artifact: Artifact) -> Summary:
     """Macro-F1 of the whole validation set and of its halves."""
-    metrics = artifact.metrics["val"]
+    metrics = artifact.trained_metrics(BackboneMetrics)["val"]
     return {"val": metrics["macro_f1"], **{half: metrics[half]["macro_f1"] for half in ("choice", "feedback")}}

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ray_fer import storage
 from ray_fer.config import FeedbackPart, TrainBackboneConfig
 from ray_fer.data.manifests import Manifest
+from ray_fer.documents import read_document
 from ray_fer.models.artifact import PROVENANCE, open_artifact, save_artifact
 from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished
 from ray_fer.training.inputs import (
@@ -32,6 +33,7 @@ from ray_fer.training.inputs import (
     warn_of_copies,
     warn_of_doubts,
 )
+from ray_fer.training.records import BackboneMetrics, Identity, Trained
 
 if TYPE_CHECKING:  # torch, timm and Ray take seconds to import, a mistyped path should not
     from ray_fer.training.recipe import BackboneRecipe
@@ -69,8 +71,7 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     Raises:
         UserError: for anything wrong with the arguments or with what they point at.
     """
-    places = ["labeled", "val", "feedback_val", "out", "pretrained", "init", "pseudo"]
-    config = absolute(config, *places, *([] if config.feedback == NO_FEEDBACK else ["feedback"]))
+    config = _absolute(config)
     inputs = open_inputs(config)
     identity = _identity(config, inputs)
     out = storage.normalise(config.out)
@@ -80,6 +81,21 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
         _publish(out, inputs, outcome, identity, start)
     storage.delete(storage.join(out, RUN))
     return _summary(out)
+
+
+def check_trained(config: TrainBackboneConfig) -> None:
+    """Looks at no more than the arguments of the model that ``config.out`` holds, if it does.
+
+    Raises:
+        UserError: when it was trained with others.
+    """
+    config = _absolute(config)
+    is_finished(config.out, identity_of(config, {}))
+
+
+def _absolute(config: TrainBackboneConfig) -> TrainBackboneConfig:
+    places = ["labeled", "val", "feedback_val", "out", "pretrained", "init", "pseudo"]
+    return absolute(config, *places, *([] if config.feedback == NO_FEEDBACK else ["feedback"]))
 
 
 # --- on a rank ---
@@ -125,7 +141,7 @@ class _Feedback:
 # --- whose run it is ---
 
 
-def _identity(config: TrainBackboneConfig, inputs: Inputs) -> dict[str, Any]:
+def _identity(config: TrainBackboneConfig, inputs: Inputs) -> Identity:
     contents = {"labeled": _digest(inputs.labeled)}
     if config.feedback_val is None:
         contents["val"] = _digest(inputs.val)
@@ -143,7 +159,7 @@ def _digest(manifest: Manifest) -> str:
     return digest([manifest.uris, manifest.labels.tolist(), manifest.classes])
 
 
-def _start(out: str, identity: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
+def _start(out: str, identity: Identity, inputs: Inputs) -> dict[str, Any]:
     from ray_fer.feedback.actor import FeedbackStore
 
     check_selection(inputs)
@@ -201,7 +217,7 @@ def _run(inputs: Inputs, out: str, start: Start) -> Outcome:
     return outcome
 
 
-def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: dict[str, Any], start: Start) -> None:
+def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: Identity, start: Start) -> None:
     from ray_fer.training.build_recipe import build_model, plain_weights
 
     model, mean, std = build_model(inputs)
@@ -251,8 +267,9 @@ def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: dict[str, Any
 
 def _summary(out: str) -> dict[str, Any]:
     artifact = open_artifact(out)
-    provenance = storage.read_json(storage.join(out, PROVENANCE))
-    best, resumed = artifact.metrics["val"], artifact.metrics["resumed"]
+    provenance = read_document(storage.join(out, PROVENANCE), Trained)
+    metrics = artifact.trained_metrics(BackboneMetrics)
+    best, resumed = metrics["val"], metrics["resumed"]
     return {
         "model": out,
         "id": artifact.id,
@@ -263,7 +280,7 @@ def _summary(out: str) -> dict[str, Any]:
         "feedback_macro_f1": best["feedback"]["macro_f1"],
         "temperature": artifact.temperature,
         "best_epoch": best["epoch"],
-        "epochs": len(artifact.metrics["history"]),
+        "epochs": len(metrics["history"]),
         **provenance["counts"],
         "feedback_version": best.get("feedback_version"),
         "resumed_from_epoch": resumed[-1] if resumed else None,

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ray_fer import cluster, storage
 from ray_fer.config import TrainTemporalConfig
 from ray_fer.data.windows import frame_grid
+from ray_fer.documents import read_document
 from ray_fer.errors import UserError
 from ray_fer.evaluation.smoothing import choose_half_width, smoothed_macro_f1
 from ray_fer.models.artifact import METRICS, PROVENANCE, Artifact, open_artifact
@@ -30,6 +31,7 @@ from ray_fer.models.softmax import softmax
 from ray_fer.models.temporal import clip_logits, open_temporal, save_temporal
 from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished
 from ray_fer.training.extract_features import read_clips, read_info, survey_clips
+from ray_fer.training.records import EncoderMetrics, Identity, Trained
 from ray_fer.training.temporal import TemporalRecipe, WindowModel, build_encoder, inference_stride
 
 if TYPE_CHECKING:  # Ray Train takes seconds to import, a finished run should answer at once
@@ -177,7 +179,7 @@ def _run(config: TrainTemporalConfig, inputs: Inputs, folder: str) -> Outcome:
     return fit(run)
 
 
-def _publish(out: str, config: TrainTemporalConfig, inputs: Inputs, outcome: Outcome, identity: dict[str, Any]) -> None:
+def _publish(out: str, config: TrainTemporalConfig, inputs: Inputs, outcome: Outcome, identity: Identity) -> None:
     model = WindowModel(build_encoder(config, inputs.dim, len(inputs.backbone.classes)))
     model.load_state_dict(outcome.weights)
     encoder, stride = model.encoder.eval(), inference_stride(config.window)
@@ -243,7 +245,8 @@ def choose_smoothing(framewise: list[Scored], encoded: list[Scored], half_widths
 
 def _summary(out: str) -> dict[str, Any]:
     artifact = open_temporal(out)
-    metrics, provenance = (storage.read_json(storage.join(out, name)) for name in (METRICS, PROVENANCE))
+    metrics = read_document(storage.join(out, METRICS), EncoderMetrics)
+    provenance = read_document(storage.join(out, PROVENANCE), Trained)
     best, resumed = metrics["val"], metrics["resumed"]
     return {
         "model": out,

@@ -1,0 +1,123 @@
+"""The versions of the feedback state on storage: one JSON file for each, checked when it is read.
+
+The state of version n is made from that of version n - 1, so that a history is whole from its first file on or not at
+all. Nothing is skipped: a damaged version would otherwise come back as an older one, or as thresholds that no
+prediction reaches. Files with other names than a version's own are not ours, and are passed over.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, NotRequired
+
+from botocore.exceptions import BotoCoreError
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
+
+from ray_fer import storage
+from ray_fer.config import FeedbackPart
+from ray_fer.documents import read_document
+from ray_fer.errors import UserError, one_line
+from ray_fer.feedback.formulas import FeedbackConfig
+
+Document = dict[str, Any]
+
+_NAME = re.compile(r"v(\d{6,})\.json")
+_BOX = FeedbackConfig()
+
+Whole = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+# The boxes of the formulas' targets, which no state leaves.
+Threshold = Annotated[float, Field(ge=_BOX.tau_min, le=_BOX.tau_max, allow_inf_nan=False)]
+LogWeight = Annotated[float, Field(ge=-math.log(_BOX.max_cut), le=math.log(_BOX.max_boost), allow_inf_nan=False)]
+LogDebias = Annotated[float, Field(ge=-_BOX.lam, le=_BOX.lam, allow_inf_nan=False)]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class StoredState(TypedDict):
+    """`FeedbackState` as JSON."""
+
+    log_weights: list[LogWeight]
+    thresholds: list[Threshold]
+    log_debias: list[LogDebias]
+    tau0: Threshold
+    loss_share: Share
+    sampling_share: Share
+    version: Whole
+    low_share_rounds: Whole
+    worse_rounds: Whole
+    best_macro_f1: Share | None
+    best_version: Whole
+
+
+class Version(TypedDict):
+    """What is read of a version's file; it also holds what the update was told."""
+
+    version: Whole
+    source: str
+    classes: list[str]
+    parts: NotRequired[list[FeedbackPart]]
+    state: StoredState
+
+
+def file_name(version: int) -> str:
+    """What the file of a version is called."""
+    return f"v{version:06d}.json"
+
+
+def read_history(uri: str, classes: Sequence[str]) -> list[Document]:
+    """Every version under ``uri`` as it is stored, oldest first.
+
+    Raises:
+        UserError: when they are of other classes, or when one is damaged or missing: it names the file and the last
+            version before it, which is good.
+    """
+    found = _versions(uri)
+    documents: list[Document] = []
+    for number in found:
+        try:
+            documents.append(_read(uri, number, documents))
+        except UserError as error:
+            name, good = file_name(number), len(documents)
+            first = f"{name} and the later ones" if number != found[-1] else name
+            rescue = f"go on from version {good}, the last good one" if good else "begin anew: no version is good"
+            raise UserError(f"feedback={uri}: {error}; remove {first} to {rescue}") from None
+        if documents[0]["classes"] != list(classes):
+            theirs, ours = ", ".join(documents[0]["classes"]), ", ".join(classes)
+            raise UserError(f"feedback={uri}: it is about the classes {theirs}, not {ours}")
+    return documents
+
+
+def _versions(uri: str) -> list[int]:
+    """The numbers of the files that are there, ascending."""
+    try:
+        names = storage.list_dir(uri)
+        if not names and storage.exists(uri) and not storage.is_dir(uri):
+            raise UserError(f"feedback={uri}: a file, not the folder of a feedback state")
+    except (OSError, BotoCoreError) as error:
+        raise UserError(f"feedback={uri}: cannot be listed ({one_line(error)})") from None
+    numbers = (int(match[1]) for name in names if (match := _NAME.fullmatch(name)) and name == file_name(int(match[1])))
+    return sorted(number for number in numbers if number)
+
+
+def _read(uri: str, number: int, before: Sequence[Document]) -> Document:
+    """Version ``number``, which follows on those ``before``."""
+    name, place = file_name(number), storage.join(uri, file_name(number))
+    if number != len(before) + 1:
+        raise UserError(f"{file_name(len(before) + 1)} is missing, though {name} is there")
+    try:
+        document: Document = dict(read_document(place, Version))
+    except UserError as error:
+        raise UserError(str(error).replace(place, name)) from None
+    state, classes = document["state"], document["classes"]
+    for key, stated in (("version", document["version"]), ("state.version", state["version"])):
+        if stated != number:
+            raise UserError(f"{name}: {key} is {stated}, which does not fit the file's name")
+    for key in ("log_weights", "thresholds", "log_debias"):
+        if len(state[key]) != len(classes):
+            raise UserError(f"{name}: state.{key} has {len(state[key])} numbers for {len(classes)} classes")
+    if before and classes != before[0]["classes"]:
+        raise UserError(f"{name}: its classes {', '.join(classes)} are not those of the versions before")
+    return document
