@@ -97,6 +97,21 @@ def test_thresholds_by_hand() -> None:
     np.testing.assert_allclose(feedback(HAND, None, initial_state(3)).thresholds, 0.8 + 0.3 * (target - 0.8), **TIGHT)
 
 
+def test_precision_has_priority_by_hand() -> None:
+    """Class 1 is missed and wrong: recall .3 of a mean of .6667, precision .5 of a mean of .6630. It only rises."""
+    rates = class_rates([[900, 100, 0], [600, 300, 100], [0, 200, 800]])
+    target = threshold_target(rates, 0.8, CONFIG)
+    # Recall (300 + 5 (.666667)) / 1005 = .301824 +/- .014480: by itself it would fall by .2 x .350362 = .070072.
+    # Precision (300 + 5 (.662963)) / 605 = .501347 +/- .020328: it rises by .3 (.161616 - .020328) = .042386.
+    np.testing.assert_allclose(target[1], 0.842386, atol=2e-6)
+
+
+def test_one_prediction_is_enough_to_show_precision() -> None:
+    # Of class 1 one of 100 is found, and that is right. Recall (1 + 5 (.505)) / 105 = .033571 +/- .017578, of .505.
+    target = threshold_target(class_rates([[100, 0], [99, 1]]), 0.8, CONFIG)
+    np.testing.assert_allclose(target[1], 0.8 - 0.2 * (0.505 - 0.033571 - 0.017578), atol=2e-6)
+
+
 def test_moves_are_made_from_another_threshold_within_bounds() -> None:
     np.testing.assert_allclose(moved_thresholds(0.95, [0.8, 0.7, 0.9]), [0.95, 0.85, 0.97])
     np.testing.assert_allclose(moved_thresholds(0.6, [0.6, 0.75, 0.95]), [0.5, 0.55, 0.75])
@@ -259,6 +274,10 @@ def test_bad_matrix_holds_the_state(bad: np.ndarray) -> None:
     assert feedback(bad, UNIFORM, state, accepted_share=0.0) is state
 
 
+def test_a_hundred_examples_are_enough() -> None:
+    assert feedback(np.diag([33, 33, 34]), None, initial_state(3)).version == 1
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (2, 2), (3,), (9,)])
 def test_wrong_shape_raises(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="confusion matrix has shape"):
@@ -316,6 +335,8 @@ def test_volume_brake_lowers_tau0_after_two_scarce_rounds_down_to_the_floor() ->
         state = feedback(good, None, state, accepted_share=share)
         seen.append(round(state.tau0, 10))
     assert seen == [0.8, 0.8, 0.8, 0.78, 0.78, 0.76]
+    enough = feedback(good, None, dataclasses.replace(state, low_share_rounds=1), accepted_share=0.05)
+    assert (enough.tau0, enough.low_share_rounds) == (state.tau0, 0)
     for _ in range(100):
         state = feedback(good, None, state, accepted_share=0.0)
     assert state.tau0 == 0.60
@@ -362,6 +383,39 @@ def test_state_survives_json() -> None:
 def test_config_refuses_what_breaks_the_bounds(field: str, value: float) -> None:
     with pytest.raises(ValueError, match="feedback: "):
         FeedbackConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "lowest", "highest"),
+    [
+        *(("beta", 1e-6, 1.0), ("rho", 0.0, 1.0), ("em_pull", 0.0, 1.0), ("epsilon", 1e-12, 1.0)),
+        *(("tau_min", 0.5, 0.8), ("tau_max", 0.8, 1.0), ("a", 1e-6, None), ("max_boost", 1.0, None)),
+        *(("max_cut", 1.0, None), ("kappa", 0.0, None), ("kappa_p", 0.0, None), ("kappa_r", 0.0, None)),
+        *(("lam", 0.0, None), ("brake_step", 0.0, None)),
+    ],
+)
+def test_config_takes_a_range_to_its_ends(field: str, lowest: float, highest: float | None) -> None:
+    for end, beyond in ((lowest, -1), *([(highest, 1)] if highest is not None else [(1e9, 0)])):
+        assert getattr(FeedbackConfig(**{field: end}), field) == end
+        if beyond:
+            with pytest.raises(ValueError, match=rf"^feedback: {field} = .* is not in \["):
+                FeedbackConfig(**{field: end + beyond * 1e-7})
+
+
+def test_the_start_by_hand() -> None:
+    assert initial_state(2) == FeedbackState(
+        log_weights=(0.0, 0.0),
+        thresholds=(0.8, 0.8),
+        log_debias=(0.0, 0.0),
+        tau0=0.8,
+        loss_share=0.5,
+        sampling_share=0.5,
+        version=0,
+        low_share_rounds=0,
+        worse_rounds=0,
+        best_macro_f1=None,
+        best_version=0,
+    )
 
 
 def test_sampling_guard_caps_what_feedback_adds() -> None:

@@ -12,7 +12,18 @@ import torch
 import torch.nn.functional as F
 
 from ray_fer.training.build_recipe import build_model, plain_weights
-from ray_fer.training.heads import BALANCED, PSEUDO, WORST, HeadedBackbone, ReversedHead, keep_rates, published
+from ray_fer.training.heads import (
+    BALANCED,
+    DEBIASED,
+    MAIN,
+    PSEUDO,
+    WORST,
+    HeadedBackbone,
+    ReversedHead,
+    keep_rates,
+    published,
+    with_heads,
+)
 from ray_fer.training.inputs import open_inputs
 from ray_fer.training.online import OnlineRecipe
 from ray_fer.training.online_terms import worst_case
@@ -104,6 +115,36 @@ def test_who_learns_from_what_in_dst(faces: Path) -> None:
         assert all(each is None or not each.any() for each in gradients[1:])
 
 
+def test_the_reversed_gradient_by_hand() -> None:
+    """Of the sum of W f with rows (1, 2) and (3, 5) the features' gradient is (4, 7), and W's is f in both rows."""
+    head = ReversedHead(2, 2)
+    head.layers = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False))
+    weight = head.layers[0].weight
+    with torch.no_grad():
+        weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
+    features = torch.tensor([[0.5, -1.0]], requires_grad=True)
+    of_features, of_weight = torch.autograd.grad(head(features).sum(), [features, weight])
+    assert of_features.tolist() == [[0.0, 0.0]], "before a strength is set, the features learn nothing of it"
+    assert of_weight.tolist() == [[0.5, -1.0], [0.5, -1.0]]
+    head.strength = 0.25
+    logits = head(features)
+    assert logits.tolist() == [[-1.5, -3.5]]
+    of_features, of_weight = torch.autograd.grad(logits.sum(), [features, weight])
+    assert of_features.tolist() == [[-1.0, -1.75]]
+    assert of_weight.tolist() == [[0.5, -1.0], [0.5, -1.0]]
+
+
+def test_one_step_down_the_worst_case_makes_it_worse_for_the_features() -> None:
+    """Descent on what the head returns is ascent on its loss, as far as the features go."""
+    torch.manual_seed(0)
+    head = ReversedHead(4, 3).eval()
+    head.strength = 1.0
+    features, labels = torch.randn(6, 4, requires_grad=True), torch.arange(6) % 3
+    before = F.cross_entropy(head(features), labels)
+    (gradient,) = torch.autograd.grad(before, features)
+    assert F.cross_entropy(head(features - 0.1 * gradient), labels) > before
+
+
 def test_the_features_learn_the_opposite_of_the_worst_case() -> None:
     head = ReversedHead(4, 3).eval()
     features = torch.randn(5, 4, requires_grad=True)
@@ -144,6 +185,15 @@ def test_the_balanced_head_is_published(faces: Path) -> None:
     plain = published(recipe.ema_model.state_dict(), "main", model.default_cfg["classifier"])
     model.load_state_dict(plain)
     torch.testing.assert_close(model(x), both[:, 0])
+
+
+def test_where_the_logits_of_a_head_are_and_who_is_reversed() -> None:
+    headed = with_heads(timm.create_model("test_resnet", num_classes=3), DEBIASED, 3)
+    assert [headed.index(name) for name in (MAIN, PSEUDO, WORST)] == [0, 1, 2]
+    headed.reverse(0.75)
+    assert headed.heads[WORST].strength == 0.75
+    assert [*with_heads(headed.backbone, BALANCED, 3).heads] == [BALANCED]
+    assert not with_heads(headed.backbone, MAIN, 3).heads
 
 
 def test_heads_share_the_features() -> None:
