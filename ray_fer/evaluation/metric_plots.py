@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
 from ray_fer.evaluation.metrics import ClassScores, Reliability
@@ -16,10 +15,12 @@ from ray_fer.evaluation.plot_style import (
     BLUES,
     GREY,
     INK,
+    PERCENT,
     RED,
     add_legend,
     axes_of,
     class_colours,
+    class_ticks,
     frame,
     plain,
     png,
@@ -63,7 +64,7 @@ def confusion_plot(confusion: ArrayLike, classes: Sequence[str], *, title: str =
                 fontweight="bold" if row == column else "normal",
                 color="white" if share > 0.5 else INK,
             )
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1.0, 0), label="share of the true class")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, format=PERCENT, label="share of the true class")
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=0, labelsize=8)
     return png(figure)
@@ -98,7 +99,8 @@ def class_score_bars(scores: ClassScores, classes: Sequence[str], *, title: str 
     for k, f1 in enumerate(scores.f1):
         label = "n/a" if math.isnan(f1) else f"{f1:.2f}"
         axes.text(k, 0.06, label, ha="center", va="center", fontsize=9, color=INK, bbox=pill, zorder=4)
-    axes.set_xticks(x, [f"{plain(name)}\n{short(int(n))}" for name, n in zip(classes, scores.support, strict=True)])
+    names = [f"{plain(name)}\n{short(int(n))}" for name, n in zip(classes, scores.support, strict=True)]
+    class_ticks(axes, names, 0.85)
     axes.set_xlabel("class and number of examples")
     axes.set_ylim(0, 1.02)
     axes.set_yticks(np.linspace(0, 1, 6))
@@ -130,7 +132,7 @@ def reliability_plot(bins: Reliability, *, title: str = "Calibration") -> bytes:
     upper.set(xlim=(0, 1), ylim=(0, 1))
     add_legend(upper, columns=3)
     lower.bar(centres, bins.count / total, width * 0.92, color=GREY, zorder=2)
-    lower.yaxis.set_major_formatter(PercentFormatter(1.0, 0))
+    lower.yaxis.set_major_formatter(PERCENT)
     lower.set_ylabel("examples")
     lower.set_xlabel("confidence (largest probability)")
     return png(figure)
@@ -171,7 +173,7 @@ def coverage_plot(
         axes.vlines(threshold, 0, 1, color=INK, linewidth=1.2, linestyle=":")
         axes.text(threshold, 1.02, f"τ = {threshold:.2f}", ha="center", va="bottom", fontsize=8, color=INK)
     axes.set(xlim=(0, 1), ylim=(0, 1.1 if threshold is not None else 1.02), yticks=np.linspace(0, 1, 6))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, 0))
+    axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xlabel("confidence threshold")
     add_legend(axes, columns=3)
     return png(figure)

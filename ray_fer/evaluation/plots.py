@@ -9,9 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from ray_fer.evaluation.plot_style import (
@@ -23,15 +24,21 @@ from ray_fer.evaluation.plot_style import (
     MUTED,
     ORANGE,
     PALETTE,
+    PERCENT,
     RED,
     add_legend,
     axes_of,
     class_colours,
+    class_ticks,
     frame,
     plain,
     png,
     short,
+    spread,
 )
+
+# Of the axes of a picture of rounds about this many are high, and so many are a line of its labels.
+_AXES_POINTS, _LABEL_POINTS = 190.0, 11.0
 
 
 def class_histogram(
@@ -41,7 +48,9 @@ def class_histogram(
 
     The legend gives each group's total, the bars their counts. `log` makes long tails visible.
     """
-    figure = Figure(figsize=(2.4 + 0.95 * len(classes), 3.8), layout="constrained")
+    # The count above a bar needs .4 inches.
+    inches = max(0.95, 0.5 * len(groups))
+    figure = Figure(figsize=(2.4 + inches * len(classes), 3.8), layout="constrained")
     axes = axes_of(figure, title)
     width = 0.8 / max(len(groups), 1)
     fills = (GREY, BLUE, ORANGE, GREEN)
@@ -52,11 +61,11 @@ def class_histogram(
         label = f"{plain(name)} ({short(int(counts.sum()))})"
         bars = axes.bar(x, shares, width * 0.94, color=fills[index % 4], label=label, zorder=2)
         axes.bar_label(bars, [short(int(n)) for n in counts], fontsize=7.5, padding=2, color=MUTED)
-    axes.set_xticks(range(len(classes)), [plain(name) for name in classes])
+    class_ticks(axes, [plain(name) for name in classes], inches)
     axes.set_ylabel("share of the group")
     if log:
         axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, None if log else 0))
+    axes.yaxis.set_major_formatter(PERCENT)
     axes.margins(y=0.12)
     add_legend(axes, columns=len(groups))
     return png(figure)
@@ -72,6 +81,7 @@ def rounds_plot(
     """One line per name over the rounds 0, 1, ..., each (R,), NaN where missing; bands of +/- one error (R,)."""
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = axes_of(figure, title)
+    ends: list[tuple[float, float, str]] = []
     for index, (name, values) in enumerate(series.items()):
         y = np.asarray(values, dtype=np.float64)
         colour = PALETTE[index % len(PALETTE)]
@@ -81,16 +91,25 @@ def rounds_plot(
             axes.fill_between(np.arange(y.size), y - e, y + e, color=colour, alpha=0.15, linewidth=0)
         last = np.flatnonzero(~np.isnan(y))
         if last.size:
-            axes.annotate(
-                f"{y[last[-1]]:.3f}", (float(last[-1]), float(y[last[-1]])), xytext=(7, 0),
-                textcoords="offset points", va="center", fontsize=8.5, color=colour,
-            )  # fmt: skip
+            ends.append((float(last[-1]), float(y[last[-1]]), colour))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.margins(x=0.09, y=0.12)
+    _label_ends(axes, ends)
     axes.set_xlabel("round")
     axes.set_ylabel(ylabel)
     add_legend(axes, columns=min(len(series), 3))
     return png(figure)
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str]]) -> None:
+    """The values (x, y, colour) at the ends of lines, beside them, one above the other where they are alike."""
+    bottom, top = axes.get_ylim()
+    places = [_AXES_POINTS * (y - bottom) / (top - bottom) for _, y, _ in ends]
+    for (x, y, colour), place, free in zip(ends, places, spread(places, _LABEL_POINTS), strict=True):
+        axes.annotate(
+            f"{y:.3f}", (x, y), xytext=(7, free - place),
+            textcoords="offset points", va="center", fontsize=8.5, color=colour,
+        )  # fmt: skip
 
 
 def feedback_plot(
