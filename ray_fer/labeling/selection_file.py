@@ -118,7 +118,8 @@ def read_selection(uri: str, classes: tuple[str, ...]) -> Selection:
         raise UserError(f"pseudo={uri}: {ROWS} cannot be read ({one_line(error)})") from None
     weights, targets = (table[name].combine_chunks() for name in ("weight", "target"))
     matrix = pc.list_flatten(targets)
-    if table["uri"].null_count or pc.sum(pc.not_equal(pc.list_value_length(targets), len(classes))).as_py():
+    lacking = table["uri"].null_count + targets.null_count
+    if lacking or pc.any(pc.not_equal(pc.list_value_length(targets), len(classes))).as_py():
         raise UserError(f"pseudo={uri}: {ROWS} has rows without a uri or without a target of {len(classes)} numbers")
     weights, matrix = (np.asarray(array.to_numpy(zero_copy_only=False), np.float32) for array in (weights, matrix))
     if not (np.isfinite(weights).all() and np.isfinite(matrix).all() and (weights >= 0).all() and (matrix >= 0).all()):

@@ -140,6 +140,9 @@ def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest,
     if config.init and config.pretrained:
         raise UserError("init and pretrained: give one of them")
     labeled = _readable("labeled", read_manifest(config.labeled, config.classes), quiet)
+    if len(labeled.classes) < 2:
+        # It would train to the end, with a loss of 0 and a macro-F1 of 1.
+        raise UserError(f"labeled={config.labeled}: one class, {labeled.classes[0]}; there is nothing to tell it from")
     val = _readable("val", read_manifest(config.val, labeled.classes), quiet)
     check_disjoint(labeled, val)
     if config.feedback_val is None:

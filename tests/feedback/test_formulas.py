@@ -62,6 +62,12 @@ def assert_neutral(state: FeedbackState) -> None:
     np.testing.assert_allclose(view.log_debiasing_prior, np.full(k, -math.log(k)), **TIGHT)
 
 
+def test_one_class_is_neutral() -> None:
+    state = feedback([[200]], [1.0], feedback([[150]], [1.0], initial_state(1)))
+    assert_neutral(state)
+    assert state.version == 2
+
+
 # The maps on one matrix, by hand. Recalls .8 .8 .4, mean 2/3; precisions 4/7 2/3 1, mean 47/63; pseudo-count 5.
 
 

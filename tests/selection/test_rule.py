@@ -152,6 +152,23 @@ def test_states_stay_finite(name: str, probs: np.ndarray, make: Make) -> None:
 
 @EVERY
 @both
+def test_of_one_class_everything_is_accepted(name: str, make: Make) -> None:
+    """Where there is nothing to tell apart, every prediction is certain."""
+    rule, probs, told = RULES[name](), make(np.ones((6, 1), np.float32)), known(1)
+    state = move(rule.start(told, 6), probs)
+    state = rule.update(state, rule.measure(probs, state, make_rows(probs, 6)), 0.0)
+    accepted = rule.accept(probs, state, told.like(probs))
+    close(accepted.weights, [1] * 6)
+    close(accepted.targets, [[1]] * 6)
+    assert accepted.labels.tolist() == [0] * 6
+
+
+def make_rows(probs: np.ndarray | torch.Tensor, count: int) -> np.ndarray | torch.Tensor:
+    return torch.arange(count) if isinstance(probs, torch.Tensor) else np.arange(count)
+
+
+@EVERY
+@both
 def test_an_empty_batch_changes_nothing(name: str, make: Make) -> None:
     rule = RULES[name]()
     state, _ = trained(rule, make)

@@ -62,6 +62,15 @@ def test_a_face_that_is_named_several_times_is_one(faces: Path) -> None:
     assert sorted(unlabeled(faces, faces / "list.txt", faces / "more", faces / "m*" / "anger-0.png")) == sorted(once)
 
 
+@pytest.mark.parametrize("classes", [(), ("classes=[neutral]",)])
+def test_one_class_is_nothing_to_learn(classes: tuple[str, ...], tmp_path: Path) -> None:
+    """A loss of 0 and a macro-F1 of 1 would pass for a success."""
+    write_faces(tmp_path / "train", (3, 0, 0), seed=1)
+    write_faces(tmp_path / "val", (2, 0, 0), seed=2)
+    with pytest.raises(UserError, match=r"^labeled=.*/train/manifest\.csv: one class, neutral; there is nothing to"):
+        open_inputs(config(tmp_path, *classes))
+
+
 def test_copies_of_labelled_faces_are_not_unlabeled(faces: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     expected = unlabeled(faces, faces / "more")

