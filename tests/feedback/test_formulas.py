@@ -81,6 +81,14 @@ def test_rates_by_hand() -> None:
     np.testing.assert_allclose(rates.precision_se[:2], [0.056932, 0.058197], atol=1e-6)
 
 
+def test_one_example_is_enough_to_judge_predictions_by() -> None:
+    # Of four predictions of class 2 one is right; the raw precisions 1, 1 and 1/4 have the mean 3/4.
+    rates = class_rates([[50, 0, 3], [0, 60, 0], [0, 0, 1]])
+    assert rates.mean_precision == 0.75
+    assert rates.precision[2] == pytest.approx((1 + 5 * 0.75) / (4 + 5))
+    assert rates.precision_se[2] ** 2 == pytest.approx(0.527778 * 0.472222 / 9, rel=1e-5)
+
+
 def test_log_weights_by_hand() -> None:
     # 2 (-.121212 + .055124) twice, and 2 (.242424 - .066642): one standard error is ignored.
     target = log_weight_target(class_rates(HAND), CONFIG)
@@ -137,6 +145,13 @@ def test_debiasing_by_hand() -> None:
     target = debias_target(HAND, UNIFORM, FeedbackConfig(em_steps=1))
     np.testing.assert_allclose(target, 0.5 * np.log(0.95 * factors + 0.05), **TIGHT)
     np.testing.assert_allclose(target, [-0.133186, -0.090546, 0.168053], atol=2e-6)
+
+
+def test_debiasing_by_hand_of_classes_of_other_sizes() -> None:
+    # The channel is [13 2] / 15 and [10 35] / 45; of the uniform mix it expects (49 41) / 90.
+    factors = np.array([39 / 49 + 6 / 41, 10 / 49 + 35 / 41])
+    target = debias_target([[8, 2], [10, 30]], [0.5, 0.5], FeedbackConfig(em_steps=1))
+    np.testing.assert_allclose(target, 0.5 * np.log(0.95 * factors + 0.05), **TIGHT)
 
 
 def test_debiasing_finds_the_mix_behind_the_predictions() -> None:
@@ -374,6 +389,19 @@ def test_each_part_can_be_switched_off(part: str, factor: str, neutral: float) -
     for name in ("loss_weights", "sampling_weights", "thresholds", "log_debiasing_prior"):
         expected = np.full(3, neutral) if name == factor else getattr(full, name)
         np.testing.assert_allclose(getattr(ablated, name), expected, **TIGHT)
+
+
+def test_what_a_round_uses_is_never_changed() -> None:
+    state = initial_state(2)
+    assert hash(state) == hash(initial_state(2))
+    for fixed, field in (
+        (state, "tau0"),
+        (CONFIG, "beta"),
+        (snapshot(state), "version"),
+        (class_rates(HAND), "support"),
+    ):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(fixed, field, getattr(fixed, field))
 
 
 def test_state_survives_json() -> None:
