@@ -30,6 +30,7 @@ def test_alignment_can_be_partial(make: Make) -> None:
     half = Alignment(kappa=0.5).accept(probs, state, KNOWN).targets  # ratios √(1/3), √3: 1 to 3
     close(half, [[0.6 / 1.8, 1.2 / 1.8], [0.75, 0.25]], 1e-4)
     close(Alignment(kappa=0).accept(probs, state, KNOWN).targets, PROBS)
+    close(Alignment().accept(probs, state, KNOWN).targets, half, 0)
 
 
 @both
@@ -60,6 +61,8 @@ def test_a_class_that_is_never_predicted_is_aligned_by_a_finite_factor(make: Mak
     targets = np.asarray(Alignment(kappa=1).accept(probs, state, KNOWN).targets)
     assert np.isfinite(targets).all()
     close(targets[0], [1, 0])
+    # A quarter of .999 against .001 times .75 / 10⁻⁶.
+    close(targets[1], np.array([0.24975, 750.0]) / 750.24975, 1e-5)
 
 
 # --- DebiasPL ---

@@ -44,6 +44,13 @@ def test_top_k_wants_a_kth_of_what_passes(make: Make) -> None:
 
 
 @both
+def test_top_k_wants_a_kth_of_many(make: Make) -> None:
+    """Seven pass of two classes, so three of each: of the four of class 1 the least sure one is left out."""
+    probs = [[p, 1 - p] for p in (0.9, 0.85, 0.95)] + [[1 - p, p] for p in (0.9, 0.82, 0.85, 0.95)]
+    assert weights(TopK(), make, probs) == [1, 1, 1, 1, 0, 1, 1]
+
+
+@both
 def test_top_k_goes_down_to_half_the_threshold(make: Make) -> None:
     probs = [[0.7, 0.2, 0.1], [0.41, 0.3, 0.29], [0.39, 0.31, 0.3]]
     assert weights(TopK(per_class=3, max_copies=9), make, probs, Known(np.full(3, 0.8))) == [1.5, 1.5, 0]
@@ -129,6 +136,8 @@ def test_online_the_histogram_is_of_an_average_batch(make: Make) -> None:
     close(state["histogram"].sum(), 6)
     state = rule.update(state, rule.measure(probs[:2], state), 0.9)
     close(state["histogram"].sum(), 0.9 * 6 + 0.1 * 2)
+    state = rule.update(state, rule.measure(probs[:1], state), 0.9)
+    close(state["histogram"].sum(), 0.9 * 5.6 + 0.1 * 1)
 
 
 def test_both_kinds_cut_at_the_same_place() -> None:

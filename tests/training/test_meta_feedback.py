@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import torch.nn.functional as F
 
 from ray_fer.training.build_recipe import build_model, build_recipe, plain_weights
 from ray_fer.training.inputs import open_inputs
-from ray_fer.training.meta_feedback import MetaFeedbackRecipe
+from ray_fer.training.loop import Step
+from ray_fer.training.meta_feedback import MetaBatch, MetaFeedbackRecipe, Unlabeled
 from ray_fer.training.plain_engine import PlainEngine, run_epochs
 from ray_fer.training.world import World
 from tests.training.toy import config, write_sets
@@ -70,6 +73,66 @@ def test_the_baseline_takes_out_what_every_step_gains(faces: Path) -> None:
     assert values == [0.0] * 50 or max(map(abs, values)) < 1e-6
     assert recipe._standardised(10.0) == 1.0
     assert recipe._standardised(-10.0) == -1.0
+
+
+def test_h_by_hand(faces: Path) -> None:
+    """By moments of 1 and 2: mean 1.5, variance .25. From the third on momentum .5 outweighs the plain mean."""
+    recipe: MetaFeedbackRecipe = recipe_of(faces)
+    recipe.settings = replace(recipe.settings, momentum=0.5)
+    assert recipe._standardised(1.0) == 0.0, "there is no baseline yet"
+    assert recipe.moments == {"mean": 1.0, "square": 1.0, "count": 1}
+    assert recipe._standardised(2.0) == 1.0
+    assert recipe.moments == {"mean": 1.5, "square": 2.5, "count": 2}
+    assert recipe._standardised(1.6) == pytest.approx(0.1 / (0.5 + 1e-3))
+    assert recipe.moments == {"mean": pytest.approx(1.55), "square": pytest.approx(2.53), "count": 3}
+    recipe.settings, recipe.moments = replace(recipe.settings, momentum=0.9), {"mean": 0.0, "square": 0.0, "count": 0}
+    for h in (1.0, 2.0, 1.6):
+        recipe._standardised(h)
+    assert recipe.moments["mean"] == pytest.approx(4.6 / 3)
+    assert recipe.moments["square"] == pytest.approx((1 + 4 + 2.56) / 3)
+
+
+def test_the_loss_by_hand(faces: Path) -> None:
+    """Half-way up the ramp; where one of two faces is unreadable, the mean is still over both."""
+    recipe: MetaFeedbackRecipe = recipe_of(faces, "meta.consistency=3", "meta.strength=0.5", "label_smoothing=0")
+    recipe.h, recipe.pair.split = 0.4, 4
+    logits = torch.tensor([2.0, 0.0, 0.0])
+    total = math.log(math.exp(2) + 2)
+    first, other = total - 2, total  # cross-entropies of class 0 and of another
+    mixed = torch.tensor([[0.5, 0.3, 0.2]])
+    before = Unlabeled(torch.empty(0), mixed.repeat(2, 1), torch.tensor([1.0, 0.0]))
+    now = Unlabeled(torch.empty(0), torch.tensor([[0.2, 0.7, 0.1], [0.6, 0.3, 0.1]]), torch.tensor([1.0, 1.0]))
+    labels, readable = torch.tensor([0, 1]), torch.tensor([1.0, 0.0])
+    batch = MetaBatch(labels, readable, torch.empty(0), now, before, {}, 0.0, 0.05)
+    loss = recipe.loss(logits.repeat(6, 1), Step(torch.empty(0), [], batch)).item()
+    teacher = (0.5 * 3 * (0.5 * first + 0.5 * other) + 0.5 * 0.4 * first) / 2
+    assert loss == pytest.approx(first / 2 + teacher + (other + first) / 2, rel=1e-6)
+    alone = replace(batch, before=None)
+    recipe.pair.split = 2
+    loss = recipe.loss(logits.repeat(4, 1), Step(torch.empty(0), [], alone)).item()
+    assert loss == pytest.approx(first / 2 + (other + first) / 2, rel=1e-6)
+    tuned = replace(alone, unlabeled=None)
+    assert recipe.loss(logits.repeat(2, 1), Step(torch.empty(0), [], tuned)).item() == pytest.approx(first / 2)
+    late = replace(batch, progress=0.5)
+    recipe.pair.split = 4
+    loss = recipe.loss(logits.repeat(6, 1), Step(torch.empty(0), [], late)).item()
+    teacher += 0.5 * 3 * (0.5 * first + 0.5 * other) / 2
+    assert loss == pytest.approx(first / 2 + teacher + (other + first) / 2, rel=1e-6)
+
+
+def test_the_learning_rate_by_hand(faces: Path) -> None:
+    """Of 60 steps the last 12 fine-tune: a cosine each, the second from three tenths of the rate."""
+    arguments = ("epochs=10", "warmup_epochs=1", "learning_rate=0.1", "meta.finetune=0.2")
+    recipe: MetaFeedbackRecipe = recipe_of(faces, *arguments)
+    assert recipe.steps_per_epoch == 6
+    rates = [recipe.learning_rate(step) for step in range(60)]
+    assert rates[:6] == sorted(rates[:6])
+    assert rates[6] == pytest.approx(0.1)
+    assert rates[27] == pytest.approx(0.05)  # half of the 42 after the warm-up
+    assert rates[48] == pytest.approx(0.03)
+    assert rates[54] == pytest.approx(0.015)
+    assert rates[6:48] == sorted(rates[6:48], reverse=True)
+    assert rates[47] < 0.001
 
 
 def test_teacher_and_student_learn_from_their_own_losses(faces: Path) -> None:
