@@ -71,6 +71,30 @@ def test_flexmatch_counts_a_face_once_that_is_drawn_twice(make: Make) -> None:
 
 
 @both
+def test_flexmatch_takes_the_last_of_many_predictions_of_a_face(make: Make) -> None:
+    """Sorting keeps those of one face in their order, however many there are."""
+    for last, of_last in ((SURE_A, 0), (SURE_B, 1)):
+        state = flexed(make, ([1] * 99, [SURE_A, SURE_B] * 49 + [last]), size=2)
+        assert state["assigned"].tolist() == [-1, of_last]
+
+
+@both
+def test_flexmatch_of_an_endless_stream_averages_counts(make: Make) -> None:
+    """The first batch's counts as they are, then nine tenths of them and a tenth of the next batch's."""
+    rule, first, second = FlexMatch(), make([SURE_A, SURE_A, SURE_B, UNSURE]), make([SURE_B])
+    state = move(rule.start(TAU), first)
+    assert state["counts"].tolist() == [0, 0, 0]
+    state = rule.update(state, rule.measure(first, state), 0.9)
+    close(state["counts"], [2, 1, 1])
+    state = rule.update(state, rule.measure(second, state), 0.9)
+    close(state["counts"], [1.8, 0.9 + 0.1, 0.9])
+    close(state["thresholds"], [0.8, 0.8])
+    # β is of averages also where they are below 1: 1 and 9/10, thresholds .8 and .6545.
+    few = move({"counts": np.array([0.5, 0.45, 0.1], np.float32)}, first)
+    assert rule.accept(make([[0.79, 0.21], [0.35, 0.65], [0.34, 0.66]]), few, TAU).weights.tolist() == [0, 0, 1]
+
+
+@both
 def test_flexmatch_masks_by_the_counts_before_the_batch(make: Make) -> None:
     """Before it β of class 1 is 0, its threshold the floor; after it β is 1 and the last face would be rejected."""
     state = flexed(make, ([0, 1, 2], [SURE_A, SURE_A, SURE_A]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from dataclasses import FrozenInstanceError, fields
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from ray_fer.selection import (
     move,
     smoothed_prior,
 )
+from ray_fer.selection.rule import average, like, moving
 from tests.selection.arrays import Make, both, close, combine, numpy_array
 
 K, N = 5, 240
@@ -151,6 +153,15 @@ def test_states_stay_finite(name: str, probs: np.ndarray, make: Make) -> None:
 
 
 @EVERY
+def test_every_constant_can_be_given_and_none_changed(name: str) -> None:
+    rule = RULES[name]
+    for field in fields(rule):
+        assert getattr(rule(**{field.name: 7}), field.name) == 7
+    with pytest.raises(FrozenInstanceError):
+        setattr(rule(), "another", 1)  # noqa: B010
+
+
+@EVERY
 @both
 def test_of_one_class_everything_is_accepted(name: str, make: Make) -> None:
     """Where there is nothing to tell apart, every prediction is certain."""
@@ -173,7 +184,8 @@ def test_an_empty_batch_changes_nothing(name: str, make: Make) -> None:
     rule = RULES[name]()
     state, _ = trained(rule, make)
     empty = make(drawn()[:0])
-    after = rule.update(state, rule.measure(empty, state, make(np.arange(0))), 0.9)
+    with np.errstate(all="raise"):
+        after = rule.update(state, rule.measure(empty, state, make(np.arange(0))), 0.9)
     for key in state:
         close(after[key], state[key], 0)
 
@@ -187,6 +199,26 @@ def test_online_with_momentum_0_is_offline(name: str) -> None:
         online = rule.update(online, rule.measure(probs, online), 0.0)
     for key in online:
         close(offline[key], online[key], 1e-5)
+
+
+@both
+def test_averages_by_hand(make: Make) -> None:
+    """Of a total of 6 over 3 rows, nine tenths of what was; zeros are what was, unless they are said to be nothing."""
+    old, total, rows = make([4.0, 0.0]), make([6.0, 3.0]), make([3.0])[0]
+    close(average(old, total, rows, 0.9), [3.8, 0.1])
+    zeros = make([0.0, 0.0])
+    close(average(zeros, total, rows, 0.9), [0.2, 0.1])
+    close(average(zeros, total, rows, 0.9, from_first=True), [2.0, 1.0])
+    close(moving(zeros, total, rows > 0, 0.9), [0.6, 0.3])
+    close(moving(old, total, rows > 3, 0.9), [4.0, 0.0])
+    assert like(old, total) is old
+
+
+def test_what_a_rule_says_and_knows_is_never_changed() -> None:
+    accepted = RULES["threshold"]().accept(drawn(0, 2), {}, known())
+    for fixed, field in ((accepted, "weights"), (known(), "epoch")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(fixed, field, 1)
 
 
 def test_nothing_to_fit_is_the_start() -> None:
