@@ -58,3 +58,28 @@ def test_what_kills_is_a_row_of_the_teachers_that_asked_for_it(tmp_path: Path, m
     assert [share(batch, teacher, sizes)[1].shape for teacher in range(2)] == [(0, 24, 24, 3), (0, 32, 32, 3)]
     (row,), _ = share(batch, 1, sizes)
     assert (row["status"], row["attempt"]) == ("crashed", 3)
+
+
+def test_a_child_that_fails_by_itself_is_no_objects_fault(tmp_path: Path) -> None:
+    """It would blame every object after another."""
+    write_pictures(tmp_path / "in", range(1))
+    keys = pa.concat_tables(list_sources([str(tmp_path / "in")], Counter()))
+    with pytest.raises(RuntimeError, match=r"^isolated decoding failed with exit status 1$"):
+        decode_isolated(keys, **LIMITS | {"no_such_setting": 1})
+
+
+def test_what_a_library_prints_does_not_lie_among_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path / "in", range(2))
+    keys = pa.concat_tables(list_sources([str(tmp_path / "in")], Counter()))
+    (tmp_path / "chatty").mkdir()
+    (tmp_path / "chatty" / "sitecustomize.py").write_text(
+        "import os, simplejpeg\n"
+        "header = simplejpeg.decode_jpeg_header\n"
+        "def decode_jpeg_header(data):\n"
+        "    print('a warning', flush=True)\n"
+        "    os.write(1, b'from C')\n"
+        "    return header(data)\n"
+        "simplejpeg.decode_jpeg_header = decode_jpeg_header\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "chatty"))
+    assert [row["status"] for row in decode_isolated(keys, **LIMITS).rows] == ["ok", "ok"]
