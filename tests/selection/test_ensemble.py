@@ -1,3 +1,5 @@
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,17 @@ def test_agreement_is_the_mean_where_all_name_one_class() -> None:
     combined = agreement(list(PROBS))
     assert combined.rows.tolist() == [0, 2]  # of picture 1 the first teacher says class 0, the others class 1
     assert combined.probs == pytest.approx(np.array(MEANS)[[0, 2]])
+
+
+def test_agreement_is_of_the_likeliest_class_alone() -> None:
+    """Of picture 0 they differ in the second likeliest, of picture 1 they agree on the least likely one alone."""
+    first = np.array([[0.6, 0.3, 0.1], [0.5, 0.3, 0.2]], np.float32)
+    second = np.array([[0.6, 0.1, 0.3], [0.3, 0.5, 0.2]], np.float32)
+    combined = agreement([first, second])
+    assert combined.rows.tolist() == [0]
+    assert combined.probs == pytest.approx(np.array([[0.6, 0.2, 0.2]]))
+    with pytest.raises(FrozenInstanceError):
+        combined.rows = np.arange(1)  # type: ignore[misc]
 
 
 def test_nobody_agrees() -> None:
