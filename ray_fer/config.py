@@ -2,19 +2,17 @@
 
 The defaults and their explanations are in ``conf/NAME.yaml`` and nowhere else; the classes here only say which keys
 exist and what a value may be. A run's config is the YAML, then ``config=FILE`` if given, then ``key=value`` arguments.
+How text becomes values is in `ray_fer.config_values`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from botocore.exceptions import BotoCoreError
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,23 +20,27 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PlainSerializer,
     Tag,
     ValidationError,
 )
 from pydantic_core import PydanticCustomError
 
-from ray_fer import storage
-from ray_fer.errors import UserError, one_line
+from ray_fer.config_values import KeysOf, Plain, merged, read_yaml, typed, typed_fields
+from ray_fer.errors import UserError
 from ray_fer.training.recipe_names import RECIPES, is_there
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+LargeCount = Annotated[int, Field(ge=1, le=2**63 - 1)]
 NonNegative = Annotated[float, Field(ge=0)]
-# A folder may be called 2024.
+# What torch and numpy both take.
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+# What is longer overflows timers and dates.
+Seconds = Annotated[float, Field(ge=0, le=366 * 86400)]
+Uri = Annotated[str, Field(min_length=1), AfterValidator(lambda uri: _no_zero_byte(uri))]
 Uris = Annotated[
-    list[str],
-    BeforeValidator(lambda value: [value] if isinstance(value, str | int | float) else value),
-    Field(min_length=1),
+    list[Uri], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)
 ]
 # Of 32 bits, one for each tells whether it lacks an image.
 Teachers = Annotated[Uris, Field(max_length=32)]
@@ -49,21 +51,29 @@ FeedbackPart = Literal["loss_weights", "sampling_weights", "thresholds", "debias
 SourceFormat = Literal["auto", "images", "webdataset", "parquet", "lance", "list", "inventory", "s3_metadata", "events"]
 
 
+def _no_zero_byte(uri: str) -> str:
+    if "\0" in uri:
+        raise PydanticCustomError("zero", "has a zero byte, which no path may have")
+    return uri
+
+
 def as_argument(key: str, values: Sequence[str]) -> str:
     """A list as a user gives it: ``key=a``, ``key=[a,b]``."""
     return f"{key}={values[0] if len(values) == 1 else '[' + ','.join(values) + ']'}"
 
 
 class JobConfig(BaseModel):
-    """What the configs of all jobs share: unknown keys are errors, values are never silently converted."""
+    """What the configs of all jobs share: unknown keys are errors, numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), coerce_numbers_to_str=True, allow_inf_nan=False
+    )
 
 
 class SourceConfig(JobConfig):
     """One entry of ``source`` that is more than a URI."""
 
-    uri: str
+    uri: Uri
     format: SourceFormat = "auto"
     column: str | None = None
     include: Patterns = []
@@ -77,15 +87,15 @@ def _read_sources(value: Any) -> Any:
     if not value.lower().endswith((".yaml", ".yml")):
         return [value]
     try:
-        return yaml.safe_load(storage.read_bytes(value))
-    except (OSError, UserError, ValueError, yaml.YAMLError, BotoCoreError) as error:
-        raise ValueError(f"cannot be read ({one_line(error)})") from None
+        return typed(list[str | SourceConfig], read_yaml(value))
+    except UserError as error:
+        raise ValueError(f"cannot be read ({error})") from None
 
 
 Sources = Annotated[
     list[
         Annotated[
-            Annotated[str, Tag("function-uri")] | Annotated[SourceConfig, Tag("function-source")],
+            Annotated[Uri, Tag("function-uri")] | Annotated[SourceConfig, Tag("function-source")],
             Discriminator(lambda value: "function-uri" if isinstance(value, str) else "function-source"),
         ]
     ],
@@ -103,11 +113,33 @@ def _known_recipe(name: str) -> str:
     return name
 
 
+def _recorded(value: Any) -> Any:
+    """What a run records of ``settings``, whose types their recipe alone knows: numbers where text can be no other."""
+    if isinstance(value, Mapping):
+        return {key: _recorded(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_recorded(each) for each in value]
+    if not isinstance(value, Plain):
+        return value
+    read = typed(dict[str, Any] if value.startswith("{") else list[Any], value)
+    if not isinstance(read, str):
+        return _recorded(read)
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            if str(kind(value)) == value:
+                return kind(value)
+    return {"true": True, "false": False, "null": None}.get(value, str(value))
+
+
+_SHOWN = 200  # characters of a wrong value
+Settings = Annotated[dict[str, Any] | None, AfterValidator(lambda given: given or None), PlainSerializer(_recorded)]
+
+
 class DrawFacesConfig(JobConfig):
     """``jobs/draw_faces.py``"""
 
-    out: str
-    seed: int
+    out: Uri
+    seed: Seed
     image_size: Annotated[int, Field(ge=32, le=512)]
     difficulty: Fraction
     labeled: Count
@@ -148,12 +180,12 @@ class MetaConfig(JobConfig):
 class TrainBackboneConfig(JobConfig):
     """``jobs/train_backbone.py``"""
 
-    labeled: str
-    val: str
-    feedback_val: str | None
-    out: str
+    labeled: Uri
+    val: Uri
+    feedback_val: Uri | None
+    out: Uri
     backbone: str | None
-    pretrained: str | None
+    pretrained: Uri | None
     image_size: Annotated[int, Field(ge=16, le=1024)] | None
     classes: list[str] | None
     epochs: Count
@@ -168,18 +200,18 @@ class TrainBackboneConfig(JobConfig):
     warmup_epochs: NonNegative
     label_smoothing: Fraction
     ema_decay: Fraction
-    seed: int
-    init: str | None
-    pseudo: str | None
+    seed: Seed
+    init: Uri | None
+    pseudo: Uri | None
     pseudo_ratio: Count
     pseudo_weight: NonNegative
     recipe: Annotated[str, AfterValidator(_known_recipe)]
-    settings: Annotated[dict[str, Any] | None, AfterValidator(lambda given: given or None)]
+    settings: Settings
     unlabeled: Sources | None
     supervised: SupervisedConfig
     online: OnlineConfig
     meta: MetaConfig
-    feedback: str | None
+    feedback: Uri | None
     feedback_parts: list[FeedbackPart]
     workers: Count | None
     zero_stage: Annotated[int, Field(ge=0, le=3)]
@@ -198,7 +230,7 @@ class SelectionConfig(JobConfig):
     max_copies: Annotated[float, Field(ge=1)]
     targets: Literal["soft", "hard"]
     ensemble: Literal["mean", "agreement"]
-    exclude: list[str]
+    exclude: list[Uri]
     exclude_unreadable: Literal["error", "skip"]
 
 
@@ -207,7 +239,7 @@ class PseudoLabelConfig(JobConfig):
 
     source: Sources
     teacher: Teachers
-    table: str
+    table: Uri
     unit_rows: Count
     batch_size: Count
     actors: Count | None
@@ -216,16 +248,16 @@ class PseudoLabelConfig(JobConfig):
     precision: Literal["auto", "float32", "bfloat16"]
     flip: bool
     faces: Faces
-    commit_seconds: NonNegative
-    max_pixels: Count
-    max_bytes: Count
+    commit_seconds: Seconds
+    max_pixels: LargeCount
+    max_bytes: LargeCount
     max_attempts: Count
     max_failure_share: Fraction
     max_failures: Annotated[int, Field(ge=0)] | None
-    watch: Annotated[float, Field(gt=0)] | None
+    watch: Annotated[Seconds, Field(gt=0)] | None
     dry_run: bool
-    select: str | None
-    feedback: str | None
+    select: Uri | None
+    feedback: Uri | None
     selection: SelectionConfig
 
     @property
@@ -237,10 +269,10 @@ class PseudoLabelConfig(JobConfig):
 class SelectPseudoLabelsConfig(JobConfig):
     """``jobs/select_pseudo_labels.py``"""
 
-    table: str
+    table: Uri
     teacher: Uris
-    out: str
-    feedback: str | None
+    out: Uri
+    feedback: Uri | None
     precision: Literal["auto", "float32", "bfloat16"]
     flip: bool | None
     faces: Faces | None
@@ -250,17 +282,17 @@ class SelectPseudoLabelsConfig(JobConfig):
 class VacuumConfig(JobConfig):
     """``jobs/vacuum.py``"""
 
-    table: str
-    retain_hours: Annotated[int, Field(ge=0)]
+    table: Uri
+    retain_hours: Annotated[int, Field(ge=0, le=100 * 366 * 24)]
     dry_run: bool
 
 
 class EvaluateConfig(JobConfig):
     """``jobs/evaluate.py``"""
 
-    model: str
-    data: str
-    out: str
+    model: Uri
+    data: Uri
+    out: Uri
     split: str | None
     batch_size: Count
 
@@ -268,9 +300,9 @@ class EvaluateConfig(JobConfig):
 class ExtractFeaturesConfig(JobConfig):
     """``jobs/extract_features.py``"""
 
-    data: str
-    model: str
-    out: str
+    data: Uri
+    model: Uri
+    out: Uri
     actors: Count | None
     batch_size: Count
 
@@ -278,13 +310,13 @@ class ExtractFeaturesConfig(JobConfig):
 class TrainTemporalConfig(JobConfig):
     """``jobs/train_temporal.py``"""
 
-    features: str
-    val: str
-    out: str
+    features: Uri
+    val: Uri
+    out: Uri
     window: Annotated[int, Field(ge=2)]
     stride: Count
     width: Count
-    layers: Count
+    layers: Annotated[int, Field(ge=1, le=1000)]
     heads: Count
     dropout: Fraction
     epochs: Count
@@ -293,7 +325,7 @@ class TrainTemporalConfig(JobConfig):
     weight_decay: NonNegative
     label_smoothing: Fraction
     smoothing: list[Annotated[int, Field(ge=0)]]
-    seed: int
+    seed: Seed
     workers: Count | None
     zero_stage: Annotated[int, Field(ge=0, le=3)]
     max_failures: Annotated[int, Field(ge=0)]
@@ -303,49 +335,52 @@ class PredictVideoConfig(JobConfig):
     """``jobs/predict_video.py``"""
 
     source: Uris
-    model: str
-    out: str
+    model: Uri
+    out: Uri
     batch_size: Count
 
 
 class ExportOnnxConfig(JobConfig):
     """``jobs/export_onnx.py``"""
 
-    model: str
-    out: str
+    model: Uri
+    out: Uri
 
 
 class InspectTeacherConfig(JobConfig):
     """``jobs/inspect_teacher.py``"""
 
-    teacher: str
-    image: str
-    out: str
+    teacher: Uri
+    image: Uri
+    out: Uri
 
 
 class SelfTrainConfig(JobConfig):
     """``jobs/self_train.py``: the loop; ``train``, ``student`` and ``label`` hold keys of the jobs it runs."""
 
-    labeled: str
-    val: str
-    feedback_val: str | None
+    labeled: Uri
+    val: Uri
+    feedback_val: Uri | None
     source: Sources
-    out: str
+    out: Uri
     rounds: Annotated[int, Field(ge=0)]
     patience: Count
-    seed: int
+    seed: Seed
     feedback_parts: list[FeedbackPart]
-    train: dict[str, Any]
-    student: dict[str, Any]
-    label: dict[str, Any]
-    selection: dict[str, Any]
+    train: Annotated[dict[str, Any], KeysOf(TrainBackboneConfig)]
+    student: Annotated[dict[str, Any], KeysOf(TrainBackboneConfig)]
+    label: Annotated[dict[str, Any], KeysOf(PseudoLabelConfig)]
+    selection: Annotated[dict[str, Any], KeysOf(SelectionConfig)]
 
 
 class LineageConfig(JobConfig):
     """``jobs/lineage.py``"""
 
-    model: str
+    model: Uri
 
+
+REQUIRED = "???"
+"""What ``conf/`` has in place of the default of a key that must be given."""
 
 SCHEMAS: dict[str, type[JobConfig]] = {
     "draw_faces": DrawFacesConfig,
@@ -384,17 +419,18 @@ def load_config(job: str, arguments: Sequence[str]) -> Any:
     Raises:
         UserError: naming every wrong key and value at once, in one line.
     """
-    layers = [OmegaConf.load(conf_file(job))]
-    overrides = []
+    schema = SCHEMAS[job]
+    values = _defaults(job)
+    overrides: dict[str, Any] = {}
     for argument in arguments:
         key, separator, value = argument.partition("=")
         if not separator or not key:
             raise UserError(f"{job}: {argument!r} is not of the form key=value")
         if key == "config":
-            layers.append(_load_yaml(job, value))
+            values = merged(values, _read_file(job, value))
         else:
-            overrides.append(_override(job, key, value))
-    return _resolve(job, SCHEMAS[job], [*layers, *overrides])
+            overrides = merged(overrides, typed_fields(schema, _nested(key, Plain(value))))
+    return validate(job, schema, merged(values, overrides))
 
 
 def section_config(section: str, job: str, values: Mapping[str, Any]) -> Any:
@@ -408,17 +444,28 @@ def section_config(section: str, job: str, values: Mapping[str, Any]) -> Any:
     Raises:
         UserError: as `load_config`.
     """
-    return _resolve(section, SCHEMAS[job], [OmegaConf.load(conf_file(job)), OmegaConf.create(dict(values))])
+    return validate(section, SCHEMAS[job], merged(_defaults(job), typed_fields(SCHEMAS[job], values)))
 
 
-def _resolve(where: str, schema: type[JobConfig], layers: Sequence[Any]) -> Any:
+def _defaults(job: str) -> dict[str, Any]:
+    values = typed_fields(SCHEMAS[job], read_yaml(str(conf_file(job))))
+    return {key: value for key, value in values.items() if value != REQUIRED}
+
+
+def _read_file(job: str, uri: str) -> Any:
     try:
-        values = OmegaConf.to_container(OmegaConf.merge(*layers), resolve=True)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from None
-    assert isinstance(values, dict)
-    given = {key: value for key, value in values.items() if value != "???"}
-    return validate(where, schema, given)
+        values = read_yaml(uri)
+    except UserError as error:
+        raise UserError(f"{job}: config={uri}: {error}") from None
+    if not isinstance(values, Mapping | None):
+        raise UserError(f"{job}: config={uri}: not a YAML mapping of keys to values")
+    return typed_fields(SCHEMAS[job], values or {})
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
 
 
 def validate(where: str, schema: type[JobConfig], values: dict[Any, Any], assign: str = "=") -> Any:
@@ -431,40 +478,10 @@ def validate(where: str, schema: type[JobConfig], values: dict[Any, Any], assign
         assign: what stands between key and value where the user wrote them.
     """
     try:
-        return schema.model_validate(values)
+        return schema.model_validate(typed_fields(schema, values))
     except ValidationError as error:
         problems = "; ".join(_explain(schema, problem, assign) for problem in error.errors())
         raise UserError(f"{where}: {problems}") from None
-
-
-def _override(job: str, key: str, value: str) -> Any:
-    # Not OmegaConf.from_dotlist: it stops at characters that are common in paths.
-    try:
-        parsed = yaml.safe_load(value) if value[:1] in "[{" or _is_scalar(value) else value
-    except yaml.YAMLError:
-        raise UserError(f"{job}: {key}={value}: not a YAML value") from None
-    document = OmegaConf.create()
-    OmegaConf.update(document, key, parsed, force_add=True)
-    return document
-
-
-def _is_scalar(value: str) -> bool:
-    if value in {"null", "true", "false"}:
-        return True
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _load_yaml(job: str, path: str) -> Any:
-    try:
-        return OmegaConf.load(path)
-    except FileNotFoundError:
-        raise UserError(f"{job}: config={path}: no such file") from None
-    except (yaml.YAMLError, OSError) as error:
-        raise UserError(f"{job}: config={path}: {' '.join(str(error).split())}") from None
 
 
 def _explain(schema: type[JobConfig], problem: Any, assign: str) -> str:
@@ -474,7 +491,7 @@ def _explain(schema: type[JobConfig], problem: Any, assign: str) -> str:
     if problem["type"] == "extra_forbidden":
         close = difflib.get_close_matches(where, _dotted_keys(schema), n=1)
         return f"{where}: no such key" + (f", did you mean {close[0]}?" if close else "")
-    return f"{where}{assign}{problem['input']!r}: {problem['msg'].lower()}"
+    return f"{where}{assign}{repr(problem['input'])[:_SHOWN]}: {problem['msg'].lower()}"
 
 
 def _dotted_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:

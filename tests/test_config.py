@@ -1,9 +1,10 @@
+import json
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+import yaml
 
-from ray_fer.config import SCHEMAS, SourceConfig, conf_file, load_config
+from ray_fer.config import SCHEMAS, SourceConfig, conf_file, load_config, section_config
 from ray_fer.errors import UserError
 
 REQUIRED = ["source=in", "teacher=model", "table=out"]
@@ -11,12 +12,12 @@ REQUIRED = ["source=in", "teacher=model", "table=out"]
 
 @pytest.mark.parametrize("job", SCHEMAS)
 def test_every_key_of_the_schema_is_in_conf_and_the_other_way_round(job: str) -> None:
-    assert set(OmegaConf.load(conf_file(job))) == set(SCHEMAS[job].model_fields)
+    assert set(yaml.safe_load(conf_file(job).read_text())) == set(SCHEMAS[job].model_fields)
 
 
 @pytest.mark.parametrize("job", SCHEMAS)
 def test_the_required_keys_are_enough(job: str) -> None:
-    required = [key for key, value in OmegaConf.to_container(OmegaConf.load(conf_file(job))).items() if value == "???"]
+    required = [key for key, value in yaml.safe_load(conf_file(job).read_text()).items() if value == "???"]
     config = load_config(job, [f"{key}=x" for key in required])
     assert isinstance(config, SCHEMAS[job])
 
@@ -43,6 +44,10 @@ def test_lists_numbers_and_odd_paths() -> None:
         ([*REQUIRED, "selection.thresold=1"], "selection.thresold: no such key, did you mean selection.threshold"),
         ([*REQUIRED, "batch_size=0", "engine=tf"], "batch_size=0: .*; engine='tf': "),
         ([*REQUIRED, "batch_size=many"], "batch_size='many'"),
+        ([*REQUIRED, "batch_size=9e9", "commit_seconds=inf"], "batch_size=9000000000.0: .*; commit_seconds=inf: "),
+        ([*REQUIRED, "batch_size=0x10", "flip=maybe"], "batch_size='0x10': .*; flip='maybe': "),
+        ([*REQUIRED, "selection=null", "table="], "table='': .*; selection='null': "),
+        ([*REQUIRED, "table.x=1"], "table={'x': '1'}: "),
         ([*REQUIRED, "verbose"], "'verbose' is not of the form key=value"),
         ([*REQUIRED, "config=/nowhere.yaml"], "config=/nowhere.yaml: no such file"),
     ],
@@ -69,7 +74,7 @@ def test_sources_are_uris_entries_or_a_file_of_them(tmp_path: Path) -> None:
         ("- {uri: a, fromat: list}", "source.0.fromat: no such key"),
         ("- a\n- {format: list}", "source.1.uri: required"),
         ("- {uri: a, format: tar}", "source.0.format='tar': input should be 'auto'"),
-        ("- 7", "source.0=7: "),
+        ("- [7]", r"source.0=\['7'\]: "),
         ("a: b", "source={'a': 'b'}: "),
         ("", "source=None: "),
         ("[]", "source='.*/sources.yaml': value should have at least 1 item"),
@@ -83,3 +88,120 @@ def test_a_wrong_file_of_sources_is_one_line(text: str, message: str, tmp_path: 
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"source='/nowhere.yml': value error, cannot be read \(.*no such file"):
         load_config("pseudo_label", ["source=/nowhere.yml", *REQUIRED[1:]])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("20241128_1530", "1.10", "007", "010", "1_000", "1e5", "0x10", "2024-11-28", "12:30", ".inf", "no", "true"),
+        *(
+            "null",
+            "~",
+            "[x]",
+            "[a,b",
+            "{a}",
+            "{a: b}",
+            "${y",
+            "${oc.env:HOME}",
+            "a=b",
+            "#x",
+            "a: b",
+            "'q'",
+            '"q',
+            "a,b",
+        ),
+        *(" x ", "é/日本", "*x", "&x", "!x", "%x", "|", "???", "./null", "-"),
+    ],
+)
+def test_a_name_is_taken_to_the_letter(name: str, tmp_path: Path) -> None:
+    places = ["labeled=a", "val=b", f"out={name}"]
+    assert load_config("train_backbone", places).out == name
+    quoted = name.replace("'", "''")
+    assert load_config("pseudo_label", [f"teacher=['{quoted}', x]", *REQUIRED[::2]]).teacher == [name, "x"]
+    nested = load_config("self_train", [*places, "source=c", f"train.pretrained=./{name}"])
+    assert nested.train == {"pretrained": f"./{name}"}
+
+
+@pytest.mark.parametrize("name", ["20241128", "1.10", "007", "2024-11-28", "12:30", "1e5", "no"])
+def test_a_name_in_a_file_is_taken_to_the_letter(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"out: {name}\nval: '{name}'\nclasses: [b, {name}]\ninit: '{name}'\n")
+    config = load_config("train_backbone", ["labeled=a", f"config={tmp_path}/mine.yaml"])
+    assert (config.out, config.val, config.classes, config.init) == (name, name, ["b", name], name)
+    (tmp_path / "sources.yaml").write_text(f"- {name}\n- {{uri: {name}, column: {name}, include: {name}}}\n")
+    config = load_config("pseudo_label", [f"source={tmp_path}/sources.yaml", *REQUIRED[1:]])
+    assert config.source == [name, SourceConfig(uri=name, column=name, include=[name])]
+
+
+def test_none_is_null_where_a_field_takes_none(tmp_path: Path) -> None:
+    places = ["labeled=a", "val=b", "out=c"]
+    (tmp_path / "mine.yaml").write_text("init: ~\nbackbone:\npretrained: null\nfeedback: Null\n")
+    config = load_config("train_backbone", [*places, f"config={tmp_path}/mine.yaml", "pseudo=null", "layer_decay=null"])
+    assert config.model_dump(include={"init", "backbone", "pretrained", "feedback", "pseudo", "layer_decay"}) == (
+        dict.fromkeys(["init", "backbone", "pretrained", "feedback", "pseudo", "layer_decay"])
+    )
+    assert load_config("train_backbone", [*places, "init=~"]).init == "~"
+
+
+def test_numbers_are_decimal() -> None:
+    given = ["epochs=010", "batch_size=1_000", "learning_rate=1e-3", "ema_decay=.5", "seed=1e3", "warmup_epochs=+7"]
+    config = load_config("train_backbone", ["labeled=a", "val=b", "out=c", *given, "checkpoint_activations=yes"])
+    assert (config.epochs, config.batch_size, config.learning_rate, config.ema_decay) == (10, 1000, 0.001, 0.5)
+    assert (config.seed, config.warmup_epochs, config.checkpoint_activations) == (1000, 7, True)
+
+
+@pytest.mark.parametrize("job", [job for job, schema in SCHEMAS.items() if "seed" in schema.model_fields])
+def test_seeds_are_what_torch_takes(job: str) -> None:
+    required = [f"{key}=x" for key, field in yaml.safe_load(conf_file(job).read_text()).items() if field == "???"]
+    assert load_config(job, [*required, f"seed={2**63 - 1}"]).seed == 2**63 - 1
+    for seed in ("-1", "99999999999999999999", "0.5"):
+        with pytest.raises(UserError, match=rf"^{job}: seed={seed}: input should be "):
+            load_config(job, [*required, f"seed={seed}"])
+
+
+def test_the_sections_of_a_loop_have_the_types_of_their_jobs() -> None:
+    given = ["labeled=a", "val=b", "source=c", "out=d"]
+    sections = [
+        "train={epochs: 010, classes: [1, 02], online: {rule: top_k}}",
+        "train.online.ratio=3",
+        "label.flip=yes",
+    ]
+    config = load_config("self_train", [*given, *sections, "student.init=null", "selection.exclude=[007]"])
+    assert config.train == {"epochs": 10, "classes": ["1", "02"], "online": {"rule": "top_k", "ratio": 3}}
+    assert (config.student, config.selection) == ({"init": None}, {"exclude": ["007"]})
+    student = section_config(
+        "self_train: train", "train_backbone", {**config.train, "labeled": "1", "val": "2", "out": "3"}
+    )
+    assert (student.epochs, student.classes, student.online.ratio) == (10, ["1", "02"], 3)
+
+
+def test_what_is_recorded_of_settings_is_what_they_can_only_be() -> None:
+    """As earlier versions recorded them, so that what they began goes on."""
+    given = ["settings={a: [1, 2.0, 03], b: {c: 0.1}}", "settings.d=true", "settings.e=1.10", "settings.f=-7"]
+    config = load_config("train_backbone", ["labeled=a", "val=b", "out=c", *given])
+    recorded = {"a": [1, 2.0, "03"], "b": {"c": 0.1}, "d": True, "e": "1.10", "f": -7}
+    assert config.model_dump()["settings"] == recorded
+    assert json.loads(config.model_dump_json())["settings"] == recorded
+
+
+def test_of_the_same_keys_the_last_counts_and_mappings_are_joined() -> None:
+    given = ["selection.threshold=.9", "batch_size=1", "selection={rule: top_k, per_class: 5}", "batch_size=2"]
+    config = load_config("pseudo_label", [*REQUIRED, *given])
+    assert (config.batch_size, config.selection.rule, config.selection.per_class) == (2, "top_k", 5)
+    assert config.selection.threshold == 0.9
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("out: a\nout: b", "the key out is there twice"),
+        ("- a", "not a YAML mapping"),
+        ("out: [", "expected the node content"),
+        ("a: &a [*a]", "unconstructable recursive node"),
+        ("out: !!python/object:os.system x", "could not determine a constructor"),
+    ],
+)
+def test_a_wrong_file_is_one_line(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=f"^train_backbone: config={tmp_path}/mine.yaml: .*{message}") as caught:
+        load_config("train_backbone", ["labeled=a", "val=b", f"config={tmp_path}/mine.yaml"])
+    assert "\n" not in str(caught.value)

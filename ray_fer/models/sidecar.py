@@ -23,12 +23,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from botocore.exceptions import BotoCoreError
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from ray_fer import storage
 from ray_fer.config import JobConfig, validate
+from ray_fer.config_values import parse_yaml
 from ray_fer.errors import UserError, one_line
 from ray_fer.expressions import canonical, class_name, class_order
 from ray_fer.models.folder_facts import Fact, wrong
@@ -150,7 +150,7 @@ def read_sidecar(uri: str) -> dict[Any, Any]:
         UserError: when it is not a YAML mapping.
     """
     try:
-        document = yaml.safe_load(storage.read_bytes(uri))
+        document = parse_yaml(storage.read_bytes(uri))
     except FileNotFoundError:
         return {}
     except (OSError, BotoCoreError) as error:

@@ -1,0 +1,286 @@
+"""What stands in an argument or a YAML file becomes a value by the type of its field, never by what it looks like.
+
+YAML itself would read a folder called ``20241128_1530`` as a number, ``2024-11-28`` as a date and ``no`` as false. So
+scalars without quotes arrive here as `Plain` text, and `typed` gives them to the fields of a schema: text stays text to
+the letter, numbers are decimal. On a command line ``null``, ``[a,b]`` and ``{key: value}`` are none, a list, a mapping
+only where a field takes such, and text elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from botocore.exceptions import BotoCoreError
+from pydantic import BaseModel
+from yaml.constructor import ConstructorError
+
+from ray_fer import storage
+from ray_fer.errors import UserError, one_line
+
+_INTEGER = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")
+_LISTS = (list, tuple, set, frozenset, Sequence)
+_MAPPINGS = (dict, Mapping)
+_CLOSING = {"[": "]", "{": "}"}
+_QUOTES = "'\""
+_MERGE = "tag:yaml.org,2002:merge"
+_NULLS = ("", "~", "null", "Null", "NULL")
+
+
+class Plain(str):
+    """Text that was written without quotes: what it is depends on the type of its field."""
+
+
+class KeysOf:
+    """In the annotation of a ``dict[str, Any]``: its keys are those of another schema.
+
+    Args:
+        schema: of which.
+    """
+
+    def __init__(self, schema: type[BaseModel]) -> None:
+        self.schema = schema
+
+
+# --- YAML ---
+
+
+class _Loader(yaml.SafeLoader):
+    """Keeps the text of scalars, and refuses a key that is there twice."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        letter: [(tag, pattern) for tag, pattern in resolvers if tag == _MERGE]
+        for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _text(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str | None:
+    if node.style is not None:
+        return str(node.value)
+    return None if node.value in _NULLS else Plain(node.value)
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    given = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE]
+    if twice := next((key for key in given if given.count(key) > 1), None):
+        raise ConstructorError(None, None, f"the key {twice} is there twice", node.start_mark)
+    loader.flatten_mapping(node)
+    found = loader.construct_mapping(node, deep=True)
+    return {str(key) if isinstance(key, str) else key: value for key, value in found.items()}
+
+
+def _sequence(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _text)
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _sequence)
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """A YAML document of lists, mappings, text and `Plain` text; None for ``null``, ``~`` and empty values.
+
+    Raises:
+        yaml.YAMLError: when it is none, or has a key twice.
+    """
+    return yaml.load(text, _Loader)
+
+
+def read_yaml(uri: str) -> Any:
+    """`parse_yaml` of a file.
+
+    Raises:
+        UserError: saying why it cannot be read, without its name.
+    """
+    try:
+        return parse_yaml(storage.read_bytes(uri))
+    except FileNotFoundError:
+        raise UserError("no such file") from None
+    except (OSError, UserError, ValueError, RecursionError, yaml.YAMLError, BotoCoreError) as error:
+        raise UserError(one_line(error)) from None
+
+
+def merged(base: Any, over: Any) -> Any:
+    """``over`` on top of ``base``: mappings key by key, anything else as a whole."""
+    if not isinstance(base, Mapping) or not isinstance(over, Mapping):
+        return over
+    return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
+
+
+# --- types ---
+
+
+def typed_fields(schema: type[BaseModel], values: Any) -> Any:
+    """``values`` by the types of the fields of ``schema``; what is no mapping, and unknown keys, as they are."""
+    if not isinstance(values, Mapping):
+        return values
+    annotations = {
+        name: Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        for name, field in schema.model_fields.items()
+    }
+    return {key: typed(annotations[key], value) if key in annotations else value for key, value in values.items()}
+
+
+def typed(annotation: Any, value: Any) -> Any:
+    """``value`` with its `Plain` text as what ``annotation`` takes.
+
+    What it cannot be is left as text, for the schema to say so. Under ``Any`` it stays `Plain`.
+    """
+    forms = list(_forms(annotation))
+    if isinstance(value, Plain):
+        return _typed_text(forms, value)
+    if isinstance(value, Mapping):
+        return _typed_mapping(forms, value)
+    if isinstance(value, list):
+        of_list = next((form for form in forms if _kind(form) in _LISTS), None)
+        return [typed(_element(of_list, index), each) for index, each in enumerate(value)] if of_list else value
+    return value
+
+
+def _typed_text(forms: list[Any], text: Plain) -> Any:
+    if text == "null" and type(None) in forms:
+        return None
+    of_list = next((form for form in forms if _kind(form) in _LISTS), None)
+    if of_list is not None:
+        if (parts := _inside(text, "[")) is not None:
+            return [typed(_element(of_list, index), _unquoted(part)) for index, part in enumerate(parts)]
+        return typed(_element(of_list, 0), text)  # one, which the schema may take for a list of one
+    if any(isinstance(form, KeysOf) or _kind(form) in _MAPPINGS or _is_model(form) for form in forms):
+        if (pairs := _pairs(text)) is not None:
+            return _typed_mapping(forms, pairs)
+        return str(text)
+    if Any in forms:
+        return text
+    if str in forms:
+        return str(text)
+    return _scalar(forms, text)
+
+
+def _scalar(forms: list[Any], text: Plain) -> Any:
+    options = [option for form in forms if get_origin(form) is Literal for option in get_args(form)]
+    numeric = any(form in (int, float) for form in forms) or any(isinstance(option, int) for option in options)
+    if not numeric or text in options:
+        return str(text)
+    try:
+        return int(text) if _INTEGER.fullmatch(text) else float(text)
+    except ValueError:
+        return str(text)
+
+
+def _typed_mapping(forms: list[Any], values: Mapping[Any, Any]) -> Any:
+    for form in forms:
+        if isinstance(form, KeysOf):
+            return typed_fields(form.schema, values)
+    for form in forms:
+        if _is_model(form):
+            return typed_fields(form, values)
+        if _kind(form) in _MAPPINGS:
+            of_value = get_args(form)[1] if get_args(form) else Any
+            return {key: typed(of_value, value) for key, value in values.items()}
+        if _kind(form) in _LISTS:
+            return typed(_element(form, 0), values)
+    return values
+
+
+def _forms(annotation: Any) -> Iterator[Any]:
+    """The alternatives of a type, without what `Annotated` adds but `KeysOf`."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from (each for each in annotation.__metadata__ if isinstance(each, KeysOf))
+        yield from _forms(annotation.__origin__)
+    elif origin in (Union, types.UnionType):
+        for each in get_args(annotation):
+            yield from _forms(each)
+    else:
+        yield annotation
+
+
+def _element(of_list: Any, index: int) -> Any:
+    arguments = [each for each in get_args(of_list) if each is not Ellipsis]
+    return arguments[min(index, len(arguments) - 1)] if arguments else Any
+
+
+def _kind(form: Any) -> Any:
+    return get_origin(form) or form
+
+
+def _is_model(form: Any) -> bool:
+    return isinstance(form, type) and issubclass(form, BaseModel)
+
+
+# --- lists and mappings in an argument ---
+# Not YAML's: it stops at characters that are common in paths, such as {, # and *.
+
+
+def _inside(text: str, opening: str) -> list[str] | None:
+    """What stands between the commas of ``[…]`` or ``{…}``, without blanks around; None where ``text`` is no such."""
+    text = text.strip()
+    if not (text.startswith(opening) and len(text) > 1 and text.endswith(_CLOSING[opening])):
+        return None
+    text = text[1:-1]
+    wholes = _wholes(text)
+    parts, start, place = [], 0, 0
+    while place < len(text):
+        if text[place] == ",":
+            parts.append(text[start:place].strip())
+            start = place + 1
+        place = wholes.get(place, place + 1)
+    if last := text[start:].strip():
+        parts.append(last)
+    return parts
+
+
+def _pairs(text: str) -> dict[str, Any] | None:
+    parts = _inside(text, "{")
+    if parts is None:
+        return None
+    pairs = {}
+    for part in parts:
+        key, colon, value = part.partition(":")
+        # As in YAML, where a colon without a blank belongs to the text.
+        if not colon or value[:1].strip():
+            return None
+        pairs[str(_unquoted(key.strip()))] = _unquoted(value.strip())
+    return pairs
+
+
+def _wholes(text: str) -> dict[int, int]:
+    """From where a quoted text or a bracket begins to the place after its end; a bracket that stays open is text."""
+    ends, open_brackets, place = dict[int, int](), list[int](), 0
+    while place < len(text):
+        character = text[place]
+        if character in _CLOSING:
+            open_brackets.append(place)
+        elif character in _CLOSING.values():
+            matching = [each for each in open_brackets if _CLOSING[text[each]] == character]
+            if matching:
+                ends[matching[-1]] = place + 1
+                del open_brackets[open_brackets.index(matching[-1]) :]
+        elif character in _QUOTES and (text[:place].rstrip()[-1:] or ",") in ",:[{":
+            end = _end_of_quote(text, place)
+            if end is not None:
+                ends[place] = end
+                place = end
+                continue
+        place += 1
+    return ends
+
+
+def _end_of_quote(text: str, place: int) -> int | None:
+    pattern = r"'(?:[^']|'')*'" if text[place] == "'" else r'"(?:[^"\\]|\\.)*"'
+    found = re.compile(pattern).match(text, place)
+    return found.end() if found else None
+
+
+def _unquoted(text: str) -> str:
+    """What is quoted as a whole is text whatever the type; it may hold commas, blanks at its ends and escapes."""
+    if text[:1] and text[0] in _QUOTES and _end_of_quote(text, 0) == len(text):
+        try:
+            return str(yaml.safe_load(text))
+        except yaml.YAMLError:
+            pass
+    return Plain(text)
