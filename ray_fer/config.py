@@ -11,7 +11,7 @@ import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -68,6 +68,16 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, protected_namespaces=(), coerce_numbers_to_str=True, allow_inf_nan=False
     )
+    written: ClassVar[tuple[str, ...]] = ("out",)
+    """The keys of the places that the job writes to."""
+    writes_file: ClassVar[bool] = False
+    """Whether these are files rather than folders."""
+
+    def outputs(self) -> dict[str, str]:
+        """By key, the folders and files that this run will write to."""
+        if getattr(self, "dry_run", False):
+            return {}
+        return {key: uri for key in self.written if (uri := getattr(self, key, None)) is not None}
 
 
 class SourceConfig(JobConfig):
@@ -237,6 +247,8 @@ class SelectionConfig(JobConfig):
 class PseudoLabelConfig(JobConfig):
     """``jobs/pseudo_label.py``"""
 
+    written = ("table", "select")
+
     source: Sources
     teacher: Teachers
     table: Uri
@@ -281,6 +293,8 @@ class SelectPseudoLabelsConfig(JobConfig):
 
 class VacuumConfig(JobConfig):
     """``jobs/vacuum.py``"""
+
+    written = ("table",)
 
     table: Uri
     retain_hours: Annotated[int, Field(ge=0, le=100 * 366 * 24)]
@@ -343,12 +357,16 @@ class PredictVideoConfig(JobConfig):
 class ExportOnnxConfig(JobConfig):
     """``jobs/export_onnx.py``"""
 
+    writes_file = True
+
     model: Uri
     out: Uri
 
 
 class InspectTeacherConfig(JobConfig):
     """``jobs/inspect_teacher.py``"""
+
+    writes_file = True
 
     teacher: Uri
     image: Uri

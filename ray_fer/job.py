@@ -1,7 +1,8 @@
 """The frame around every job: arguments in, one JSON line out, an exit status that means something.
 
 Human-readable progress goes to stderr. The last line of stdout is the summary as one JSON object. Exit status 0: done;
-2: the user can mend it (one line on stderr says what); 130: interrupted; 1: anything else, with a traceback.
+2: the user can mend it (one line on stderr says what); 130: interrupted; 1: anything else, in one line where a file
+system or a store has failed, else with a traceback.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from ray_fer import storage
 from ray_fer.config import job_help, load_config
-from ray_fer.errors import UserError
-from ray_fer.storage import to_json
+from ray_fer.errors import explained
 
 
 def main(job: str, function: Callable[[Any], dict[str, Any]]) -> None:
@@ -34,19 +35,28 @@ def main(job: str, function: Callable[[Any], dict[str, Any]]) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     started = time.time()
     try:
-        summary = function(load_config(job, arguments))
-    except UserError as error:
-        print("error:", " ".join(str(error).splitlines()), file=sys.stderr)
-        sys.exit(2)
+        config = load_config(job, arguments)
+        for key, uri in config.outputs().items():
+            storage.check_writable(key, uri, folder=not config.writes_file)
+        summary = function(config)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+    except Exception as error:
+        sys.exit(_report(error))
     finally:
         _disconnect()
-    print(to_json({"job": job, **summary, "seconds": round(time.time() - started, 1)}), flush=True)
+    print(storage.to_json({"job": job, **summary, "seconds": round(time.time() - started, 1)}), flush=True)
+
+
+def _report(error: Exception) -> int:
+    found = explained(error)
+    if found is None:
+        traceback.print_exception(error)
+        return 1
+    status, line = found
+    print("error:", line, file=sys.stderr)
+    return status
 
 
 def _disconnect() -> None:

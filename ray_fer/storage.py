@@ -23,9 +23,10 @@ from urllib.parse import unquote_to_bytes
 
 import fsspec
 import pyarrow.fs
+from botocore.exceptions import BotoCoreError
 
 from ray_fer import s3
-from ray_fer.errors import UserError
+from ray_fer.errors import UserError, one_line
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _FILE_URI = re.compile(r"file:(?://(?:localhost)?(/.*)|(/(?!/).*))", re.IGNORECASE | re.DOTALL)
@@ -164,6 +165,56 @@ def _replacing(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(key: str, uri: str, *, folder: bool = True) -> None:
+    """Makes sure that a job can write to ``uri``, and leaves nothing behind.
+
+    Args:
+        key: of the argument that names it.
+        uri: it need not be there yet.
+        folder: whether it is to be a folder or prefix, rather than a file.
+
+    Raises:
+        UserError: naming the key, when nothing can be written there.
+    """
+    uri = normalise_argument(key, uri)
+    try:
+        if is_remote(uri):
+            _try_remote(uri)
+        else:
+            if not folder and os.path.isdir(uri):
+                raise UserError(f"{key}={uri}: is a folder, not a file")
+            _try_local(Path(uri) if folder else Path(uri).parent)
+    except (OSError, BotoCoreError) as error:
+        raise UserError(f"{key}={uri}: cannot be written ({one_line(error)})") from None
+
+
+def _try_remote(uri: str) -> None:
+    # An upload that is never completed needs the right to write, and leaves neither a version nor an event.
+    fs, path = filesystem(join(uri, _probe_name()))
+    bucket, _, key = path.partition("/")
+    upload = fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)["UploadId"]
+    with contextlib.suppress(OSError, BotoCoreError):
+        fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
+
+
+def _try_local(folder: Path) -> None:
+    made = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    probe = folder / _probe_name()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"\0")  # a full disk still takes empty files
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+        for each in made:
+            with contextlib.suppress(OSError):
+                each.rmdir()
+
+
+def _probe_name() -> str:
+    return f".ray-fer-{uuid.uuid4().hex[:8]}.tmp"
 
 
 def read_json(uri: str) -> Any:

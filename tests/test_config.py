@@ -205,3 +205,11 @@ def test_a_wrong_file_is_one_line(text: str, message: str, tmp_path: Path) -> No
     with pytest.raises(UserError, match=f"^train_backbone: config={tmp_path}/mine.yaml: .*{message}") as caught:
         load_config("train_backbone", ["labeled=a", "val=b", f"config={tmp_path}/mine.yaml"])
     assert "\n" not in str(caught.value)
+
+
+def test_what_a_job_writes_to() -> None:
+    assert load_config("pseudo_label", [*REQUIRED, "select=s"]).outputs() == {"table": "out", "select": "s"}
+    assert load_config("pseudo_label", [*REQUIRED, "dry_run=true"]).outputs() == {}
+    assert load_config("select_pseudo_labels", [*REQUIRED[1:], "out=o"]).outputs() == {"out": "o"}
+    assert load_config("vacuum", ["table=t"]).outputs() == {"table": "t"}
+    assert load_config("lineage", ["model=m"]).outputs() == {}

@@ -70,6 +70,32 @@ def test_anything_else_is_a_traceback_and_status_1(tmp_path: Path, body: str) ->
     assert "Error: " in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("body", "status", "line"),
+    [
+        ("open('/nowhere/x')", 2, "/nowhere/x: no such file or directory"),
+        (
+            "import errno\nraise OSError(errno.ENOSPC, 'No space left on device', 'o/w')",
+            2,
+            "o/w: no space left on device",
+        ),
+        ("raise PermissionError('Access Denied')", 2, "Access Denied"),
+        ("raise ConnectionResetError('the store\\nhas gone')", 1, "the store has gone"),
+    ],
+)
+def test_an_error_of_files_is_one_line(tmp_path: Path, body: str, status: int, line: str) -> None:
+    done = run(tmp_path, body, *GIVEN)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", f"error: {line}\n")
+
+
+def test_what_it_writes_to_is_tried_before_it_works(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = run(tmp_path, "raise AssertionError", *GIVEN[:2], "out=file/there")
+    assert (done.returncode, done.stdout) == (2, "")
+    where = f"{tmp_path}/file/there"
+    assert done.stderr == f"error: out={where}: cannot be written ([Errno 20] Not a directory: '{where}')\n"
+
+
 def test_an_interrupted_job_says_how_to_go_on(tmp_path: Path) -> None:
     done = run(tmp_path, "raise KeyboardInterrupt", *GIVEN)
     assert done.returncode == 130

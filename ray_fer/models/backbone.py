@@ -225,6 +225,23 @@ def _create(source: str, arguments: dict[str, Any]) -> torch.nn.Module:
     return model
 
 
+def check_step(model: torch.nn.Module, image_size: int, pictures: int) -> None:
+    """Lets ``pictures`` through in training mode: BatchNorm cannot normalise over a single value.
+
+    Args:
+        model: whose batch statistics this changes.
+        image_size: side in pixels.
+        pictures: of a step.
+
+    Raises:
+        UserError: saying why the model cannot learn from so few, without naming it.
+    """
+    try:
+        model.train()(torch.zeros(pictures, 3, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(_line(error)) from None
+
+
 def _architecture(folder: Path) -> str:
     try:
         return str(json.loads((folder / "config.json").read_text())["architecture"])

@@ -39,13 +39,13 @@ from ray_fer import cluster, storage
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import resolve_precision
 from ray_fer.training.engine import DeepSpeedEngine
+from ray_fer.training.failures import StopAtOnce, found_lasting, lasting
 from ray_fer.training.finite import FiniteGuard, OnBadLoss
 from ray_fer.training.loop import Recipe, train_epoch
 from ray_fer.training.world import World
 
 log = logging.getLogger(__name__)
 
-_ERROR = "error.json"
 _STATE = "state.json"
 _EMA, _BEST, _LIVE, _RECIPE = "ema.safetensors", "best.safetensors", "live.safetensors", "recipe.safetensors"
 _MOMENTS = "moments.safetensors"
@@ -100,9 +100,9 @@ def fit(run: Run) -> Outcome:
     """Runs a recipe to its end, from its last checkpoint if there is one. Needs a connected cluster.
 
     Raises:
-        UserError: what a rank found wrong with the user's input.
+        UserError: what a rank found wrong with the user's input, or what else the user can mend.
+        RuntimeError: for other errors on a rank that no restart mends, and after ``max_failures`` that one might have.
     """
-    storage.delete(storage.join(run.folder, _ERROR))
     # A rank that reports an epoch waits until the controller looks; by default it looks every two seconds, which is
     # longer than an epoch of a small set.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -118,19 +118,20 @@ def fit(run: Run) -> Outcome:
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
-            _raise_user_error(run)
-            raise RuntimeError(f"training failed more than max_failures={run.max_failures} times") from error
-    _raise_user_error(run)
+            raise _reason(error, run.max_failures) from error
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as name:
         state = json.loads((Path(name) / _STATE).read_text())
         return Outcome(state["best"], state["history"], load_file(Path(name) / _BEST), state["resumed"])
 
 
-def _raise_user_error(run: Run) -> None:
-    uri = storage.join(run.folder, _ERROR)
-    if storage.exists(uri):
-        raise UserError(storage.read_json(uri)["error"])
+def _reason(error: ray.train.TrainingFailedError, max_failures: int) -> Exception:
+    found = found_lasting(error)
+    if found is None:
+        return RuntimeError(f"training failed more than max_failures={max_failures} times")
+    if found.mendable:
+        return UserError(found.line)
+    return RuntimeError(f"{found.details}\ntraining failed once, and no restart would mend it: {found.line}")
 
 
 def _run_config(run: Run) -> RunConfig:
@@ -140,6 +141,7 @@ def _run_config(run: Run) -> RunConfig:
         "name": "ray",
         "storage_path": path,
         "storage_filesystem": filesystem,
+        "callbacks": [StopAtOnce()],
         "failure_config": FailureConfig(max_failures=run.max_failures),
         "checkpoint_config": CheckpointConfig(num_to_keep=1),
         "logging_config": LoggingConfig(log_level="ERROR"),
@@ -204,14 +206,12 @@ def _train(settings: dict[str, Any]) -> None:
     logger.propagate = False
     logger.setLevel(logging.INFO)
     logger.handlers = [_Sender(settings["lines"])] if context.get_world_rank() == 0 else []
-    # After an error of the user's, Ray starts the ranks once more: they find the note and end.
-    if storage.exists(storage.join(run.folder, _ERROR)):
-        return
     try:
         _Rank(run).train()
-    except UserError as error:
-        storage.write_json(storage.join(run.folder, _ERROR), {"error": str(error)})
-        raise
+    except Exception as error:
+        if (found := lasting(error, context.get_world_rank())) is None:
+            raise
+        raise found from error
 
 
 class _Rank:

@@ -20,6 +20,7 @@ from ray_fer import storage
 from ray_fer.config import FeedbackPart, TrainBackboneConfig
 from ray_fer.data.manifests import Manifest
 from ray_fer.documents import read_document
+from ray_fer.errors import UserError
 from ray_fer.models.artifact import PROVENANCE, open_artifact, save_artifact
 from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished
 from ray_fer.training.inputs import (
@@ -76,6 +77,7 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     identity = _identity(config, inputs)
     out = storage.normalise(config.out)
     if not is_finished(out, identity):
+        _check_step(inputs)
         start = Start(**claim(out, identity, functools.partial(_start, out, identity, inputs)))
         outcome = _run(inputs, out, start)
         _publish(out, inputs, outcome, identity, start)
@@ -173,6 +175,25 @@ def _start(out: str, identity: Identity, inputs: Inputs) -> dict[str, Any]:
 
 
 # --- run and publication ---
+
+
+def _check_step(inputs: Inputs) -> None:
+    """Refuses steps of too few faces, as far as it is known already how many a worker has; BatchNorm wants two."""
+    config = inputs.config
+    workers, size = config.workers or 1, config.image_size
+    if inputs.selection is not None or config.unlabeled or config.batch_size >= 2 * workers:
+        return  # such faces would be in the same step
+    if config.batch_size < workers:
+        raise UserError(f"batch_size={config.batch_size}: fewer labelled faces in a step than workers={workers}")
+    from ray_fer.models.backbone import check_step
+    from ray_fer.training.build_recipe import build_model
+
+    assert size is not None
+    try:
+        check_step(build_model(inputs)[0], size, 1)
+    except UserError as error:
+        what = f"backbone={config.backbone} cannot learn from one picture of {size} px a step and worker"
+        raise UserError(f"batch_size={config.batch_size}: {what} ({error})") from None
 
 
 def _run(inputs: Inputs, out: str, start: Start) -> Outcome:

@@ -14,6 +14,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from ray_fer import storage
+from ray_fer.errors import UserError
 from tests.system.servers import KEY, SECRET, S3Server
 
 
@@ -45,6 +46,20 @@ def test_objects(s3: str) -> None:
     storage.delete(f"{s3}/a")
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(uri)
+
+
+def test_a_place_that_can_be_written_is_left_as_it_was(s3: str) -> None:
+    storage.check_writable("out", f"{s3}/new/folder")
+    assert storage.list_dir(s3) == []
+    with pytest.raises(UserError, match=r"^out=s3://Bad_Bucket!/x: cannot be written \(.*[Bb]ucket"):
+        storage.check_writable("out", "s3://Bad_Bucket!/x")
+
+
+def test_a_key_that_may_not_write_is_told(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    with pytest.raises(UserError, match=rf"^out={s3}/new: cannot be written \(") as caught:
+        storage.check_writable("out", f"{s3}/new")
+    assert "\n" not in str(caught.value)
 
 
 def test_an_object_written_piece_by_piece_is_there_whole_or_not_at_all(s3: str, tmp_path: Path) -> None:

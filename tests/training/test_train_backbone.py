@@ -9,6 +9,8 @@ import pytest
 from ray_fer.config import load_config
 from ray_fer.errors import UserError
 from ray_fer.training.inputs import open_inputs, warn_of_doubts
+from ray_fer.training.train_backbone import train_backbone
+from tests.system.jobs import refusal
 from tests.training.toy import config, write_faces, write_selection
 
 
@@ -66,3 +68,23 @@ def test_a_set_of_one_subject_cannot_be_cut(faces: Path, tmp_path: Path) -> None
 def test_parts_of_the_feedback_have_names(parts: str) -> None:
     with pytest.raises(UserError, match="feedback_parts"):
         load_config("train_backbone", ["labeled=a", "val=b", "out=c", f"feedback_parts={parts}"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["batch_size=1"],
+            "batch_size=1: backbone=test_resnet cannot learn from one picture of 32 px a step and worker",
+        ),
+        (["batch_size=3", "workers=2"], "batch_size=3: backbone=test_resnet cannot learn from one picture"),
+        (["batch_size=1", "workers=2"], "batch_size=1: fewer labelled faces in a step than workers=2"),
+    ],
+)
+def test_steps_of_too_few_faces(
+    arguments: list[str], message: str, faces: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    places = [f"labeled={faces}/train/manifest.csv", f"val={faces}/val/manifest.csv", f"out={tmp_path}/out"]
+    given = [*places, "backbone=test_resnet", "image_size=32", *arguments]
+    assert refusal("train_backbone", train_backbone, given, caplog).startswith(message)
+    assert not (tmp_path / "out").exists(), "the next command would be refused as another"
