@@ -38,7 +38,7 @@ def main(out: Path) -> None:
         job("draw_faces", f"out={faces}", "image_size=48", "difficulty=0.2", "clips=36", "clip_frames=40")
     study = (
         *(f"labeled={faces / 'labeled.csv'}", f"val={faces / 'val.csv'}", f"out={loop}"),
-        *(f"train={TRAIN}", f"student={STUDENT}", f"selection={SELECTION}", "label={actors: 1}"),
+        *(f"train={TRAIN}", f"student={STUDENT}", f"selection={SELECTION}", "label={workers: 1}"),
     )
     buckets = [str(faces / "bucket-a"), str(faces / "bucket-b")]
     job("self_train", *study, f"source=[{buckets[0]}]", "rounds=1")
@@ -94,7 +94,7 @@ def evaluate(out: Path, model: str, data: Path) -> dict[str, Any]:
 
 def extract(out: Path, model: str, data: Path) -> dict[str, Any]:
     """The features of the frames of the clips in ``data``."""
-    return job("extract_features", f"data={data}", f"model={model}", f"out={out}", "actors=1")
+    return job("extract_features", f"data={data}", f"model={model}", f"out={out}", "workers=1")
 
 
 def report(

@@ -47,6 +47,7 @@ Teachers = Annotated[Uris, Field(max_length=32)]
 Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 Rule = Literal["threshold", "top_k", "flexmatch", "freematch", "softmatch", "alignment", "ada_cm", "debiaspl", "crest"]
 Faces = Literal["none", "detect"]
+Device = Literal["auto", "cpu", "cuda"]
 FeedbackPart = Literal["loss_weights", "sampling_weights", "thresholds", "debiasing"]
 SourceFormat = Literal["auto", "images", "webdataset", "parquet", "lance", "list", "inventory", "s3_metadata", "events"]
 
@@ -62,6 +63,9 @@ def as_argument(key: str, values: Sequence[str]) -> str:
     return f"{key}={values[0] if len(values) == 1 else '[' + ','.join(values) + ']'}"
 
 
+_ACTORS = {"actors": "workers"}
+
+
 class JobConfig(BaseModel):
     """What the configs of all jobs share: unknown keys are errors, numbers are finite."""
 
@@ -70,6 +74,8 @@ class JobConfig(BaseModel):
     )
     written: ClassVar[tuple[str, ...]] = ("out",)
     """The keys of the places that the job writes to."""
+    aliases: ClassVar[dict[str, str]] = {}
+    """Other names of keys."""
     writes_file: ClassVar[bool] = False
     """Whether these are files rather than folders."""
 
@@ -223,6 +229,7 @@ class TrainBackboneConfig(JobConfig):
     meta: MetaConfig
     feedback: Uri | None
     feedback_parts: list[FeedbackPart]
+    device: Device
     workers: Count | None
     zero_stage: Annotated[int, Field(ge=0, le=3)]
     checkpoint_activations: bool
@@ -248,14 +255,15 @@ class PseudoLabelConfig(JobConfig):
     """``jobs/pseudo_label.py``"""
 
     written = ("table", "select")
+    aliases = _ACTORS
 
     source: Sources
     teacher: Teachers
     table: Uri
     unit_rows: Count
     batch_size: Count
-    actors: Count | None
-    device: Literal["auto", "cpu", "cuda"]
+    device: Device
+    workers: Count | None
     engine: Literal["auto", "torch", "openvino"]
     precision: Literal["auto", "float32", "bfloat16"]
     flip: bool
@@ -308,16 +316,20 @@ class EvaluateConfig(JobConfig):
     data: Uri
     out: Uri
     split: str | None
+    device: Device
     batch_size: Count
 
 
 class ExtractFeaturesConfig(JobConfig):
     """``jobs/extract_features.py``"""
 
+    aliases = _ACTORS
+
     data: Uri
     model: Uri
     out: Uri
-    actors: Count | None
+    device: Device
+    workers: Count | None
     batch_size: Count
 
 
@@ -340,6 +352,7 @@ class TrainTemporalConfig(JobConfig):
     label_smoothing: Fraction
     smoothing: list[Annotated[int, Field(ge=0)]]
     seed: Seed
+    device: Device
     workers: Count | None
     zero_stage: Annotated[int, Field(ge=0, le=3)]
     max_failures: Annotated[int, Field(ge=0)]
@@ -351,6 +364,7 @@ class PredictVideoConfig(JobConfig):
     source: Uris
     model: Uri
     out: Uri
+    device: Device
     batch_size: Count
 
 
@@ -385,6 +399,8 @@ class SelfTrainConfig(JobConfig):
     patience: Count
     seed: Seed
     feedback_parts: list[FeedbackPart]
+    device: Device
+    workers: Count | None
     train: Annotated[dict[str, Any], KeysOf(TrainBackboneConfig)]
     student: Annotated[dict[str, Any], KeysOf(TrainBackboneConfig)]
     label: Annotated[dict[str, Any], KeysOf(PseudoLabelConfig)]
@@ -438,7 +454,7 @@ def load_config(job: str, arguments: Sequence[str]) -> Any:
         UserError: naming every wrong key and value at once, in one line.
     """
     schema = SCHEMAS[job]
-    values = _defaults(job)
+    values: dict[str, Any] = {}
     overrides: dict[str, Any] = {}
     for argument in arguments:
         key, separator, value = argument.partition("=")
@@ -448,7 +464,7 @@ def load_config(job: str, arguments: Sequence[str]) -> Any:
             values = merged(values, _read_file(job, value))
         else:
             overrides = merged(overrides, typed_fields(schema, _nested(key, Plain(value))))
-    return validate(job, schema, merged(values, overrides))
+    return validate(job, schema, merged(_defaults(job), _by_name(job, schema, merged(values, overrides))))
 
 
 def section_config(section: str, job: str, values: Mapping[str, Any]) -> Any:
@@ -462,7 +478,17 @@ def section_config(section: str, job: str, values: Mapping[str, Any]) -> Any:
     Raises:
         UserError: as `load_config`.
     """
-    return validate(section, SCHEMAS[job], merged(_defaults(job), typed_fields(SCHEMAS[job], values)))
+    schema = SCHEMAS[job]
+    return validate(section, schema, merged(_defaults(job), _by_name(section, schema, typed_fields(schema, values))))
+
+
+def _by_name(where: str, schema: type[JobConfig], values: dict[str, Any]) -> dict[str, Any]:
+    for alias in schema.aliases.keys() & values.keys():
+        name = schema.aliases[alias]
+        if name in values:
+            raise UserError(f"{where}: {alias} and {name}: give one of them")
+        values = {name if key == alias else key: value for key, value in values.items()}
+    return values
 
 
 def _defaults(job: str) -> dict[str, Any]:

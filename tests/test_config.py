@@ -213,3 +213,26 @@ def test_what_a_job_writes_to() -> None:
     assert load_config("select_pseudo_labels", [*REQUIRED[1:], "out=o"]).outputs() == {"out": "o"}
     assert load_config("vacuum", ["table=t"]).outputs() == {"table": "t"}
     assert load_config("lineage", ["model=m"]).outputs() == {}
+
+
+@pytest.mark.parametrize("job", ["pseudo_label", "extract_features"])
+def test_actors_are_workers(job: str, tmp_path: Path) -> None:
+    required = [f"{key}=x" for key, value in yaml.safe_load(conf_file(job).read_text()).items() if value == "???"]
+    (tmp_path / "mine.yaml").write_text("actors: 3\n")
+    assert load_config(job, [*required, "actors=2"]).workers == 2
+    assert load_config(job, [*required, f"config={tmp_path}/mine.yaml"]).workers == 3
+    for given in (["actors=2", "workers=2"], [f"config={tmp_path}/mine.yaml", "workers=null"]):
+        with pytest.raises(UserError, match=f"^{job}: actors and workers: give one of them$"):
+            load_config(job, [*required, *given])
+    with pytest.raises(UserError, match="workers=0: "):
+        load_config(job, [*required, "actors=0"])
+
+
+@pytest.mark.parametrize(
+    "job",
+    ["train_backbone", "train_temporal", "extract_features", "pseudo_label", "self_train", "evaluate", "predict_video"],
+)
+def test_jobs_that_compute_have_a_device(job: str) -> None:
+    required = [f"{key}=x" for key, value in yaml.safe_load(conf_file(job).read_text()).items() if value == "???"]
+    assert load_config(job, required).device == "auto"
+    assert ("workers" in SCHEMAS[job].model_fields) == (job not in ("evaluate", "predict_video"))

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from ray_fer.data.windows import fill_gaps
@@ -59,11 +58,12 @@ class ClipProbs:
 
 
 class ClipModel:
-    """A temporal model or a backbone, loaded once for many clips; on the GPU where there is one.
+    """A temporal model or a backbone, loaded once for many clips.
 
     Args:
         uri: of the model.
         batch_size: frames per call of the backbone.
+        device: of torch.
 
     Attributes:
         temporal: the temporal model, None for a backbone.
@@ -73,8 +73,7 @@ class ClipModel:
         UserError: when neither is at ``uri``.
     """
 
-    def __init__(self, uri: str, batch_size: int) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    def __init__(self, uri: str, batch_size: int, device: str = "cpu") -> None:
         self.temporal: TemporalArtifact | None = open_temporal(uri) if is_temporal(uri) else None
         self.backbone: Artifact = self.temporal.backbone if self.temporal else open_artifact(uri)
         self._frames = FrameEncoder(self.backbone, device=device)

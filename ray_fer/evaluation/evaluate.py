@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
 from ray_fer import storage
@@ -51,6 +50,7 @@ from ray_fer.models.engines import Engine, make_engine
 from ray_fer.models.softmax import softmax, why_not_finite
 from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, open_teacher
 from ray_fer.models.temporal import is_temporal
+from ray_fer.resources import device_here
 
 _LISTED = 100
 
@@ -67,9 +67,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if is_temporal(config.model):
         return _evaluate_temporal(config)
     teacher = open_teacher(config.model)
-    check_teacher(teacher)
+    check_teacher(teacher, device=config.device)
+    device = "cpu" if isinstance(teacher, OnnxTeacher) else device_here(config.device)
     manifest = labelled_for(teacher.classes, config.data, config.split)
-    probs, errors = predict_pictures(teacher, manifest.uris, config.batch_size)
+    probs, errors = predict_pictures(teacher, manifest.uris, config.batch_size, device)
     others = _before_calibration(probs, manifest, teacher.outputs.temperature)
     return publish(config, teacher.id, manifest, probs, errors, others)
 
@@ -86,7 +87,7 @@ def _before_calibration(probs: NDArray[np.float32], manifest: Manifest, temperat
 
 
 def _evaluate_temporal(config: EvaluateConfig) -> dict[str, Any]:
-    model = ClipModel(config.model, config.batch_size)
+    model = ClipModel(config.model, config.batch_size, device_here(config.device))
     assert model.temporal is not None
     manifest = labelled_for(model.classes, config.data, config.split)
     probs, framewise, framewise_smoothed = (
@@ -147,7 +148,7 @@ def labelled_for(classes: tuple[str, ...], data: str, split: str | None) -> Mani
 
 
 def predict_pictures(
-    teacher: Teacher, uris: Sequence[str], batch_size: int
+    teacher: Teacher, uris: Sequence[str], batch_size: int, device: str = "cpu"
 ) -> tuple[NDArray[np.float32], dict[int, str]]:
     """Probabilities of pictures.
 
@@ -155,6 +156,7 @@ def predict_pictures(
         teacher: the model.
         uris: N pictures.
         batch_size: pictures per inference call.
+        device: ``cpu`` or ``cuda``.
 
     Returns:
         float32 (N, K), NaN for pictures that could not be read or whose output is not finite; and the reasons by row
@@ -163,8 +165,7 @@ def predict_pictures(
     probs = np.full((len(uris), len(teacher.classes)), np.nan, np.float32)
     errors: dict[int, str] = {}
     starts = range(0, len(uris), batch_size)
-    on_gpu = torch.cuda.is_available() and not isinstance(teacher, OnnxTeacher)
-    device, n_engines = ("cuda", 1) if on_gpu else ("cpu", min(os.cpu_count() or 1, len(starts)))
+    n_engines = 1 if device == "cuda" else min(os.cpu_count() or 1, len(starts))
     engines: queue.SimpleQueue[Engine] = queue.SimpleQueue()
     for _ in range(n_engines):
         engines.put(make_engine(teacher, "auto", batch_size=batch_size, device=device, precision="float32"))

@@ -30,6 +30,7 @@ from ray_fer.errors import UserError
 from ray_fer.evaluation.clips import ClipModel
 from ray_fer.evaluation.plots import expression_timeline
 from ray_fer.models.frames import Pixels
+from ray_fer.resources import device_here
 
 BACKBONE_SMOOTHING_S = 0.5
 _DEFAULT_FPS = 25.0
@@ -52,8 +53,9 @@ def predict_video(config: PredictVideoConfig) -> dict[str, Any]:
     Raises:
         UserError: when the model or the source cannot be used, or when not one video could be read.
     """
+    device = device_here(config.device)
     videos = find_videos(config.source)
-    model = ClipModel(config.model, config.batch_size)
+    model = ClipModel(config.model, config.batch_size, device)
     failed: dict[str, str] = {}
     predictions: dict[str, dict[str, Any]] = {}
     for number, (name, uri) in enumerate(zip(output_names(videos), videos, strict=True), start=1):

@@ -1,6 +1,6 @@
 """A little work is done in the driver's own process: Ray alone takes several times as long to start.
 
-That is so where Ray would be started for this job and would find no GPU, and the config does not ask for actors.
+That is so where Ray would be started for this job and would find no GPU, and the config does not ask for workers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PATIENCE_SECONDS = 10.0
 
 def may_label_here(plan: Plan) -> bool:
     """Whether this process may do what Ray's workers do."""
-    return plan.device == "cpu" and plan.config.actors is None and cluster.is_local()
+    return plan.device == "cpu" and plan.config.workers is None and cluster.is_local()
 
 
 def label_few(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:

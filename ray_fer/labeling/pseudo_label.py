@@ -42,6 +42,7 @@ from ray_fer.labeling.worker import DoneUnit, Plan
 from ray_fer.models.artifact import resolve_precision
 from ray_fer.models.face_detector import weights
 from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, check_together, open_teacher
+from ray_fer.resources import check_device, find_device
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ def _checked(config: PseudoLabelConfig) -> list[Teacher]:
     check_together(teachers)
     for teacher in teachers:
         check_teacher(teacher, config.engine, config.device, config.precision)
+    check_device(config.device)
     if config.detects_faces:
         weights()
     check_sources(config.source)
@@ -158,13 +160,7 @@ class _Run:
     def __init__(self, config: PseudoLabelConfig, teachers: Sequence[Teacher]) -> None:
         from ray_fer import cluster
 
-        device = config.device
-        if device == "auto":
-            device = "cuda" if cluster.accelerators() else "cpu"
-        elif device == "cuda" and not cluster.accelerators():
-            if cluster.is_local():
-                raise UserError("device=cuda: Ray finds no GPU on this machine")
-            log.warning("device=cuda: the cluster has no GPU yet; waiting until its autoscaler adds one")
+        device = find_device(config.device)
         precision = resolve_precision(config.precision, device == "cuda")
         slots = cluster.accelerators() if device == "cuda" else cluster.cpus()
         self.config = config
@@ -174,7 +170,7 @@ class _Run:
             models=tuple(teacher.model_id(precision, config.flip, config.detects_faces) for teacher in teachers),
             device=device,
             precision=precision,
-            actors=config.actors or max(1, slots),
+            actors=config.workers or max(1, slots),
             image_sizes=tuple(teacher.image_size for teacher in teachers),
         )
         self.table = create_table(config.table, teachers[0].classes)

@@ -239,7 +239,7 @@ def check_step(model: torch.nn.Module, image_size: int, pictures: int) -> None:
     try:
         model.train()(torch.zeros(pictures, 3, image_size, image_size))
     except (RuntimeError, ValueError, AssertionError) as error:
-        raise UserError(_line(error)) from None
+        raise UserError(one_line(error)) from None
 
 
 def _architecture(folder: Path) -> str:

@@ -38,12 +38,12 @@ from ray_fer.errors import UserError
 from ray_fer.evaluation.evaluate import labelled_for
 from ray_fer.models.artifact import open_artifact
 from ray_fer.models.frames import ClipFeatures, FrameEncoder
+from ray_fer.resources import check_device, extractors, find_device
 
 FEATURES = "features.parquet"
 INFO = "features.json"
 
 _UNIT_FRAMES = 2000
-_ACTORS_PER_GPU = 8
 _LISTED = 100
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ def extract_features(config: ExtractFeaturesConfig) -> dict[str, Any]:
     Raises:
         UserError: when the model or the manifest cannot be used, or when not one frame could be read.
     """
+    check_device(config.device)
     artifact = open_artifact(config.model)
     manifest = labelled_for(artifact.classes, config.data, None)
     units = _units(clips_of(manifest), manifest, artifact.id)
@@ -176,21 +177,19 @@ def _extract(config: ExtractFeaturesConfig, units: list[dict[str, str]], info: d
     folder = storage.join(storage.normalise(config.out), FEATURES)
     cluster.connect()
     cluster.prepare_data()
-    gpus, cpus = cluster.accelerators(), cluster.cpus()
-    # On a GPU the actors that share it hide each other's decoding, which is the slower half.
-    per_gpu = max(1, min(cpus // gpus, _ACTORS_PER_GPU)) if gpus else 0
-    actors = max(1, min(config.actors or (gpus * per_gpu if gpus else cpus), len(units)))
+    device = find_device(config.device)
+    workers, share = extractors(device, config.workers, cluster.accelerators(), cluster.cpus())
     results = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         _Extractor,
         fn_constructor_kwargs={
             "model": storage.normalise(config.model),
             "folder": folder,
             "batch_size": config.batch_size,
+            "device": device,
         },
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=actors),
-        num_cpus=1,
-        num_gpus=1 / per_gpu if gpus else None,
+        compute=ray.data.ActorPoolStrategy(size=max(1, min(workers, len(units)))),
+        **share,
     )
     rows = []
     for row in results.iter_rows():
@@ -214,10 +213,10 @@ def _extract(config: ExtractFeaturesConfig, units: list[dict[str, str]], info: d
 class _Extractor:
     """Encodes units on one core or on a share of a GPU, and writes their files."""
 
-    def __init__(self, model: str, folder: str, batch_size: int) -> None:
+    def __init__(self, model: str, folder: str, batch_size: int, device: str) -> None:
         torch.set_num_threads(1)
         artifact = open_artifact(model)
-        self.encoder = FrameEncoder(artifact, device="cuda" if torch.cuda.is_available() else "cpu")
+        self.encoder = FrameEncoder(artifact, device=device if torch.cuda.is_available() else "cpu")
         self.folder = folder
         self.batch_size = batch_size
 

@@ -35,9 +35,11 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.util.queue import Queue
 from safetensors.torch import load_file, save_file
 
-from ray_fer import cluster, storage
+from ray_fer import storage
+from ray_fer.config import Device
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import resolve_precision
+from ray_fer.resources import find_device, ranks
 from ray_fer.training.engine import DeepSpeedEngine
 from ray_fer.training.failures import StopAtOnce, found_lasting, lasting
 from ray_fer.training.finite import FiniteGuard, OnBadLoss
@@ -49,7 +51,6 @@ log = logging.getLogger(__name__)
 _STATE = "state.json"
 _EMA, _BEST, _LIVE, _RECIPE = "ema.safetensors", "best.safetensors", "live.safetensors", "recipe.safetensors"
 _MOMENTS = "moments.safetensors"
-_MAX_CPUS_PER_GPU = 8
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Run:
     Attributes:
         folder: holds the checkpoints while the run lasts, local or ``s3://``.
         make: makes the recipe on one rank; pickled by reference, so a module-level function or a partial of one.
+        device: ``auto``, ``cpu`` or ``cuda``, see `ray_fer.resources`.
         workers: ranks; None is one per GPU of the cluster, or one where there is none.
         zero_stage: DeepSpeed's ZeRO stage.
         precision: ``auto``, ``float32`` or ``bfloat16``.
@@ -70,6 +72,7 @@ class Run:
 
     folder: str
     make: Callable[[World], Recipe]
+    device: Device = "auto"
     workers: int | None = None
     zero_stage: int = 0
     precision: str = "auto"
@@ -103,6 +106,7 @@ def fit(run: Run) -> Outcome:
         UserError: what a rank found wrong with the user's input, or what else the user can mend.
         RuntimeError: for other errors on a rank that no restart mends, and after ``max_failures`` that one might have.
     """
+    scaling = _scaling(find_device(run.device), run.workers)
     # A rank that reports an epoch waits until the controller looks; by default it looks every two seconds, which is
     # longer than an epoch of a small set.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -110,8 +114,8 @@ def fit(run: Run) -> Outcome:
     trainer = ray.train.torch.TorchTrainer(
         _train,
         train_loop_config={"run": run, "lines": lines},
-        torch_config=ray.train.torch.TorchConfig(backend="nccl" if cluster.accelerators() else "gloo"),
-        scaling_config=_scaling(run.workers),
+        torch_config=ray.train.torch.TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        scaling_config=scaling,
         run_config=_run_config(run),
     )
     with _relayed(lines):
@@ -150,15 +154,9 @@ def _run_config(run: Run) -> RunConfig:
     return RunConfig(**settings)
 
 
-def _scaling(workers: int | None) -> ScalingConfig:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpu_nodes = [node for node in nodes if node.get("GPU", 0) >= 1]
-    if gpu_nodes:
-        cpus = min(int(node.get("CPU", 1) // node["GPU"]) for node in gpu_nodes)
-        share = {"GPU": 1, "CPU": max(1, min(cpus, _MAX_CPUS_PER_GPU))}
-        return ScalingConfig(num_workers=workers or cluster.accelerators(), use_gpu=True, resources_per_worker=share)
-    cpus = max(int(node.get("CPU", 0)) for node in nodes)
-    return ScalingConfig(num_workers=workers or 1, resources_per_worker={"CPU": max(1, cpus // (workers or 1))})
+def _scaling(device: str, workers: int | None) -> ScalingConfig:
+    count, share = ranks(device, workers, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    return ScalingConfig(num_workers=count, use_gpu=device == "cuda", resources_per_worker=share)
 
 
 # --- in the driver: what the ranks say ---
@@ -219,12 +217,12 @@ class _Rank:
 
     def __init__(self, run: Run) -> None:
         context = ray.train.get_context()
-        self.run = run
+        self.run, device = run, ray.train.torch.get_device()
         world = World(
             rank=context.get_world_rank(),
             size=context.get_world_size(),
-            device=ray.train.torch.get_device(),
-            precision=resolve_precision(run.precision, torch.cuda.is_available()),
+            device=device,
+            precision=resolve_precision(run.precision, device.type == "cuda"),
         )
         self.world = replace(world, local_size=max(world.gather(context.get_local_world_size())))
         if self.world.device.type == "cpu":

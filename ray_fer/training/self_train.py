@@ -43,6 +43,7 @@ from ray_fer.labeling.exclusions import read_exclusions
 from ray_fer.labeling.pseudo_label import pseudo_label
 from ray_fer.labeling.select import predicted_counts, select_pseudo_labels
 from ray_fer.models.artifact import Artifact, made_with, open_artifact
+from ray_fer.resources import check_device
 from ray_fer.training.records import BackboneMetrics, Round
 from ray_fer.training.train_backbone import check_trained, train_backbone
 
@@ -73,6 +74,7 @@ def self_train(config: SelfTrainConfig) -> Summary:
     Raises:
         UserError: for bad input, before any cluster work where it can be known by then.
     """
+    check_device(config.device)
     loop = _Loop(config)
     loop.check()
     loop.check_exclusions()
@@ -295,16 +297,26 @@ class _Loop:
     ) -> TrainBackboneConfig:
         shared = {key: getattr(self.config, key) for key in _SHARED}
         config: TrainBackboneConfig = section_config(
-            f"self_train: {section}", "train_backbone", {**values, **shared, **fixed, "out": self.place(place)}
+            f"self_train: {section}",
+            "train_backbone",
+            {**self._where(values), **values, **shared, **fixed, "out": self.place(place)},
         )
         return config
 
     def _label_config(self, teacher: str) -> PseudoLabelConfig:
         fixed = {"source": self.config.model_dump()["source"], "teacher": teacher, "table": self.place("predictions")}
+        label = self.config.label
         config: PseudoLabelConfig = section_config(
-            "self_train: label", "pseudo_label", {**self.config.label, **fixed, "select": None, "feedback": None}
+            "self_train: label",
+            "pseudo_label",
+            {**self._where(label), **label, **fixed, "select": None, "feedback": None},
         )
         return config
+
+    def _where(self, section: Mapping[str, Any]) -> dict[str, Any]:
+        """The loop's ``device`` and ``workers`` for a job whose section has none of its own."""
+        own = {"device": self.config.device, "workers": self.config.workers}
+        return {"device": own["device"]} if "actors" in section else own
 
     def _select_config(self, number: int, teacher: str) -> SelectPseudoLabelsConfig:
         mine = dict(self.config.selection)

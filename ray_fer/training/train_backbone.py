@@ -22,6 +22,7 @@ from ray_fer.data.manifests import Manifest
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import PROVENANCE, open_artifact, save_artifact
+from ray_fer.resources import check_device
 from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished
 from ray_fer.training.inputs import (
     NO_FEEDBACK,
@@ -72,6 +73,7 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     Raises:
         UserError: for anything wrong with the arguments or with what they point at.
     """
+    check_device(config.device)
     config = _absolute(config)
     inputs = open_inputs(config)
     identity = _identity(config, inputs)
@@ -226,6 +228,7 @@ def _run(inputs: Inputs, out: str, start: Start) -> Outcome:
     run = Run(
         folder=folder,
         make=functools.partial(make_recipe, config, start, folder),
+        device=config.device,
         workers=config.workers,
         zero_stage=config.zero_stage,
         precision=config.precision,

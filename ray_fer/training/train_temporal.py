@@ -29,6 +29,7 @@ from ray_fer.evaluation.smoothing import choose_half_width, smoothed_macro_f1
 from ray_fer.models.artifact import METRICS, PROVENANCE, Artifact, open_artifact
 from ray_fer.models.softmax import softmax
 from ray_fer.models.temporal import clip_logits, open_temporal, save_temporal
+from ray_fer.resources import check_device
 from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished
 from ray_fer.training.extract_features import read_clips, read_info, survey_clips
 from ray_fer.training.records import EncoderMetrics, Identity, Trained
@@ -74,6 +75,7 @@ def train_temporal(config: TrainTemporalConfig) -> dict[str, Any]:
         UserError: for anything wrong with the arguments or with what they point at.
     """
     _check(config)
+    check_device(config.device)
     config = absolute(config, "features", "val")
     inputs = open_inputs(config)
     identity = identity_of(config, inputs.contents)
@@ -171,6 +173,7 @@ def _run(config: TrainTemporalConfig, inputs: Inputs, folder: str) -> Outcome:
     run = Run(
         folder=folder,
         make=functools.partial(make_recipe, config),
+        device=config.device,
         workers=config.workers,
         zero_stage=config.zero_stage,
         precision="float32",  # the features are, and the encoder is small

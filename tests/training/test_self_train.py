@@ -209,3 +209,16 @@ def test_a_recipe_that_takes_no_pseudo_labels_is_told_before_anything_is_trained
     loop = self_train._Loop(load_config("self_train", [*given, "student.recipe=supervised"]))
     loop.check()
     assert loop._student_config(1, "teacher").settings is None, "they are of another recipe"
+
+
+def test_its_jobs_compute_where_it_is_told_to(tmp_path: Path) -> None:
+    given = ["labeled=l", "val=v", "source=s", f"out={tmp_path}", "device=cuda", "workers=4"]
+
+    def places(*sections: str) -> list[tuple[str, int | None]]:
+        loop = self_train._Loop(load_config("self_train", [*given, *sections]))
+        configs = loop._teacher_config(), loop._student_config(1, "teacher"), loop._label_config("teacher")
+        return [(config.device, config.workers) for config in configs]
+
+    assert places() == [("cuda", 4)] * 3
+    assert places("train.workers=2", "label.actors=8") == [("cuda", 2), ("cuda", 2), ("cuda", 8)]
+    assert places("student.device=cpu", "label.workers=null") == [("cuda", 4), ("cpu", 4), ("cuda", None)]
