@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
+import re
 import socket
-import threading
 import warnings
+from pathlib import Path
 
 import ray
+
+from ray_fer import interruption
+from ray_fer.errors import UserError, one_line
+from ray_fer.room import Demand, Patience, check_room
+
+_PROBE_SECONDS = 3.0
+# What Ray's head answers to, among its gRPC services.
+_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +37,11 @@ _FORWARDED = (
 
 
 def connect() -> None:
-    """Connects once: to ``RAY_ADDRESS`` or a running local cluster, else starts Ray in this process."""
+    """Connects once: to ``RAY_ADDRESS`` or a running local cluster, else starts Ray in this process.
+
+    Raises:
+        UserError: when nothing that Ray can use is at the address, or when Ray cannot start here.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -41,25 +53,99 @@ def connect() -> None:
     # Its C++ side warns of constructor arguments in the object store: ours are a few URIs, owned by the driver.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     variables = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
-    alone = _nobody_is_there()
-    ray.init(
-        address="local" if alone else None,
-        # It would take longer to start than to read its page; `ray start --head` is for those who want one.
-        include_dashboard=False if alone else None,
-        logging_level=logging.WARNING,
-        # What the jobs have to say comes back as results; the workers' own lines stay in Ray's log folder.
-        log_to_driver=False,
-        runtime_env={"env_vars": variables} if variables else None,
-    )
+    address = _address()
+    try:
+        ray.init(
+            address=address or "local",
+            # It would take longer to start than to read its page; `ray start --head` is for those who want one.
+            include_dashboard=None if address else False,
+            logging_level=logging.WARNING,
+            # What the jobs have to say comes back as results; the workers' own lines stay in Ray's log folder.
+            log_to_driver=False,
+            runtime_env={"env_vars": variables} if variables else None,
+        )
+    except SystemExit:  # what Ray makes of a SIGTERM meanwhile
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        ray.shutdown()
+        raise UserError(_why_not(address, error)) from None
+    finally:
+        # Ray's own handler would exit before a job has committed what is done.
+        interruption.reinstall()
     logging.getLogger("ray").setLevel(logging.WARNING)
-    # Ray's own handler would exit before a job has committed what is done.
-    interrupt_on_sigterm()
 
 
-def interrupt_on_sigterm() -> None:
-    """Lets SIGTERM be a KeyboardInterrupt, as far as this is the main thread's to decide."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+def _why_not(address: str | None, error: Exception) -> str:
+    if address:
+        return f"the Ray cluster at {address} cannot be joined: {one_line(error)}"
+    if isinstance(error, OSError):
+        temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+        needs = f"it writes to {temporary} (RAY_TMPDIR names another, short, folder) and to {Path.home()}/.ray"
+        return f"Ray cannot start on this machine: {one_line(error)}; {needs}"
+    return f"Ray cannot start on this machine: {one_line(error)}"
+
+
+def _address() -> str | None:
+    """Of the cluster to join, found to answer; None: Ray is to be started here.
+
+    Raises:
+        UserError: when ``RAY_ADDRESS`` names something else than a cluster that answers.
+    """
+    if _nobody_is_there():
+        return None
+    named = _named()
+    if named in (None, "auto"):
+        found: str | None = ray._private.services.find_bootstrap_address(None)
+        if found is None:
+            raise UserError(
+                "RAY_ADDRESS=auto: no Ray cluster runs on this machine; start one by `ray start --head`, or unset "
+                "RAY_ADDRESS"
+            )
+        named, given = found, "RAY_ADDRESS=auto: the Ray cluster at " + found
+    else:
+        assert named is not None
+        given = f"RAY_ADDRESS={named}"
+    scheme, _, rest = named.rpartition("://")
+    if scheme in ("http", "https"):
+        raise UserError(
+            f"{given}: this is where jobs are submitted: `ray job submit --working-dir . -- python jobs/NAME.py …`, "
+            "or unset RAY_ADDRESS to run here"
+        )
+    if scheme:
+        raise UserError(
+            f"{given}: jobs cannot run through {scheme}://; `ray job submit` runs them on the cluster, on whose nodes "
+            "RAY_ADDRESS=auto finds it"
+        )
+    if not re.fullmatch(r".+:[0-9]{1,5}", rest):
+        raise UserError(f"{given}: not HOST:PORT, auto or local")
+    if problem := _probe(rest):
+        raise UserError(f"{given}: {problem}; start Ray there, correct the address, or unset RAY_ADDRESS to run here")
+    return named
+
+
+def _probe(address: str) -> str | None:
+    """Why there is no Ray at HOST:PORT, or None: Ray itself would try for minutes and then end the process."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
+    except OSError as error:
+        return f"nothing answers there ({one_line(error)})"
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return None
+    import grpc
+
+    # A proxy in the environment is not for the cluster.
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(_ALIVE)(b"", timeout=_PROBE_SECONDS)
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.UNAUTHENTICATED:  # it wants a token, which Ray knows where to find
+                return f"what answers there is not the head of a Ray cluster ({error.code().name.lower()})"
+    return None
+
+
+def _named() -> str | None:
+    return os.environ.get("RAY_ADDRESS", "").strip() or None
 
 
 def connect_unless_alone() -> None:
@@ -67,7 +153,7 @@ def connect_unless_alone() -> None:
     if ray.is_initialized() or not _nobody_is_there() or _gpus_here():
         connect()
     else:
-        interrupt_on_sigterm()
+        interruption.reinstall()
 
 
 def _gpus_here() -> int:
@@ -89,19 +175,15 @@ def prepare_data() -> None:
 
 def _nobody_is_there() -> bool:
     """Whether Ray has to be started here: no cluster is named, or the one that `ray start` left behind is gone."""
-    named = os.environ.get("RAY_ADDRESS")
-    if named:
+    if named := _named():
         return named == "local"
     address: str | None = ray._private.services.find_bootstrap_address(None)
     if address is None:
         return True
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=3).close()
-    except OSError:  # Ray itself would wait for minutes for a cluster that was killed
-        log.info("the Ray cluster at %s is gone: starting Ray in this process", address)
-        return True
-    return False
+    if _probe(address) is None:
+        return False
+    log.info("the Ray cluster at %s is gone: starting Ray in this process", address)
+    return True
 
 
 def is_local() -> bool:
@@ -110,6 +192,37 @@ def is_local() -> bool:
         return _nobody_is_there()
     node = ray._private.worker._global_node
     return node is not None and bool(node.is_head())
+
+
+def nodes() -> list[dict[str, float]]:
+    """What each node of the connected cluster has, by Ray's names of resources."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def describe() -> tuple[list[dict[str, float]], dict[str, float]]:
+    """`nodes`, and what of them nothing uses, in all."""
+    return nodes(), ray.available_resources()
+
+
+def wait_for_room(demand: Demand, minutes: float | None) -> None:
+    """Waits until a cluster has room for ``demand``, and says every half minute what is there.
+
+    A placement group asks for it, which an autoscaler answers; it is gone again when this returns.
+
+    Raises:
+        UserError: after ``minutes``, or at once where Ray was started in this process and is too small.
+    """
+    if is_local():
+        check_room(demand, nodes())
+        return
+    patience = Patience(demand, minutes)
+    group = ray.util.placement_group([dict(demand.share)] * demand.count)
+    try:
+        while not group.wait(timeout_seconds=1):
+            if line := patience.look(describe):
+                log.info("%s", line)
+    finally:
+        ray.util.remove_placement_group(group)
 
 
 def accelerators() -> int:

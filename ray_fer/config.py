@@ -30,6 +30,7 @@ from ray_fer.config_values import KeysOf, Plain, merged, read_yaml, typed, typed
 from ray_fer.errors import UserError
 from ray_fer.training.recipe_names import RECIPES, is_there
 
+Minutes = Annotated[float, Field(ge=0)] | None
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 LargeCount = Annotated[int, Field(ge=1, le=2**63 - 1)]
@@ -234,6 +235,7 @@ class TrainBackboneConfig(JobConfig):
     zero_stage: Annotated[int, Field(ge=0, le=3)]
     checkpoint_activations: bool
     precision: Literal["auto", "float32", "bfloat16"]
+    wait_minutes: Minutes
     max_failures: Annotated[int, Field(ge=0)]
     on_bad_loss: Literal["stop", "skip"]
 
@@ -264,6 +266,7 @@ class PseudoLabelConfig(JobConfig):
     batch_size: Count
     device: Device
     workers: Count | None
+    wait_minutes: Minutes
     engine: Literal["auto", "torch", "openvino"]
     precision: Literal["auto", "float32", "bfloat16"]
     flip: bool
@@ -330,6 +333,7 @@ class ExtractFeaturesConfig(JobConfig):
     out: Uri
     device: Device
     workers: Count | None
+    wait_minutes: Minutes
     batch_size: Count
 
 
@@ -354,6 +358,7 @@ class TrainTemporalConfig(JobConfig):
     seed: Seed
     device: Device
     workers: Count | None
+    wait_minutes: Minutes
     zero_stage: Annotated[int, Field(ge=0, le=3)]
     max_failures: Annotated[int, Field(ge=0)]
 

@@ -7,15 +7,16 @@ system or a store has failed, else with a traceback.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from typing import Any
 
-from ray_fer import storage
-from ray_fer.config import job_help, load_config
+from ray_fer import interruption
 from ray_fer.errors import explained
 
 
@@ -26,10 +27,28 @@ def main(job: str, function: Callable[[Any], dict[str, Any]]) -> None:
         job: the job's name, which is also its file in ``conf/``.
         function: takes the validated config, returns a JSON-able summary.
     """
+    interruption.listen()
+    try:
+        status = _run(job, function)
+        interruption.end(status)
+    except KeyboardInterrupt:
+        status = _interrupted()
+    if status:
+        # The interpreter's own end takes seconds where torch is loaded, waits for what threads are in, and may crash
+        # where one of them, of a training that was given up, is in Ray.
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _run(job: str, function: Callable[[Any], dict[str, Any]]) -> int:
+    # Here, or a signal that comes meanwhile would be a traceback.
+    from ray_fer import storage
+    from ray_fer.config import job_help, load_config
+
     arguments = sys.argv[1:]
     if any(argument in {"-h", "--help", "help"} for argument in arguments):
         print(f"usage: python jobs/{job}.py key=value …\n\n{job_help(job)}")
-        sys.exit(0)
+        return 0
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("botocore", "aiobotocore", "s3fs", "fsspec", "httpx", "matplotlib", "openvino", "timm"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -39,14 +58,15 @@ def main(job: str, function: Callable[[Any], dict[str, Any]]) -> None:
         for key, uri in config.outputs().items():
             storage.check_writable(key, uri, folder=not config.writes_file)
         summary = function(config)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        sys.exit(_report(error))
-    finally:
         _disconnect()
-    print(storage.to_json({"job": job, **summary, "seconds": round(time.time() - started, 1)}), flush=True)
+        print(storage.to_json({"job": job, **summary, "seconds": round(time.time() - started, 1)}), flush=True)
+    except Exception as error:
+        if interruption.begun():  # a library has made another exception of it
+            raise KeyboardInterrupt from None
+        status = _report(error)
+        _disconnect()
+        return status
+    return 0
 
 
 def _report(error: Exception) -> int:
@@ -57,6 +77,15 @@ def _report(error: Exception) -> int:
     status, line = found
     print("error:", line, file=sys.stderr)
     return status
+
+
+def _interrupted() -> int:
+    interruption.end(interruption.STATUS)
+    print(interruption.MESSAGE, file=sys.stderr, flush=True)
+    logging.disable()
+    with contextlib.suppress(Exception):  # Ray may have been starting, or half imported
+        _disconnect()
+    return interruption.STATUS
 
 
 def _disconnect() -> None:

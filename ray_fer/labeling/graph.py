@@ -28,6 +28,7 @@ from ray_fer.labeling.dispatch import SMALLEST_UNIT_ROWS, Dispatcher
 from ray_fer.labeling.unit import joined, pack_decoded, unpack_decoded
 from ray_fer.labeling.unit_queue import make_queue, pack_unit, read_units, unpack_unit
 from ray_fer.labeling.worker import DoneUnit, Labeller, Plan, decode
+from ray_fer.room import Demand
 
 UNITS_PER_ACTOR = 2
 # A unit that has killed so many processes, also when it was decoded in isolation, cannot be labelled by this engine.
@@ -47,6 +48,8 @@ def label_on_cluster(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
         UserError: when a teacher cannot be loaded on a worker.
     """
     cluster.prepare_data()
+    share = {"GPU": 1.0} if plan.device == "cuda" else {"CPU": 1.0}
+    cluster.wait_for_room(Demand("actors", 1, share), plan.config.wait_minutes)
     unit_queue = make_queue()
     dataset = _graph(plan, unit_queue, dispatcher.wait_for_work())
 

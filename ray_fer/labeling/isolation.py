@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
+from ray_fer.interruption import shielded_children
 from ray_fer.labeling.table import CRASHED
 from ray_fer.labeling.unit import Decoded, attempts_of, decode_items, joined, teachers_of
 
@@ -46,7 +47,11 @@ def decode_isolated(keys: pa.Table, **settings: Any) -> Decoded:
 
 def _attempt(keys: pa.Table, settings: dict[str, Any]) -> tuple[list[Decoded], int]:
     with _child(keys, settings) as child:
-        found = list(_results(child))
+        try:
+            found = list(_results(child))
+        except BaseException:
+            child.kill()
+            raise
     if child.returncode > 0:
         raise RuntimeError(f"isolated decoding failed with exit status {child.returncode}")
     return found, child.returncode
@@ -55,9 +60,10 @@ def _attempt(keys: pa.Table, settings: dict[str, Any]) -> tuple[list[Decoded], i
 def _child(keys: pa.Table, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
     # Not multiprocessing: it would start what Ray's worker was started with.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    child = subprocess.Popen(
-        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-    )
+    with shielded_children():  # else it is the interrupted child's object that would count as crashed
+        child = subprocess.Popen(
+            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+        )
     assert child.stdin
     with child.stdin as pipe:
         pickle.dump((keys.combine_chunks(), settings), pipe)

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
-from ray_fer import storage
+from ray_fer import interruption, storage
 from ray_fer.config import PseudoLabelConfig, SelectPseudoLabelsConfig
 from ray_fer.data.sources import check_sources, list_sources
 from ray_fer.data.sources.uris import FACE_FRAGMENT
@@ -238,6 +238,7 @@ class _Run:
         except KeyboardInterrupt:
             if self.config.watch is None:
                 raise
+            interruption.answer()
             log.info("stopped watching")
 
     def _watch(self, seconds: float) -> None:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ray_fer import storage
 from ray_fer.config import DrawFacesConfig
 from ray_fer.errors import UserError
+from ray_fer.interruption import shielded_children
 from ray_fer.synthetic.action_units import sample_action_units
 from ray_fer.synthetic.clips import draw_clip
 from ray_fer.synthetic.face import render_face
@@ -188,13 +189,18 @@ def _draw_all(
         return labels
     # Spawn, not fork: the caller may hold threads and locks (Arrow, S3 clients).
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        drawn_films = [pool.submit(_draw_film, config, film) for film in films]
-        drawn = [pool.submit(_draw_pictures, config, chunk) for chunk in chunks]
-        for film, film_labels in zip(films, drawn_films, strict=True):
-            labels[film.path] = film_labels.result()
-            done += config.clip_frames
-            report(done, total)
-        for count in drawn:
-            done += count.result()
-            report(done, total)
+        with shielded_children():
+            drawn_films = [pool.submit(_draw_film, config, film) for film in films]
+            drawn = [pool.submit(_draw_pictures, config, chunk) for chunk in chunks]
+        try:
+            for film, film_labels in zip(films, drawn_films, strict=True):
+                labels[film.path] = film_labels.result()
+                done += config.clip_frames
+                report(done, total)
+            for count in drawn:
+                done += count.result()
+                report(done, total)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return labels

@@ -31,7 +31,7 @@ _CLAIM = "claim.json"
 _PROVENANCE = "provenance.json"
 _MODELS = ("config.json", "temporal.json")  # written last: the folder holds a whole model
 # A run may go on with another of these: its checkpoints hold the same.
-_FREE = {"out", "device", "workers", "zero_stage", "max_failures", "on_bad_loss"}
+_FREE = {"out", "device", "workers", "zero_stage", "max_failures", "on_bad_loss", "wait_minutes"}
 _PACKAGES = ("ray", "torch", "timm", "deepspeed", "numpy", "pyarrow")
 
 

@@ -39,6 +39,7 @@ from ray_fer.evaluation.evaluate import labelled_for
 from ray_fer.models.artifact import open_artifact
 from ray_fer.models.frames import ClipFeatures, FrameEncoder
 from ray_fer.resources import check_device, extractors, find_device
+from ray_fer.room import Demand
 
 FEATURES = "features.parquet"
 INFO = "features.json"
@@ -179,6 +180,8 @@ def _extract(config: ExtractFeaturesConfig, units: list[dict[str, str]], info: d
     cluster.prepare_data()
     device = find_device(config.device)
     workers, share = extractors(device, config.workers, cluster.accelerators(), cluster.cpus())
+    takes = {"CPU": share["num_cpus"], "GPU": share.get("num_gpus", 0)}
+    cluster.wait_for_room(Demand("workers", 1, takes), config.wait_minutes)
     results = ray.data.from_items(units, override_num_blocks=len(units)).map_batches(
         _Extractor,
         fn_constructor_kwargs={

@@ -22,9 +22,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
@@ -35,15 +36,17 @@ from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig,
 from ray.util.queue import Queue
 from safetensors.torch import load_file, save_file
 
-from ray_fer import storage
+from ray_fer import cluster, storage
 from ray_fer.config import Device
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import resolve_precision
 from ray_fer.resources import find_device, ranks
+from ray_fer.room import Demand, Patience, Resources, check_room
 from ray_fer.training.engine import DeepSpeedEngine
 from ray_fer.training.failures import StopAtOnce, found_lasting, lasting
 from ray_fer.training.finite import FiniteGuard, OnBadLoss
 from ray_fer.training.loop import Recipe, train_epoch
+from ray_fer.training.placement import PLACED, PlacementTeller
 from ray_fer.training.world import World
 
 log = logging.getLogger(__name__)
@@ -68,6 +71,7 @@ class Run:
         on_bad_loss: ``stop`` or ``skip``: what happens to a step whose loss is not finite, see `FiniteGuard`.
         clip_norm: largest gradient norm.
         reports: where the pictures of such steps are listed, to outlive the run; None: in ``folder``.
+        wait_minutes: how long ranks may wait for room on a cluster; None: for ever.
     """
 
     folder: str
@@ -80,6 +84,7 @@ class Run:
     on_bad_loss: OnBadLoss = "stop"
     clip_norm: float = 1.0
     reports: str | None = None
+    wait_minutes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,10 +108,16 @@ def fit(run: Run) -> Outcome:
     """Runs a recipe to its end, from its last checkpoint if there is one. Needs a connected cluster.
 
     Raises:
-        UserError: what a rank found wrong with the user's input, or what else the user can mend.
+        UserError: what a rank found wrong with the user's input, or what else the user can mend, as where there is no
+            room for the ranks.
         RuntimeError: for other errors on a rank that no restart mends, and after ``max_failures`` that one might have.
     """
     scaling = _scaling(find_device(run.device), run.workers)
+    assert isinstance(scaling.num_workers, int)
+    demand = Demand("workers", scaling.num_workers, cast(Resources, scaling.resources_per_worker))
+    local = cluster.is_local()
+    if local:
+        check_room(demand, cluster.nodes())
     # A rank that reports an epoch waits until the controller looks; by default it looks every two seconds, which is
     # longer than an epoch of a small set.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -116,11 +127,12 @@ def fit(run: Run) -> Outcome:
         train_loop_config={"run": run, "lines": lines},
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         scaling_config=scaling,
-        run_config=_run_config(run),
+        run_config=_run_config(run, lines),
     )
-    with _relayed(lines):
+    patience = Patience(demand, None if local else run.wait_minutes)  # here there is room, if not at once
+    with _relayed(lines, patience):
         try:
-            result = trainer.fit()
+            result = _fit(trainer, patience)
         except ray.train.TrainingFailedError as error:
             raise _reason(error, run.max_failures) from error
     assert result.checkpoint is not None
@@ -138,14 +150,31 @@ def _reason(error: ray.train.TrainingFailedError, max_failures: int) -> Exceptio
     return RuntimeError(f"{found.details}\ntraining failed once, and no restart would mend it: {found.line}")
 
 
-def _run_config(run: Run) -> RunConfig:
+def _fit(trainer: ray.train.torch.TorchTrainer, patience: Patience) -> ray.train.Result:
+    """Ray Train's `fit`, which in the main thread would take SIGINT and keep it; here that looks after the wait."""
+    future: Future[ray.train.Result] = Future()
+
+    def fit() -> None:
+        try:
+            future.set_result(trainer.fit())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=fit, name="ray-train", daemon=True).start()
+    while not wait([future], timeout=1.0).done:
+        if line := patience.look(cluster.describe):
+            log.info("%s", line)
+    return future.result()
+
+
+def _run_config(run: Run, lines: Any) -> RunConfig:
     filesystem, path = storage.arrow_filesystem(run.folder)
     # A dict, for Ray's annotations are those of its predecessor.
     settings: dict[str, Any] = {
         "name": "ray",
         "storage_path": path,
         "storage_filesystem": filesystem,
-        "callbacks": [StopAtOnce()],
+        "callbacks": [StopAtOnce(), PlacementTeller(lines)],
         "failure_config": FailureConfig(max_failures=run.max_failures),
         "checkpoint_config": CheckpointConfig(num_to_keep=1),
         "logging_config": LoggingConfig(log_level="ERROR"),
@@ -155,7 +184,7 @@ def _run_config(run: Run) -> RunConfig:
 
 
 def _scaling(device: str, workers: int | None) -> ScalingConfig:
-    count, share = ranks(device, workers, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    count, share = ranks(device, workers, cluster.nodes())
     return ScalingConfig(num_workers=count, use_gpu=device == "cuda", resources_per_worker=share)
 
 
@@ -163,12 +192,15 @@ def _scaling(device: str, workers: int | None) -> ScalingConfig:
 
 
 @contextlib.contextmanager
-def _relayed(lines: Any) -> Iterator[None]:
-    """Logs here what rank 0 logs, while the block runs."""
+def _relayed(lines: Any, patience: Patience) -> Iterator[None]:
+    """Logs here what rank 0 logs, and notes whether the ranks have room, while the block runs."""
 
     def relay() -> None:
         while line := lines.get():
-            log.log(line[0], "%s", line[1])
+            if line[0] == PLACED:
+                patience.note(line[1])
+            else:
+                log.log(line[0], "%s", line[1])
 
     thread = threading.Thread(target=relay, daemon=True)
     thread.start()

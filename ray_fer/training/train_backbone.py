@@ -235,6 +235,7 @@ def _run(inputs: Inputs, out: str, start: Start) -> Outcome:
         max_failures=config.max_failures,
         on_bad_loss=config.on_bad_loss,
         reports=out,
+        wait_minutes=config.wait_minutes,
     )
     outcome = fit(run)
     del actor

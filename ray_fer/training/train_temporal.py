@@ -178,6 +178,7 @@ def _run(config: TrainTemporalConfig, inputs: Inputs, folder: str) -> Outcome:
         zero_stage=config.zero_stage,
         precision="float32",  # the features are, and the encoder is small
         max_failures=config.max_failures,
+        wait_minutes=config.wait_minutes,
     )
     return fit(run)
 
