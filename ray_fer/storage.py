@@ -139,6 +139,32 @@ def write_bytes(uri: str, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def create(uri: str, data: bytes) -> bool:
+    """Writes a small object that must not be there yet; False when it is. Of several that try, one succeeds."""
+    fs, path = filesystem(uri)
+    if is_remote(uri):
+        try:
+            fs.pipe_file(path, data, mode="create")  # a conditional PUT
+        except OSError as error:  # s3fs makes a FileExistsError of AWS's own answer alone
+            answer = getattr(error.__cause__, "response", {})
+            code = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if isinstance(error, FileExistsError) or code in (409, 412):
+                return False
+            if code != 501:  # the server knows no conditions
+                raise
+            if fs.exists(path):
+                return False
+            fs.pipe_file(path, data)
+        return True
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with Path(path).open("xb") as file:
+            file.write(data)
+    except FileExistsError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def open_output(uri: str) -> Iterator[IO[bytes]]:
     """A file to write piece by piece, for what is too large for `write_bytes`; there when the block ends, and whole.

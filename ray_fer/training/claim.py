@@ -2,7 +2,8 @@
 
 A run's identity is what decides its result: its arguments, and digests of what they point at. It is written into the
 folder before the first step (``.run/claim.json``) and into the model's provenance after the last. A crash at any moment
-therefore leaves a folder that either this command finishes or that says, in one line, what it was started with.
+therefore leaves a folder that either this command finishes or that says, in one line, what it was started with. That
+the same command does not run there twice at the same time is the lease's part (`lease`).
 """
 
 from __future__ import annotations
@@ -75,6 +76,15 @@ def is_finished(out: str, identity: Identity) -> bool:
         raise UserError(f"out={out} holds a model that this job did not train; choose another out")
     _compare(out, "a model trained", document["identity"], identity)
     return True
+
+
+def must_run(out: str, identity: Identity) -> bool:
+    """Whether there is anything to do in ``out``: its model is not there yet, or what a run leaves still is.
+
+    Raises:
+        UserError: as `is_finished`.
+    """
+    return not is_finished(out, identity) or storage.exists(storage.join(out, RUN))
 
 
 def claim(out: str, identity: Identity, start: Callable[[], dict[str, Any]] = dict) -> dict[str, Any]:

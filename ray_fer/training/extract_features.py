@@ -40,6 +40,7 @@ from ray_fer.models.artifact import open_artifact
 from ray_fer.models.frames import ClipFeatures, FrameEncoder
 from ray_fer.resources import check_device, extractors, find_device
 from ray_fer.room import Demand
+from ray_fer.training import lease
 
 FEATURES = "features.parquet"
 INFO = "features.json"
@@ -96,7 +97,8 @@ def extract_features(config: ExtractFeaturesConfig) -> dict[str, Any]:
     done = _finished(config.out)
     names = [unit["file"] for unit in units]
     if done is None or done["files"] != names:
-        done = _extract(config, units, {"classes": list(artifact.classes), "backbone": artifact.id})
+        with lease.held(storage.normalise(config.out)) as held:
+            done = _extract(config, units, {"classes": list(artifact.classes), "backbone": artifact.id}, held)
     else:
         log.info("%s: everything is there already", config.out)
     if not done["frames"]:
@@ -174,7 +176,9 @@ def _units(clips: list[Clip], manifest: Manifest, model_id: str) -> list[dict[st
     return described
 
 
-def _extract(config: ExtractFeaturesConfig, units: list[dict[str, str]], info: dict[str, Any]) -> dict[str, Any]:
+def _extract(
+    config: ExtractFeaturesConfig, units: list[dict[str, str]], info: dict[str, Any], held: lease.Lease
+) -> dict[str, Any]:
     folder = storage.join(storage.normalise(config.out), FEATURES)
     cluster.connect()
     cluster.prepare_data()
@@ -207,6 +211,7 @@ def _extract(config: ExtractFeaturesConfig, units: list[dict[str, str]], info: d
         "failures": failures[:_LISTED],
         "files": [unit["file"] for unit in units],
     }
+    held.check()
     storage.write_json(storage.join(config.out, INFO), done)
     for name in set(storage.list_dir(folder)) - set(done["files"]):
         storage.delete(storage.join(folder, name))

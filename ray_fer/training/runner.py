@@ -45,6 +45,7 @@ from ray_fer.room import Demand, Patience, Resources, check_room
 from ray_fer.training.engine import DeepSpeedEngine
 from ray_fer.training.failures import StopAtOnce, found_lasting, lasting
 from ray_fer.training.finite import FiniteGuard, OnBadLoss
+from ray_fer.training.lease import Lease
 from ray_fer.training.loop import Recipe, train_epoch
 from ray_fer.training.placement import PLACED, PlacementTeller
 from ray_fer.training.world import World
@@ -72,6 +73,7 @@ class Run:
         clip_norm: largest gradient norm.
         reports: where the pictures of such steps are listed, to outlive the run; None: in ``folder``.
         wait_minutes: how long ranks may wait for room on a cluster; None: for ever.
+        lease: of the folder: without it no checkpoint is written.
     """
 
     folder: str
@@ -85,6 +87,7 @@ class Run:
     clip_norm: float = 1.0
     reports: str | None = None
     wait_minutes: float | None = None
+    lease: Lease | None = None
 
 
 @dataclass(frozen=True)
@@ -316,6 +319,8 @@ class _Rank:
             return
         with tempfile.TemporaryDirectory() as name:
             self._save_state(Path(name), live, moments)
+            if self.run.lease:
+                self.run.lease.check()
             ray.train.report(row, ray.train.Checkpoint.from_directory(name))
 
     def _save_state(self, folder: Path, live: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]) -> None:

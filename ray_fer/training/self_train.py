@@ -44,6 +44,7 @@ from ray_fer.labeling.pseudo_label import pseudo_label
 from ray_fer.labeling.select import predicted_counts, select_pseudo_labels
 from ray_fer.models.artifact import Artifact, made_with, open_artifact
 from ray_fer.resources import check_device
+from ray_fer.training import lease
 from ray_fer.training.records import BackboneMetrics, Round
 from ray_fer.training.train_backbone import check_trained, train_backbone
 
@@ -78,6 +79,12 @@ def self_train(config: SelfTrainConfig) -> Summary:
     loop = _Loop(config)
     loop.check()
     loop.check_exclusions()
+    with lease.held(loop.out):
+        return _run(loop)
+
+
+def _run(loop: _Loop) -> Summary:
+    config = loop.config
     first = loop.train_teacher()
     teacher, rounds, stopped = first, [], None
     for number in range(1, config.rounds + 1):

@@ -23,7 +23,8 @@ from ray_fer.documents import read_document
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import PROVENANCE, open_artifact, save_artifact
 from ray_fer.resources import check_device
-from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished
+from ray_fer.training import lease
+from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished, must_run
 from ray_fer.training.inputs import (
     NO_FEEDBACK,
     UNLABELED,
@@ -78,12 +79,15 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     inputs = open_inputs(config)
     identity = _identity(config, inputs)
     out = storage.normalise(config.out)
-    if not is_finished(out, identity):
-        _check_step(inputs)
-        start = Start(**claim(out, identity, functools.partial(_start, out, identity, inputs)))
-        outcome = _run(inputs, out, start)
-        _publish(out, inputs, outcome, identity, start)
-    storage.delete(storage.join(out, RUN))
+    if must_run(out, identity):
+        with lease.held(out) as held:
+            if not is_finished(out, identity):  # who held the lease may have ended meanwhile
+                _check_step(inputs)
+                start = Start(**claim(out, identity, functools.partial(_start, out, identity, inputs)))
+                outcome = _run(inputs, out, start, held)
+                held.check()
+                _publish(out, inputs, outcome, identity, start)
+            storage.delete(storage.join(out, RUN))
     return _summary(out)
 
 
@@ -198,7 +202,7 @@ def _check_step(inputs: Inputs) -> None:
         raise UserError(f"batch_size={config.batch_size}: {what} ({error})") from None
 
 
-def _run(inputs: Inputs, out: str, start: Start) -> Outcome:
+def _run(inputs: Inputs, out: str, start: Start, held: lease.Lease) -> Outcome:
     from ray_fer import cluster
     from ray_fer.feedback.actor import get_feedback_actor
     from ray_fer.models.backbone import checkpoint_activations
@@ -236,6 +240,7 @@ def _run(inputs: Inputs, out: str, start: Start) -> Outcome:
         on_bad_loss=config.on_bad_loss,
         reports=out,
         wait_minutes=config.wait_minutes,
+        lease=held,
     )
     outcome = fit(run)
     del actor

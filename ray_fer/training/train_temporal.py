@@ -30,7 +30,8 @@ from ray_fer.models.artifact import METRICS, PROVENANCE, Artifact, open_artifact
 from ray_fer.models.softmax import softmax
 from ray_fer.models.temporal import clip_logits, open_temporal, save_temporal
 from ray_fer.resources import check_device
-from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished
+from ray_fer.training import lease
+from ray_fer.training.claim import RUN, absolute, claim, digest, environment, identity_of, is_finished, must_run
 from ray_fer.training.extract_features import read_clips, read_info, survey_clips
 from ray_fer.training.records import EncoderMetrics, Identity, Trained
 from ray_fer.training.temporal import TemporalRecipe, WindowModel, build_encoder, inference_stride
@@ -80,10 +81,14 @@ def train_temporal(config: TrainTemporalConfig) -> dict[str, Any]:
     inputs = open_inputs(config)
     identity = identity_of(config, inputs.contents)
     out = storage.normalise(config.out)
-    if not is_finished(out, identity):
-        claim(out, identity)
-        _publish(out, config, inputs, _run(config, inputs, storage.join(out, RUN)), identity)
-    storage.delete(storage.join(out, RUN))
+    if must_run(out, identity):
+        with lease.held(out) as held:
+            if not is_finished(out, identity):  # who held the lease may have ended meanwhile
+                claim(out, identity)
+                outcome = _run(config, inputs, storage.join(out, RUN), held)
+                held.check()
+                _publish(out, config, inputs, outcome, identity)
+            storage.delete(storage.join(out, RUN))
     return _summary(out)
 
 
@@ -162,7 +167,7 @@ def _check(config: TrainTemporalConfig) -> None:
 # --- run, choice and publication ---
 
 
-def _run(config: TrainTemporalConfig, inputs: Inputs, folder: str) -> Outcome:
+def _run(config: TrainTemporalConfig, inputs: Inputs, folder: str, held: lease.Lease) -> Outcome:
     from ray_fer.training.runner import Run, fit
 
     cluster.connect()
@@ -179,6 +184,7 @@ def _run(config: TrainTemporalConfig, inputs: Inputs, folder: str) -> Outcome:
         precision="float32",  # the features are, and the encoder is small
         max_failures=config.max_failures,
         wait_minutes=config.wait_minutes,
+        lease=held,
     )
     return fit(run)
 

@@ -1,7 +1,8 @@
-"""What a job does when it is told to stop, and when it has to wait for room."""
+"""What a job does when it is told to stop, when it has to wait for room, and when it is started twice."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import tempfile
@@ -14,7 +15,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from tests.images import write_pictures
-from tests.system.jobs import failing_job, kill_job, processes, run_job, start_job
+from tests.system.jobs import HUNG, failing_job, kill_job, processes, run_job, start_job
 from tests.system.test_training import wait_for_epoch
 from tests.training.toy import PLACES, SMALL, write_faces
 
@@ -55,6 +56,7 @@ def test_training_stops_at_once_and_goes_on(number: signal.Signals, faces: Path,
     assert (process.returncode, stdout) == (130, "")
     assert err.splitlines()[-1] == SAID
     assert "Traceback" not in err
+    assert not (out / ".lease").exists()
     summary = run_job("train_backbone", *arguments(faces, out, "epochs=60"))
     assert summary["resumed_from_epoch"] >= 2
 
@@ -73,6 +75,23 @@ def test_the_loop_stops_while_it_trains(faces: Path, tmp_path: Path) -> None:
         kill_job(process)
     assert process.returncode == 130
     assert process.communicate()[1].splitlines()[-1] == SAID
+
+
+def test_a_job_that_is_started_twice(faces: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    job = arguments(faces, out, "epochs=30")
+    jobs = [start_job("train_backbone", *job) for _ in range(2)]
+    try:
+        ended = {process.wait(HUNG): process for process in jobs}
+    finally:
+        for process in jobs:
+            kill_job(process)
+    assert set(ended) == {0, 2}
+    summary = json.loads(ended[0].communicate()[0].splitlines()[-1])
+    assert (summary["epochs"], summary["resumed_from_epoch"]) == (30, None)
+    assert f"error: out={out}: a run is under way there since" in ended[2].communicate()[1].splitlines()[-1]
+    assert not (out / ".lease").exists()
+    assert not (out / ".run").exists()
 
 
 def test_more_workers_than_cores_are_refused_here(faces: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lance
@@ -15,6 +17,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from ray_fer import storage
 from ray_fer.errors import UserError
+from ray_fer.training import lease
 from tests.system.servers import KEY, SECRET, S3Server
 
 
@@ -60,6 +63,35 @@ def test_a_key_that_may_not_write_is_told(s3: str, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=rf"^out={s3}/new: cannot be written \(") as caught:
         storage.check_writable("out", f"{s3}/new")
     assert "\n" not in str(caught.value)
+
+
+def test_of_several_that_create_an_object_one_does(s3: str, tmp_path: Path) -> None:
+    for uri in (f"{s3}/a/lock", str(tmp_path / "a" / "lock")):
+        with ThreadPoolExecutor(8) as pool:
+            created = list(pool.map(lambda number, uri=uri: storage.create(uri, b"%d" % number), range(8)))
+        assert storage.read_bytes(uri) == b"%d" % created.index(True)
+        assert created.count(True) == 1
+        assert not storage.create(uri, b"later")
+        storage.delete(uri)
+        assert storage.create(uri, b"anew")
+    with pytest.raises(OSError, match="bucket"):
+        storage.create("s3://no-such-bucket-at-all/lock", b"")
+
+
+def test_one_run_at_a_time_in_a_bucket(s3: str) -> None:
+    with lease.held(s3, beat=0.1) as held:
+        with pytest.raises(UserError, match="a run is under way there since"):
+            lease.held(s3).__enter__()
+        time.sleep(0.5)
+        held.check()
+        (uri,) = (storage.join(s3, ".lease", name) for name in storage.list_dir(f"{s3}/.lease"))
+        assert storage.read_json(uri)["beat"] >= 1
+    assert not storage.exists(uri)
+    dead = lease._holder() | {"pid": 2**22 + 1}
+    storage.write_json(uri, dead)
+    with lease.held(s3) as held:
+        assert held.number == 2
+        assert storage.list_dir(f"{s3}/.lease") == ["00000002.json"]
 
 
 def test_an_object_written_piece_by_piece_is_there_whole_or_not_at_all(s3: str, tmp_path: Path) -> None:
