@@ -57,6 +57,13 @@ def test_who_names_what_is_hidden_means_it(
     assert found == [f"{with_companions}/{name}" for name in names]
 
 
+def test_a_hidden_source_inside_another_one_is_listed_too(with_companions: Path) -> None:
+    sources = [str(with_companions), str(with_companions / ".Trash"), str(with_companions / "in")]
+    found = [uri for page in list_sources(sources, Counter()) for uri in page["uri"].to_pylist()]
+    assert len(found) == len(set(found)) == 6
+    assert f"{with_companions}/.Trash/c.jpg" in found
+
+
 def test_a_list_means_what_it_names(with_companions: Path) -> None:
     names = ["._a.jpg", "s.tar!/./._m.jpg", "s.tar"]
     (with_companions / "list.txt").write_text("\n".join(names))

@@ -100,7 +100,7 @@ def _outermost(sources: Sequence[Source]) -> list[Source]:
     kept: list[Source] = []
     for source in sorted(dict.fromkeys(sources), key=lambda source: source.uri):
         inside = next((outer for outer in kept if outer.plain and source.uri.startswith(outer.uri + "/")), None)
-        if inside and source.plain:
+        if inside and source.plain and not inside.hides(f"{source.uri}/"):
             log.warning("source %s lies inside %s and is listed once", source.uri, inside.uri)
         else:
             kept.append(source)
