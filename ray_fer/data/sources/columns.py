@@ -64,9 +64,8 @@ def open_unpacked(file: str) -> Iterator[Any]:
 @contextmanager
 def open_text(file: str, errors: str = "strict") -> Iterator[io.TextIOWrapper]:
     """A text file in UTF-8, unpacked where it is packed."""
-    options = {"encoding": "utf-8-sig", "errors": errors, "newline": ""}
-    with open_unpacked(file) as opened, io.TextIOWrapper(opened, **options) as text:
-        yield text
+    with open_unpacked(file) as opened:
+        yield io.TextIOWrapper(opened, encoding="utf-8-sig", errors=errors, newline="")
 
 
 def text_lines(file: str) -> Iterator[str]:
