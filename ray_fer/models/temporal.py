@@ -17,20 +17,23 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
+from typing_extensions import TypedDict
 
 from ray_fer import storage
+from ray_fer.config import Count
 from ray_fer.data.windows import average_windows, frame_grid, gather, window_starts
+from ray_fer.documents import parse_document
 from ray_fer.errors import UserError, one_line
 from ray_fer.models.artifact import METRICS, PROVENANCE, Artifact, open_artifact
-from ray_fer.models.folder_facts import read_json
 from ray_fer.models.weights import check_safetensors
 
 WEIGHTS = "temporal.safetensors"
@@ -41,6 +44,18 @@ _MIN_PROBABILITY = 1e-6
 _WINDOWS_PER_CALL = 64
 
 Floats = NDArray[np.float32]
+
+
+class Config(TypedDict):
+    """``temporal.json``."""
+
+    classes: list[str]
+    encoder: dict[str, Any]
+    stride: Count
+    frame_step: Count
+    smoothing: Annotated[int, Field(ge=0)]
+    frame_smoothing: Annotated[int, Field(ge=0)]
+    backbone: str
 
 
 class TemporalEncoder(nn.Module):
@@ -276,10 +291,7 @@ def open_temporal(uri: str) -> TemporalArtifact:
         if not storage.exists(storage.join(uri, name)):
             raise UserError(f"{uri}: no temporal model there ({name} is missing)")
     folder = storage.local_copy(uri)
-    config = read_json(folder / CONFIG, f"{uri}/{CONFIG}").values
-    for key in ("encoder", "stride", "frame_step", "smoothing", "frame_smoothing", "backbone"):
-        if config.get(key) is None:
-            raise UserError(f"{uri}/{CONFIG}: no {key!r}")
+    config = dict(parse_document((folder / CONFIG).read_bytes(), storage.join(uri, CONFIG), Config))
     check_safetensors(f"{uri}/{WEIGHTS}", folder / WEIGHTS)
     backbone = open_artifact(str(folder / BACKBONE))
     if backbone.id != config["backbone"]:

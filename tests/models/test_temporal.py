@@ -185,3 +185,18 @@ def test_another_backbone_or_none(backbone: Artifact, tmp_path: Path) -> None:
         open_temporal(str(tmp_path / "a"))
     with pytest.raises(UserError, match="no temporal model there"):
         open_temporal(backbone.uri)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", r"not JSON \(the file is empty\)"),
+        ("[]", "input should be a valid dictionary"),
+        ('{"classes": ["a"]}', "encoder: is missing"),
+    ],
+)
+def test_a_damaged_one_is_one_line(text: str, said: str, backbone: Artifact, tmp_path: Path) -> None:
+    save(tmp_path / "a", make_encoder(), backbone)
+    (tmp_path / "a" / "temporal.json").write_text(text)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/a/temporal\.json: {said}"):
+        open_temporal(str(tmp_path / "a"))
