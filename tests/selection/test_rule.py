@@ -21,7 +21,7 @@ from ray_fer.selection import (
     move,
     smoothed_prior,
 )
-from ray_fer.selection.rule import average, like, moving
+from ray_fer.selection.rule import average, like, moving, number
 from tests.selection.arrays import Make, both, close, combine, numpy_array
 
 K, N = 5, 240
@@ -212,6 +212,17 @@ def test_averages_by_hand(make: Make) -> None:
     close(moving(zeros, total, rows > 0, 0.9), [0.6, 0.3])
     close(moving(old, total, rows > 3, 0.9), [4.0, 0.0])
     assert like(old, total) is old
+
+
+@both
+def test_whatever_is_known_becomes_single_precision_of_the_kind_of_the_probabilities(make: Make) -> None:
+    probs = make([[0.5, 0.5]])
+    wide = probs.double() if isinstance(probs, torch.Tensor) else probs.astype(np.float64)
+    given = [np.float64(0.25), 0.25, [0.25], (0.25,), np.array([0.25]), wide[0][:1] / 2]
+    for found in (*(like(each, probs) for each in given), number(3, probs)):
+        assert type(found) in (type(probs), np.float32)
+        assert found.dtype == probs.dtype
+    assert [np.asarray(like(each, probs)).ravel().tolist() for each in given] == [[0.25]] * 6
 
 
 def test_what_a_rule_says_and_knows_is_never_changed() -> None:
