@@ -14,6 +14,7 @@ import ray
 from ray_fer import interruption
 from ray_fer.errors import UserError, one_line
 from ray_fer.room import Demand, Patience, check_room
+from ray_fer.stderr import without_lines
 
 _PROBE_SECONDS = 3.0
 # What Ray's head answers to, among its gRPC services.
@@ -55,15 +56,17 @@ def connect() -> None:
     variables = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
     address = _address()
     try:
-        ray.init(
-            address=address or "local",
-            # It would take longer to start than to read its page; `ray start --head` is for those who want one.
-            include_dashboard=None if address else False,
-            logging_level=logging.WARNING,
-            # What the jobs have to say comes back as results; the workers' own lines stay in Ray's log folder.
-            log_to_driver=False,
-            runtime_env={"env_vars": variables} if variables else None,
-        )
+        # Which its C++ side announces before it has any setting.
+        with without_lines(b"RAY_BACKEND_LOG_LEVEL"):
+            ray.init(
+                address=address or "local",
+                # It would take longer to start than to read its page; `ray start --head` is for those who want one.
+                include_dashboard=None if address else False,
+                logging_level=logging.WARNING,
+                # What the jobs have to say comes back as results; the workers' own lines stay in Ray's log folder.
+                log_to_driver=False,
+                runtime_env={"env_vars": variables} if variables else None,
+            )
     except SystemExit:  # what Ray makes of a SIGTERM meanwhile
         raise KeyboardInterrupt from None
     except Exception as error:

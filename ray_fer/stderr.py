@@ -1,0 +1,43 @@
+"""Lines that a library writes to standard error past Python's logging and before any setting of its own counts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def without_lines(part: bytes) -> Iterator[None]:
+    """Drops the lines that contain ``part`` from what this process writes to standard error while the block runs.
+
+    All other lines get through at once, and so does what processes write that the block has started and that outlive
+    it: their standard error goes on through the same pipe.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(writer)
+
+    def forward() -> None:
+        with open(reader, "rb", buffering=0) as pipe, open(kept, "wb", buffering=0) as target:
+            rest = b""
+            while piece := pipe.read(1 << 16):
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in lines:
+                    if part not in line:
+                        target.write(line + b"\n")
+            target.write(rest)
+
+    thread = threading.Thread(target=forward, name="stderr", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        # Closed by the thread at the end of the pipe, which comes when nobody that was started meanwhile is left.
+        thread.join(0.2)
