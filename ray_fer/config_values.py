@@ -22,6 +22,7 @@ from ray_fer import storage
 from ray_fer.errors import UserError, one_line
 
 _INTEGER = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")
+_NOT_FINITE = re.compile(r"[+-]?\.(inf|nan)", re.IGNORECASE)  # as YAML writes them
 _LISTS = (list, tuple, set, frozenset, Sequence)
 _MAPPINGS = (dict, Mapping)
 _CLOSING = {"[": "]", "{": "}"}
@@ -166,7 +167,11 @@ def _scalar(forms: list[Any], text: Plain) -> Any:
     if not numeric or text in options:
         return str(text)
     try:
-        return int(text) if _INTEGER.fullmatch(text) else float(text)
+        return (
+            int(text)
+            if _INTEGER.fullmatch(text)
+            else float(_NOT_FINITE.sub(lambda found: found[0].replace(".", ""), text))
+        )
     except ValueError:
         return str(text)
 

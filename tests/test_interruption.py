@@ -23,7 +23,9 @@ def job(body: str, seconds: float = 30, group: bool = False) -> subprocess.Popen
         "import ctypes, functools, os, signal, subprocess, sys, time, types",
         "print = functools.partial(print, flush=True)",
         "from ray_fer import interruption, job",
-        "sys.modules['ray_fer.config'] = types.SimpleNamespace(job_help=None, load_config=lambda job, arguments: None)",
+        "config = types.SimpleNamespace(outputs=dict)",
+        "load_config = lambda job, arguments: config",
+        "sys.modules['ray_fer.config'] = types.SimpleNamespace(job_help=None, load_config=load_config)",
         f"interruption.SECONDS = {seconds}",
         "def work(config):",
         textwrap.indent(textwrap.dedent(body), "    "),
@@ -97,8 +99,8 @@ def test_children_are_left_to_who_started_them() -> None:
     body = f"""
         with interruption.shielded_children():
             child = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE, text=True)
-        print(child.stdout.readline(), end='')
         try:
+            print(child.stdout.readline(), end='')
             time.sleep(60)
         finally:
             print(child.stdout.readline(), end='')

@@ -52,10 +52,12 @@ class Lease:
     Attributes:
         out: the folder.
         number: of its lease.
+        holder: what the lease calls it; a number that was given back is given again.
     """
 
     out: str
     number: int
+    holder: str
 
     def check(self) -> None:
         """Looks whether it is still this run's.
@@ -64,7 +66,8 @@ class Lease:
             LeaseLostError: when it is not.
             OSError: when the storage does not answer.
         """
-        if max(_numbers(self.out), default=None) != self.number:
+        newest = max(_numbers(self.out), default=None)
+        if newest != self.number or _read(self.out, newest).get("id") != self.holder:
             raise LeaseLostError(
                 f"out={self.out}: this run stood still, and another has taken the folder over or deleted it; stopped"
             )
@@ -138,10 +141,10 @@ def _acquire(out: str, mine: dict[str, Any], stale: float) -> Lease:
         newest = max(_numbers(out), default=0)
         if newest and (found := _still_held(out, newest, mine, stale)):
             if found.get("id") == mine["id"]:  # a request that was sent twice found its own trace
-                return Lease(out, newest)
+                return Lease(out, newest, mine["id"])
             since, host, pid = (found.get(key, "?") for key in ("since", "host", "pid"))
             raise UserError(f"out={out}: a run is under way there since {since}, process {pid} on {host}")
-        lease = Lease(out, newest + 1)
+        lease = Lease(out, newest + 1, mine["id"])
         if storage.create(_uri(out, lease.number), json.dumps({**mine, "beat": 0}).encode()):
             for number in _numbers(out):
                 if number < lease.number:
@@ -227,10 +230,11 @@ def _read(out: str, number: int) -> dict[str, Any]:
 def _release(lease: Lease) -> None:
     try:
         numbers = _numbers(lease.out)
+        if max(numbers, default=0) > lease.number or _read(lease.out, lease.number).get("id") != lease.holder:
+            return  # somebody else's
         for number in numbers:
-            if number <= lease.number:
-                storage.delete(_uri(lease.out, number))
-        if not [number for number in numbers if number > lease.number] and not storage.is_remote(lease.out):
+            storage.delete(_uri(lease.out, number))
+        if not storage.is_remote(lease.out):
             with contextlib.suppress(OSError):  # somebody else's is in there by now
                 os.rmdir(storage.join(lease.out, FOLDER))
     except _STORAGE_ERRORS as error:

@@ -80,9 +80,9 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     identity = _identity(config, inputs)
     out = storage.normalise(config.out)
     if must_run(out, identity):
+        _check_step(inputs)
         with lease.held(out) as held:
             if not is_finished(out, identity):  # who held the lease may have ended meanwhile
-                _check_step(inputs)
                 start = Start(**claim(out, identity, functools.partial(_start, out, identity, inputs)))
                 outcome = _run(inputs, out, start, held)
                 held.check()

@@ -142,7 +142,7 @@ def test_a_size_that_is_none_is_named(cell: str, tmp_path: Path) -> None:
         ("l.csv", b"uri;size\na.jpg;1\n", "its columns are separated by ';'; save it with commas"),
         ("l.csv", b"uri\tsize\na.jpg\t1\n", "its columns are separated by '\\t'; save it with commas"),
         ("l.csv", b"uri,uri\na.jpg,b.jpg\n", "two columns uri"),
-        ("l.csv", b"uri,size,Size\na.jpg,1,2\n", "two columns Size"),
+        ("l.csv", b"uri,size,Size\na.jpg,1,2\n", "two columns size"),
     ],
 )
 def test_a_list_that_is_none_is_named_with_its_row(name: str, data: bytes, message: str, tmp_path: Path) -> None:

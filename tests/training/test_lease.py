@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,23 +125,32 @@ def test_one_elsewhere_that_gives_signs_of_life_is_not(tmp_path: Path) -> None:
     timer.join()
 
 
-@pytest.mark.parametrize("taken_over", [True, False])
-def test_who_stood_still_stops(taken_over: bool, tmp_path: Path) -> None:
-    """Whether the other one still runs or has ended by now; its lease is left alone."""
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """What a shell starts in the background ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.parametrize("others", [[], [1], [2]])
+def test_who_stood_still_stops(others: list[int], tmp_path: Path) -> None:
+    """Whether the other one has ended by now, or yet another has begun since, or it still runs; it is left alone."""
 
     def stand_still() -> None:
         with held(str(tmp_path), BEAT, STALE) as mine:
             mine.check()
-            if taken_over:
-                write_lease(tmp_path, 2)
             (tmp_path / ".lease" / "00000001.json").unlink()
+            for number in others:
+                write_lease(tmp_path, number)
             with pytest.raises(LeaseLostError):
                 mine.check()
             time.sleep(60)
 
     with pytest.raises(LeaseLostError, match="this run stood still"):
         stand_still()
-    assert leases(tmp_path) == (["00000002.json"] if taken_over else [])
+    assert leases(tmp_path) == [f"{number:08d}.json" for number in others]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line() -> None:
