@@ -229,8 +229,12 @@ def _try_local(folder: Path) -> None:
     made = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
     probe = folder / _probe_name()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"\0")  # a full disk still takes empty files
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"\0")  # a full disk still takes empty files
+        except FileNotFoundError:  # another start has just taken its own trial away
+            folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"\0")
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()

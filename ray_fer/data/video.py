@@ -29,6 +29,7 @@ from ray_fer.data.crop import decode_uri
 from ray_fer.data.decode import DecodeError
 from ray_fer.data.loading import MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest
+from ray_fer.data.names import is_hidden
 from ray_fer.data.read import Item, read_objects
 from ray_fer.data.video_container import Container, as_shown, open_container
 from ray_fer.errors import UserError
@@ -112,7 +113,8 @@ def find_videos(sources: Sequence[str]) -> list[str]:
     for source in sources:
         fs, path = storage.filesystem(source)
         if fs.isdir(path):
-            names = sorted(name for name in fs.find(path) if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS)
+            below = [name for name in fs.find(path) if not is_hidden(name.removeprefix(path).lstrip("/"))]
+            names = sorted(name for name in below if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS)
             found += [f"s3://{name}" if storage.is_remote(source) else name for name in names]
         elif fs.exists(path):
             found.append(storage.normalise(source))

@@ -64,7 +64,7 @@ def check(progress: Progress, share: float, most: int | None) -> None:
         raise _failure(f"max_failure_share={share}", progress, progress.statuses)
 
 
-def check_outcome(progress: Progress, share: float, already: int) -> None:
+def check_outcome(progress: Progress, share: float, labelled: int, failed: int = 0) -> None:
     """Says of a run that has ended that it failed: of few images the order tells nothing, so all are waited for.
 
     Images that had failed before say nothing new, unless nothing has ever been labelled.
@@ -72,13 +72,17 @@ def check_outcome(progress: Progress, share: float, already: int) -> None:
     Args:
         progress: of the whole run.
         share: of the images that may fail; 1 for all.
-        already: images that were listed and needed no work.
+        labelled: images that the table held when the run began.
+        failed: images that were listed and not tried because earlier runs have failed on them, where none is labelled.
 
     Raises:
         UserError: as `check`.
     """
-    if share < 1 and progress.failed == progress.done > 0 and not already:
-        raise _failure("nothing could be labelled", progress, progress.statuses)
+    if share < 1 and not labelled and progress.failed == progress.done:
+        if progress.done:
+            raise _failure("nothing could be labelled", progress, progress.statuses)
+        if failed:
+            raise UserError(f"nothing could be labelled: earlier runs failed on all {failed} images, as their rows say")
     fresh = progress.statuses - progress.retried
     if too_many(sum(failures_in(fresh).values()), fresh.total(), share):
         raise _failure(f"max_failure_share={share}", progress, fresh)

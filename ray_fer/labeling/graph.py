@@ -49,7 +49,7 @@ def label_on_cluster(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
     """
     cluster.prepare_data()
     share = {"GPU": 1.0} if plan.device == "cuda" else {"CPU": 1.0}
-    cluster.wait_for_room(Demand("actors", 1, share), plan.config.wait_minutes)
+    cluster.wait_for_room(Demand("workers", 1, share), plan.config.wait_minutes)
     unit_queue = make_queue()
     dataset = _graph(plan, unit_queue, dispatcher.wait_for_work())
 

@@ -152,6 +152,7 @@ class Ledger:
 
     Attributes:
         rows: keys in the table.
+        successes: those of them that a model has predictions for, or no face to make any of.
         marks: rows of the table that say that an object is gone, or has returned.
     """
 
@@ -159,6 +160,7 @@ class Ledger:
         outcomes = sort_out(labelled, max_attempts)
         self.marks = outcomes.marks
         self.rows = sum(map(len, outcomes.sets()))
+        self.successes = len(outcomes.settled[DONE])
         self._settled, self._to_retry, self._aliases = outcomes.settled, outcomes.to_retry, outcomes.aliases
         self._claimed_before = KeySet()
         self._claimed = KeySet()

@@ -358,7 +358,9 @@ class _Run:
 
     def check_outcome(self) -> None:
         """Raises `UserError` where too many images have failed; see `failures.check_outcome`."""
-        failures.check_outcome(self.progress, self.config.max_failure_share, self.already)
+        labelled = sum(part.ledger.successes for part in self.parts)
+        failed = 0 if labelled else self.already
+        failures.check_outcome(self.progress, self.config.max_failure_share, labelled, failed)
 
     def _look_at_identities(self) -> None:
         """Warns once where listings systematically tell another identity than reads do."""

@@ -55,9 +55,10 @@ class TeacherRun:
     def add(self, file: WrittenFile, stats: Stats, watch: bool) -> None:
         """Takes note of a file that a worker has written; ``watch`` tells whether there will be another listing."""
         self.progress.add(stats)
-        self.pending.append(file)
         if stats["read_otherwise"]:
             self._claim_read(file, stats["read_otherwise"], watch)
+        # Last: what an interruption finds pending is committed, and needs to be known by then.
+        self.pending.append(file)
 
     def _claim_read(self, file: WrittenFile, read: Sequence[tuple[str, str, str]], watch: bool) -> None:
         uris, listed_identities, identities = map(pa.array, zip(*read, strict=True))

@@ -239,8 +239,8 @@ def _checked_config(uri: str, path: Path) -> dict[str, Any]:
     for key in ("architecture", "label_names", "pretrained_cfg"):
         if not document.values.get(key):
             raise UserError(f"{uri}: no {key!r}, so its classes or preprocessing are unknown")
-    facts = folder_facts(document, NO_PROCESSOR)
-    # Of our own there may be a single class.
+    # Of our own there may be a single class, and classes of any name.
+    facts = folder_facts(document, NO_PROCESSOR, said={"classes"})
     sidecar = check_sidecar(uri, TimmSidecar, {"classes": ["neutral", "other"]}, facts)
     if sidecar.channels != 3:
         raise UserError(f"{uri}: a net that sees grey can only be a teacher, with a {IN_FOLDER} beside it")
@@ -249,8 +249,11 @@ def _checked_config(uri: str, path: Path) -> dict[str, Any]:
         value: Any = document.values
         for part in key.split("."):
             value = value[part]
-        if not isinstance(value, list) or (key != "label_names" and len(value) != 3):
-            raise UserError(f"{uri}: {key}: {value!r}: not a list" + " of three numbers" * (key != "label_names"))
+        names = key == "label_names"
+        if not isinstance(value, list) or not (
+            all(isinstance(name, str) for name in value) if names else len(value) == 3
+        ):
+            raise UserError(f"{uri}: {key}: {value!r}: not a list of {'names' if names else 'three numbers'}")
     return document.values
 
 

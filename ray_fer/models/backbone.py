@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
 import pickle
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ from timm.data.config import resolve_model_data_config
 from ray_fer import storage
 from ray_fer.errors import UserError, one_line
 from ray_fer.models.artifact import CONFIG, Artifact, load_model
+from ray_fer.models.folder_facts import architecture_of
 from ray_fer.models.weights import check_finite, state_of
 
 DEFAULT_BACKBONE = "resnet10t"
@@ -187,7 +187,7 @@ def _from_pretrained(name: str, pretrained: str, arguments: dict[str, Any]) -> t
     folder = Path(pretrained)
     source, overlay = name, dict[str, Any]()
     if folder.is_dir():
-        held = _architecture(folder)
+        held = architecture_of(str(folder))
         if held != name.split(".")[0]:
             raise UserError(f"pretrained={pretrained}: holds a {held}, not backbone={name}")
         source = f"local-dir:{pretrained}"
@@ -240,13 +240,6 @@ def check_step(model: torch.nn.Module, image_size: int, pictures: int) -> None:
         model.train()(torch.zeros(pictures, 3, image_size, image_size))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(one_line(error)) from None
-
-
-def _architecture(folder: Path) -> str:
-    try:
-        return str(json.loads((folder / "config.json").read_text())["architecture"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"pretrained={folder}: no config.json that names an architecture") from None
 
 
 def _start_from(model: torch.nn.Module, init: Artifact, *, keep_head: bool) -> None:

@@ -12,6 +12,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from botocore.exceptions import BotoCoreError
+
+from ray_fer import storage
 from ray_fer.errors import UserError, one_line
 
 PROCESSOR = "preprocessor_config.json"
@@ -76,6 +79,18 @@ def read_json(path: Path, uri: str) -> Section:
     if not isinstance(document, dict):
         raise UserError(f"{uri}: not a JSON object but a {type(document).__name__}")
     return Section(f"{uri}: ", document)
+
+
+def architecture_of(folder: str) -> str:
+    """Timm's name of the model in a folder given as ``pretrained``, local or on S3.
+
+    Raises:
+        UserError: when its ``config.json`` does not tell.
+    """
+    try:
+        return str(storage.read_json(storage.join(folder, "config.json"))["architecture"])
+    except (OSError, BotoCoreError, ValueError, KeyError, TypeError):
+        raise UserError(f"pretrained={folder}: no config.json that names an architecture") from None
 
 
 def folder_facts(config: Section, processor: Section, said: Collection[str] = ()) -> dict[str, Fact]:

@@ -56,6 +56,7 @@ class Extracted(TypedDict):
 
     classes: list[str]
     backbone: str
+    backbone_uri: str
     files: list[str]
     failures: list[dict[str, Any]]
     videos: int

@@ -13,10 +13,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ray_fer import storage
 from ray_fer.config import TrainBackboneConfig
+from ray_fer.data.decode import DecodeError, one_error
 from ray_fer.data.digests import Contents, contents_of, told
 from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
@@ -30,6 +31,7 @@ from ray_fer.feedback.formulas import FeedbackConfig
 from ray_fer.labeling.selection_file import Selection, read_selection
 from ray_fer.labeling.table import open_table, scan_rows
 from ray_fer.models.artifact import Artifact, open_artifact
+from ray_fer.models.folder_facts import architecture_of
 from ray_fer.training.claim import digest
 
 log = logging.getLogger(__name__)
@@ -128,9 +130,9 @@ def picture_size(uris: list[str]) -> int:
     sides = []
     for read in read_objects(sample, MAX_PICTURE_BYTES):
         try:
-            with Image.open(io.BytesIO(read.data or b"")) as image:
+            with one_error(), Image.open(io.BytesIO(read.data or b"")) as image:
                 sides.append(sum(image.size) / 2)
-        except (UnidentifiedImageError, OSError):
+        except DecodeError:
             continue
     median = float(np.median(sides)) if sides else _SMALLEST
     return int(np.clip(round(median / _MULTIPLE) * _MULTIPLE, _SMALLEST, _LARGEST))
@@ -189,10 +191,7 @@ def warn_of_doubts(inputs: Inputs) -> None:
 def _pretrained_name(config: TrainBackboneConfig) -> str | None:
     if not config.pretrained or not storage.is_dir(config.pretrained):
         return None
-    try:
-        return str(storage.read_json(storage.join(config.pretrained, "config.json"))["architecture"])
-    except (FileNotFoundError, ValueError, KeyError):
-        raise UserError(f"pretrained={config.pretrained}: no config.json that names an architecture") from None
+    return architecture_of(config.pretrained)
 
 
 def check_selection(inputs: Inputs) -> None:

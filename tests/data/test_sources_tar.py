@@ -215,6 +215,11 @@ def test_a_long_index_is_kept_and_a_damaged_one_made_anew(tmp_path: Path, monkey
         assert items_of(shard) == items
     kept.write_bytes(b"x")
     assert items_of(shard) == items
+    shard.write_bytes(tar_of([("a.jpg", b"1"), ("b.jpg", b"2"), ("a.jpg", b"4")]))
+    os.utime(shard, ns=(1, 1))
+    assert {read.status for read in read_all(items)} == {"missing"}
+    assert not kept.exists(), "it has proved wrong"
+    items_of(shard)
     (tmp_path / "t.tar").write_bytes(tar_of({"a.jpg": b"1"}))
     items_of(tmp_path / "t.tar")
     assert len(list((tmp_path / "cache" / "tar").iterdir())) == 1, "short ones are not kept"

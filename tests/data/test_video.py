@@ -76,6 +76,9 @@ def test_videos_are_found(video: str, tmp_path: Path) -> None:
     deeper.touch()
     (tmp_path / "notes.txt").touch()
     (tmp_path / "b" / "odd").write_bytes(b"")
+    for name in ("._clip.mp4", ".Trashes/x.mp4", "__MACOSX/x.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"nobody's")
     assert find_videos([str(tmp_path)]) == [video, str(deeper)]
     assert find_videos([video, str(tmp_path)]) == [video, str(deeper)]  # each once
     assert find_videos([str(tmp_path / "b" / "odd")]) == [str(tmp_path / "b" / "odd")]  # named, so meant

@@ -54,9 +54,9 @@ def progress_of(**counts: int) -> Progress:
     return progress
 
 
-def outcome(already: int = 0, share: float = 0.5, **counts: int) -> str:
+def outcome(already: int = 0, share: float = 0.5, failed: int = 0, **counts: int) -> str:
     try:
-        check_outcome(progress_of(**counts), share, already)
+        check_outcome(progress_of(**counts), share, already, failed)
     except UserError as error:
         return str(error)
     return ""
@@ -73,7 +73,10 @@ def test_a_run_in_which_nothing_could_be_labelled_has_failed() -> None:
     assert outcome(undecodable=3, no_face=1) == ""
     assert outcome(undecodable=3, already=1) == ""
     assert outcome(again_missing=3).startswith("nothing could be labelled: 3 of 3")
-    assert outcome(share=1, undecodable=400) == ""
+    assert outcome(share=1, undecodable=400) == outcome(share=1, failed=400) == ""
+    assert outcome(undecodable=10, failed=400).startswith("nothing could be labelled: 10 of 10")
+    again = "nothing could be labelled: earlier runs failed on all 400 images, as their rows say"
+    assert outcome(failed=400) == again, "the same command again has not mended it"
     assert outcome(ok=5) == outcome() == outcome(already=7) == ""
 
 

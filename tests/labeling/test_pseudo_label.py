@@ -122,8 +122,9 @@ def test_a_run_in_which_nothing_could_be_labelled_says_so_and_keeps_its_rows(tmp
     (run,) = storage.list_dir(f"{table}/_runs")
     summary = json.loads(storage.read_bytes(f"{table}/_runs/{run}/summary.json"))
     assert summary["statuses"] == {"undecodable": 3}
-    again = job.pseudo_label(load_config("pseudo_label", arguments))
-    assert (again["already_labelled"], again["labelled"]) == (3, 0)
+    with pytest.raises(UserError, match="nothing could be labelled: earlier runs failed on all 3 images"):
+        job.pseudo_label(load_config("pseudo_label", arguments))
+    assert rows_in(table) == 3
 
 
 def test_an_image_is_labelled_once_whatever_identity_it_is_listed_with(

@@ -91,7 +91,7 @@ def column_names(file: str) -> list[str]:
     if ending(file) == ".parquet":
         with open_parquet(file) as (table, _):
             return [part.name for field in table.schema_arrow for part in field.flatten()]
-    return next(csv.reader(text_lines(file)), [])
+    return next(filter(None, csv.reader(text_lines(file))), [])
 
 
 def batches(file: str, names: Sequence[str], wanted: Sequence[str], headless: bool = False) -> Iterator[pa.Table]:

@@ -22,7 +22,7 @@ from ray_fer.data.sources.pages import key_tables
 from ray_fer.data.sources.parquet import PathsOnlyError, common_column, list_rows
 from ray_fer.data.sources.s3_metadata import list_s3_metadata
 from ray_fer.data.sources.spec import COMPRESSED_TAR, RECORDS, Source, resolve
-from ray_fer.data.sources.tables import current_files, table_around, table_of_mark
+from ray_fer.data.sources.tables import above_partitions, current_files, table_around, table_of_mark
 from ray_fer.data.sources.tar import list_members
 from ray_fer.errors import UserError, one_line
 
@@ -200,7 +200,9 @@ def _files(source: Source, endings: tuple[str, ...], counts: Counter[str]) -> li
             tables |= [mark]
         elif uri.lower().removesuffix(".gz").endswith(endings) and not source.hides(uri) and source.opens(uri):
             files.append(uri)
-    for folder in sorted(set(map(os.path.dirname, files)) if source.glob else {source.root}):
+    for folder in sorted(
+        set(map(above_partitions, map(os.path.dirname, files))) if source.glob else {above_partitions(source.root)}
+    ):
         if around := table_around(folder):
             tables |= [around]
     if not seen and source.format in RECORDS:

@@ -34,14 +34,21 @@ def table_of_mark(uri: str) -> tuple[str, str] | None:
     return None
 
 
+def above_partitions(folder: str) -> str:
+    """``folder`` without the partitions, like ``year=2024``, that it ends with."""
+    while "=" in (name := folder.rpartition("/"))[2] and name[0]:
+        folder = name[0]
+    return folder
+
+
 def table_around(folder: str) -> tuple[str, str] | None:
-    """The folder and the kind of the table that ``folder`` is a part of; itself, or above its partitions."""
+    """The folder and the kind of the table that ``folder`` is a part of; itself, or above its folder ``data``."""
     while True:
         for kind, log in _LOGS.items():
             if any(table_of_mark(f"{folder}/{log}/{name}") for name in _names(f"{folder}/{log}")):
                 return folder, kind
         above, _, name = folder.rpartition("/")
-        if not ("=" in name or name == "data") or not above.removeprefix("s3:/").strip("/"):
+        if name != "data" or not above.removeprefix("s3:/").strip("/"):
             return None
         folder = above
 

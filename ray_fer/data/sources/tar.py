@@ -263,8 +263,7 @@ def locate(uri: str, shard_identity: str = "") -> Key | None:
 def forget_index(shard: str, identity: str) -> None:
     """Walks the headers of a shard anew where they are wanted again; reading it has shown that it has others."""
     _index.cache_clear()
-    if kept := _kept_index(shard, identity):
-        kept.unlink(missing_ok=True)
+    _place_of_index(shard, identity).unlink(missing_ok=True)
 
 
 @functools.lru_cache(maxsize=_LOOKED_UP)
