@@ -1,8 +1,9 @@
 """CPU time per image of everything around the model: `python -m benchmarks.labeling.overhead`.
 
-The engine returns constants. The parts are measured one by one in this process; the whole is the job itself, the CPU
-time of all its processes (driver, Ray, workers) over two sizes of source, so that no start counts. What the whole
-takes beyond the parts is the hand-over.
+The job itself runs, with an engine that returns constants. Its parts are timed inside it, in the processes in which
+they run and beside whatever else runs there; what the driver, the workers and Ray's own processes take beyond the parts
+is the hand-over. Two sizes of source are compared, so that no start counts, and that several times, which gives every
+number its standard error.
 """
 
 from __future__ import annotations
@@ -12,34 +13,29 @@ import contextlib
 import os
 import tempfile
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import psutil
-import pyarrow as pa
 import ray
 
 from benchmarks.labeling.material import write_pictures, write_teacher
+from benchmarks.labeling.stopwatch import Stopwatch, saved, seconds_a_call
 from benchmarks.results import RESULTS, write_results
 from ray_fer.config import load_config
-from ray_fer.data.decode import decode_into
-from ray_fer.data.read import Item, read_objects
-from ray_fer.data.sources import list_sources
+from ray_fer.labeling import pseudo_label as driver
 from ray_fer.labeling.commit import Committer
-from ray_fer.labeling.ledger import Ledger
-from ray_fer.labeling.progress import unit_stats
-from ray_fer.labeling.pseudo_label import pseudo_label
-from ray_fer.labeling.table import create_table, scan_keys, write_file
-from ray_fer.labeling.unit import decode_items, infer, share, to_table
 from ray_fer.synthetic.plan import CLASSES
 
 DISTINCT = 1000
 SIDE = 112
-UNIT = 2048
+DRIVER = ("list", "diff", "commit")
+WORKERS = ("read", "decode", "rows", "write")
+PARTS = (*DRIVER, *WORKERS, "hand-over: driver", "hand-over: workers", "hand-over: Ray")
+_SAVED = "RAY_FER_STOPWATCHES"
 
 
 class Constant:
@@ -50,106 +46,123 @@ class Constant:
         return np.tile(np.arange(len(CLASSES), dtype=np.float32), (len(pixels), 1))
 
 
-def use_constant_engine() -> None:
-    """Runs in every worker before anything else."""
+def prepare_worker() -> None:
+    """Runs in every worker before anything else: no model, and a stopwatch at its parts."""
+    from ray_fer.labeling import unit, worker
     from ray_fer.models import engines
 
+    watch, folder = Stopwatch(), Path(os.environ[_SAVED])
     engines.make_engine = lambda *_, **__: Constant()  # type: ignore[assignment]
+    unit.read_objects = watch.timed_iterator("read", unit.read_objects)
+    unit.decode_into_each = watch.timed("decode", unit.decode_into_each)
+    worker.write_file = watch.timed("write", worker.write_file)
+    label = watch.timed("rows", worker.Labeller.label)
+
+    def label_and_save(*args: Any) -> worker.DoneUnit:
+        done = label(*args)
+        watch.save(folder)
+        return done
+
+    worker.Labeller.label = label_and_save  # type: ignore[method-assign]
 
 
 def main() -> None:
     """Measures, and writes ``labeling-overhead.md`` and ``.json``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs=2, default=(20_000, 100_000))
+    parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "ray-fer-bench")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     small, large = sorted(arguments.sizes)
     teacher, pictures = write_material(arguments.work)
     folders = {size: link_pictures(arguments.work / f"links-{size}", pictures, size) for size in (small, large)}
-    parts = measure_parts(folders[small])
-    ray.init(
-        address="local",
-        logging_level="warning",
-        log_to_driver=False,
-        runtime_env={"worker_process_setup_hook": use_constant_engine},
-    )
-    measure_job(link_pictures(arguments.work / "links-100", pictures, 100), teacher)  # what only a first run pays for
-    totals = {size: measure_job(folder, teacher) for size, folder in folders.items()}
-    ray.shutdown()
-    whole = (totals[large] - totals[small]) / (large - small) * 1e6
-    parts["hand-over"] = whole - sum(parts.values())
-    beyond = whole - parts["read"] - parts["decode"]
+    watch = Stopwatch()
+    driver.list_sources = watch.timed_iterator("list", driver.list_sources)
+    driver.claim_for_each = watch.timed("diff", driver.claim_for_each)
+    Committer.commit = watch.timed("commit", Committer.commit)  # type: ignore[method-assign]
+    with tempfile.TemporaryDirectory() as folder:
+        job = _Job(teacher, watch, Path(folder))
+        ray.init(
+            address="local",
+            logging_level="warning",
+            log_to_driver=False,
+            runtime_env={"worker_process_setup_hook": prepare_worker, "env_vars": {_SAVED: folder}},
+        )
+        job.run(link_pictures(arguments.work / "links-100", pictures, 100))  # what only a first run pays for
+        runs = [{size: job.run(folders[size]) for size in (small, large)} for _ in range(arguments.repeats)]
+        ray.shutdown()
     facts = {
         "images": [small, large],
-        "cpu_seconds": totals,
-        "microseconds_per_image": parts | {"whole": whole, "beyond read and decode": beyond},
+        "repeats": arguments.repeats,
+        "microseconds_per_image": measured([_per_image(run[small], run[large], large - small) for run in runs]),
+        "microseconds_a_timed_call": seconds_a_call() * 1e6,
     }
     write_results(arguments.out, "labeling-overhead", facts, markdown)
 
 
-def measure_parts(folder: Path) -> dict[str, float]:
-    """CPU-microseconds per image of each part, in this process."""
-    list(list_sources([str(folder)], Counter()))  # what is imported lazily
-    parts: dict[str, float] = {}
-
-    def timed(name: str, images: int, part: Callable[[], Any]) -> Any:
-        started = time.process_time()
-        result = part()
-        parts[name] = (time.process_time() - started) / images * 1e6
-        return result
-
-    rows = sum(len(files) for _, _, files in os.walk(folder))
-    pages = timed("list", rows, lambda: list(list_sources([str(folder)], Counter())))
-    with tempfile.TemporaryDirectory() as target:
-        ledger = Ledger(scan_keys(create_table(target, CLASSES), "m"), 3)
-    timed("diff", rows, lambda: [ledger.claim(page) for page in pages])
-    keys = pa.concat_tables(pages).slice(0, UNIT).combine_chunks()
-    items = [Item(uri, "", 0) for uri in keys["uri"].to_pylist()]
-    data = timed("read", len(items), lambda: [read.data for read in read_objects(items, 1 << 30)])
-    crop = np.empty((SIDE, SIDE, 3), np.uint8)
-    timed("decode", len(items), lambda: [decode_into(one, crop) for one in data])
-
-    def unit() -> pa.Table:
-        found: list[dict[str, Any]] = []
-        for batch in decode_items(keys, image_sizes=[SIDE], batch_size=32, max_pixels=1 << 30, max_bytes=1 << 30):
-            found += infer(*share(batch, 0, [SIDE]), Constant(), CLASSES, 32)
-        unit_stats(found, CLASSES)
-        return to_table(found, "run")
-
-    table_rows = timed("rows", len(items), unit)
-    parts["rows"] -= parts["read"] + parts["decode"]
-    with tempfile.TemporaryDirectory() as target:
-        table = create_table(target, CLASSES)
-        files = timed("write", 20 * UNIT, lambda: [write_file(target, "m", table_rows, "f") for _ in range(20)])
-        committer = Committer(table, "m", "run")
-        timed("commit", 20 * UNIT, lambda: [committer.commit([file]) for file in files])
-    return parts
+def measured(runs: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    """Of every part the mean of the runs and its standard error."""
+    values = {name: [run[name] for run in runs] for name in runs[0]}
+    return {name: (float(np.mean(v)), float(np.std(v, ddof=1) / len(v) ** 0.5)) for name, v in values.items()}
 
 
-def measure_job(folder: Path, teacher: Path) -> float:
-    """CPU seconds of all processes of a run."""
-    with tempfile.TemporaryDirectory() as target, _CpuClock() as clock:
-        config = load_config(
-            "pseudo_label", [f"source={folder}", f"teacher={teacher}", f"table={target}/t", "actors=2"]
-        )
-        summary = pseudo_label(config)
-        assert summary["labelled"] == summary["listed"]
-    return clock.seconds()
+def _per_image(small: dict[str, float], large: dict[str, float], images: int) -> dict[str, float]:
+    """CPU-microseconds per image of the parts, their sum, and what the whole machine was busy."""
+    spent = {name: (large[name] - small[name]) / images * 1e6 for name in large}
+    parts = {name: spent[name] for name in PARTS}
+    whole = sum(parts.values())
+    calls = {"timed calls": spent["calls"] / 1e6}
+    beyond = {"beyond read and decode": whole - parts["read"] - parts["decode"]}
+    return parts | {"whole": whole} | beyond | {"machine busy": spent["machine"]} | calls
+
+
+class _Job:
+    """Runs of the job with stopwatches in its driver and its workers."""
+
+    def __init__(self, teacher: Path, watch: Stopwatch, folder: Path) -> None:
+        self._teacher, self._watch, self._folder = teacher, watch, folder
+
+    def run(self, source: Path) -> dict[str, float]:
+        """CPU seconds by part, and what else `_per_image` wants."""
+        before, calls_before = self._parts()
+        with tempfile.TemporaryDirectory() as target, _CpuClock() as clock:
+            arguments = [f"source={source}", f"teacher={self._teacher}", f"table={target}/t", "actors=2"]
+            summary = driver.pseudo_label(load_config("pseudo_label", arguments))
+            assert summary["labelled"] == summary["listed"]
+        after, calls = self._parts()
+        spent: dict[str, float] = {name: after[name] - before[name] for name in after}
+        spent["hand-over: driver"] = clock.seconds["driver"] - sum(spent[name] for name in DRIVER)
+        spent["hand-over: workers"] = clock.seconds["workers"] - sum(spent[name] for name in WORKERS)
+        spent["hand-over: Ray"] = clock.seconds["Ray"]
+        return spent | {"machine": clock.machine, "calls": calls - calls_before}
+
+    def _parts(self) -> tuple[Counter[str], int]:
+        seconds, calls = saved(self._folder)
+        return seconds + self._watch.seconds, calls + self._watch.calls
 
 
 class _CpuClock:
-    """CPU time of this process and its descendants; looked at often, for some end on the way."""
+    """CPU time of this process and its descendants; looked at often, for some end on the way.
+
+    Attributes:
+        seconds: between entering and leaving, of the ``driver``, of its ``workers`` and of ``Ray``.
+        machine: seconds for which the machine's cores were busy, with whatever.
+    """
 
     def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self.machine = 0.0
         self._first: dict[tuple[int, float], float] = {}
         self._last: dict[tuple[int, float], float] = {}
+        self._kinds: dict[tuple[int, float], str] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
     def __enter__(self) -> Self:
         self._look()
         self._first = dict(self._last)
+        self.machine = -_busy()
         self._thread.start()
         return self
 
@@ -157,10 +170,9 @@ class _CpuClock:
         self._ended.set()
         self._thread.join()
         self._look()
-
-    def seconds(self) -> float:
-        """Between entering and leaving."""
-        return sum(self._last.values()) - sum(self._first.values())
+        self.machine += _busy()
+        for process, seconds in self._last.items():
+            self.seconds[self._kinds[process]] += seconds - self._first.get(process, 0.0)
 
     def _watch(self) -> None:
         while not self._ended.wait(0.2):
@@ -170,8 +182,16 @@ class _CpuClock:
         this = psutil.Process()
         for process in (this, *this.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                self._last[process.pid, process.create_time()] = times.user + times.system
+                times, key = process.cpu_times(), (process.pid, process.create_time())
+                self._last[key] = times.user + times.system
+                # A process of Ray is named after the actor that it becomes.
+                labels = "LabelActor" in " ".join(process.cmdline())
+                self._kinds[key] = "driver" if process == this else "workers" if labels else "Ray"
+
+
+def _busy() -> float:
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
 
 
 def write_material(work: Path) -> tuple[Path, list[Path]]:
@@ -193,17 +213,27 @@ def link_pictures(folder: Path, pictures: list[Path], size: int) -> Path:
 def markdown(document: dict[str, Any]) -> str:
     """The table for people."""
     small, large = document["images"]
+    values = document["microseconds_per_image"]
+    timing = values["timed calls"][0] * document["microseconds_a_timed_call"]
     lines = [
         "# CPU time around the model",
         "",
         f"{document['machine']}, {document['date']}. JPEGs of 256 px on a local disk to {SIDE} px, an engine that",
-        f"returns constants; the whole from runs over {small} and {large} images, all processes counted.",
+        f"returns constants; from runs over {small} and {large} images, {document['repeats']} of each. The parts are",
+        "timed inside the job, without what they call of one another; what the driver, the workers and Ray's own",
+        f"processes take beyond them is the hand-over. The timing itself takes {timing:.1f} µs of this.",
         "",
         "| | CPU-µs per image |",
         "|---|---:|",
     ]
-    lines += [f"| {name} | {value:.1f} |" for name, value in document["microseconds_per_image"].items()]
+    shown = (*PARTS, "whole", "beyond read and decode")
+    lines += [f"| {name} | {_with_error(*values[name])} |" for name in shown]
+    lines += ["", f"Over the same runs the machine was busy for {_with_error(*values['machine busy'])} µs an image."]
     return "\n".join(lines) + "\n"
+
+
+def _with_error(value: float, error: float) -> str:
+    return f"{0.0 if abs(value) < error else value:.1f} ± {error:.1f}"
 
 
 if __name__ == "__main__":
