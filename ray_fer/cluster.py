@@ -131,7 +131,7 @@ def _probe(address: str) -> str | None:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: for no name of a host
         return f"nothing answers there ({one_line(error)})"
     if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return None

@@ -104,9 +104,12 @@ def _read_sources(value: Any) -> Any:
     if not value.lower().endswith((".yaml", ".yml")):
         return [value]
     try:
-        return typed(list[str | SourceConfig], read_yaml(value))
+        found = typed(list[str | SourceConfig], read_yaml(value))
     except UserError as error:
         raise ValueError(f"cannot be read ({error})") from None
+    if not isinstance(found, list):
+        raise ValueError("no list of sources")
+    return found
 
 
 Sources = Annotated[
@@ -249,7 +252,7 @@ class SelectionConfig(JobConfig):
     max_copies: Annotated[float, Field(ge=1)]
     targets: Literal["soft", "hard"]
     ensemble: Literal["mean", "agreement"]
-    exclude: list[Uri]
+    exclude: Annotated[list[Uri], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
     exclude_unreadable: Literal["error", "skip"]
 
 

@@ -49,6 +49,7 @@ _ENDINGS = tuple(IMAGE_EXTENSIONS)
 MAX_PIXELS = 50_000_000
 LEADING_PADDING = b"\0\t\n\r \xef\xbb\xbf"
 """Zeros, white space and a byte-order mark: what scripts print before a picture, and no format starts with."""
+_STARTS = (jpeg.START, chunks.PNG_START, chunks.WEBP_START, b"GIF8", b"BM", b"II*\0", b"MM\0*")
 BACKGROUND = 128
 """Grey level behind transparent pixels: the middle, so that a cut-out face gets neither a glowing nor a black frame."""
 
@@ -89,6 +90,11 @@ class DecodeError(Exception):
 def has_image_extension(uri: str) -> bool:
     """Tell whether a path or URI ends like an image file, in any case; a file may be called nothing but `.jpg`."""
     return uri.lower().endswith(_ENDINGS)
+
+
+def starts_like_picture(data: bytes) -> bool:
+    """Tell whether the first bytes are those of an image of a supported format."""
+    return data[:64].lstrip(LEADING_PADDING).startswith(_STARTS)
 
 
 def decode(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> UInt8Array:

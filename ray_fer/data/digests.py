@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import xxhash
 
+from ray_fer.data.decode import has_image_extension, starts_like_picture
 from ray_fer.data.items import Item, Read
 from ray_fer.data.read import read_objects
 from ray_fer.data.sources.uris import Row, parse, split_face
@@ -66,12 +67,19 @@ def told(unread: Sequence[Read], count: int) -> str:
     )
 
 
-def contents_of(uris: Iterable[str]) -> Contents:
-    """Reads the pictures at ``uris``; of a face its whole picture counts."""
+def contents_of(uris: Iterable[str], *, checked: bool = False) -> Contents:
+    """Reads the pictures at ``uris``; of a face its whole picture counts.
+
+    Args:
+        uris: of pictures.
+        checked: whether what neither is called nor begins like a picture counts as unread.
+    """
     digests, sizes, unread = dict[bytes, str](), set[int](), list[Read]()
     for read in read_objects((Item(uri, "", 0) for uri in uris), _ANY_SIZE):
         if read.data is None:
             unread.append(read)
+        elif checked and not (has_image_extension(read.item.uri) or starts_like_picture(read.data)):
+            unread.append(Read(read.item, read.identity, None, "undecodable", "no picture"))
         else:
             digests[xxhash.xxh3_128_digest(read.data)] = read.item.uri
             sizes.add(len(read.data))

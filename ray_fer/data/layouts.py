@@ -74,9 +74,14 @@ def read_image_folder(uri: str, classes: Sequence[str] | None = None, split: str
 
 def find_pictures(root: str) -> list[str]:
     """Paths below the folder `root` of the images at any depth, sorted, without what is hidden (`is_hidden`)."""
+    return [name for name in find_files(root) if has_image_extension(name)]
+
+
+def find_files(root: str) -> list[str]:
+    """Paths below the folder `root` of the files at any depth, sorted, without what is hidden (`is_hidden`)."""
     fs, path = storage.filesystem(root)
     found = sorted(name[len(path) :].strip("/") for name in fs.find(path))
-    return [name for name in found if has_image_extension(name) and not is_hidden(name)]
+    return [name for name in found if not is_hidden(name)]
 
 
 def _folder_class(root: str, folder: str, classes: Sequence[str] | None) -> str:

@@ -27,6 +27,7 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from ray_fer import storage
+from ray_fer.data.decode import has_image_extension
 from ray_fer.data.sources.uris import resolve, split_face
 from ray_fer.data.text import decoded, whole
 from ray_fer.errors import UserError, one_line
@@ -125,6 +126,9 @@ def read_manifest(uri: str, classes: Sequence[str] | None = None, split: str | N
     return manifest if split is None else manifest.take(_split_rows(table, split))
 
 
+_PACKED = (".tar", ".parquet")
+
+
 def named_pictures(uri: str) -> list[str]:
     """URIs of the pictures that a manifest names, or that lie in a folder at any depth, whatever their labels.
 
@@ -136,13 +140,16 @@ def named_pictures(uri: str) -> list[str]:
     """
     if not _is_folder(uri):
         return _uris(_Table(uri, ("path",)))
-    from ray_fer.data.layouts import find_pictures  # layouts builds on this module
+    from ray_fer.data.layouts import find_files  # layouts builds on this module
 
     root = storage.normalise(uri)
-    names = find_pictures(root)
-    if not names:
+    names = find_files(root)
+    if packed := next((name for name in names if name.lower().endswith(_PACKED)), None):
+        raise UserError(f"{uri}: holds {packed}, whose pictures only a manifest can name, as {packed}!/a.jpg")
+    pictures = [name for name in names if has_image_extension(name)]
+    if not pictures:
         raise UserError(f"{uri}: no picture in the folder")
-    return [f"{root}/{name}" for name in names]
+    return [f"{root}/{name}" for name in pictures]
 
 
 def _is_folder(uri: str) -> bool:

@@ -50,7 +50,7 @@ def read_exclusions(config: SelectionConfig) -> Exclusions:
     uris, digests = set[str](), set[bytes]()
     for manifest, named in name_exclusions(config.exclude).items():
         pictures = dict.fromkeys(split_face(uri)[0] for uri in named)
-        contents = contents_of(pictures)
+        contents = contents_of(pictures, checked=True)
         uris.update(named, pictures)
         digests.update(contents.digests)
         if contents.unread:

@@ -57,7 +57,7 @@ _SHARED = ("labeled", "val", "feedback_val", "seed", "feedback_parts")
 _SET_BY_LOOP = {
     "train": (*_SHARED, "out", "init", "pseudo", "feedback"),
     "student": (*_SHARED, "out", "pseudo", "feedback"),
-    "label": ("source", "teacher", "table", "select", "feedback", "selection"),
+    "label": ("source", "teacher", "table", "select", "feedback", "selection", "watch", "dry_run"),
 }
 
 

@@ -110,6 +110,7 @@ def unreadable(folder: Path) -> dict[str, str]:
     (folder / "cut.tar").write_bytes(b"no tar at all" * 100)
     (folder / "t.parquet").write_bytes(parquet_of({"image": hugging_face([picture(4), None])}))
     (folder / "folder").mkdir()
+    (folder / "notes.txt").write_text("no picture")
     return {
         "gone.jpg": "missing: not there",
         "~gone.jpg": "missing: not there",
@@ -120,6 +121,8 @@ def unreadable(folder: Path) -> dict[str, str]:
         "t.parquet#column=image&row=1": "undecodable: the row holds null",
         "gone.parquet#column=image&row=1": "missing: not there",
         "folder": "unreadable: IsADirectoryError",
+        "f.tar": "undecodable: no picture",
+        "notes.txt": "undecodable: no picture",
         "a.jpg#face=1,2,3,4": "missing: not there",
     }
 
@@ -161,6 +164,22 @@ def test_what_can_be_no_picture_is_named(cells: list[str], message: str, tmp_pat
 
 def test_a_folder_without_pictures_excludes_nothing_and_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"^selection.exclude={tmp_path}: no picture in the folder$"):
+        name_exclusions([str(tmp_path)])
+
+
+def test_a_picture_may_be_called_anything(tmp_path: Path) -> None:
+    (tmp_path / "odd").write_bytes(picture(1))
+    assert read_exclusions(selection(manifest(tmp_path, "odd,sad"))).digests == {digest(1)}
+
+
+@pytest.mark.parametrize("name", ["faces.tar", "in/part-0.PARQUET"])
+def test_a_folder_with_pictures_that_it_cannot_name_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(picture(1))
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    with pytest.raises(
+        UserError, match=rf"^selection.exclude={tmp_path}: holds {name}, whose pictures only a manifest"
+    ):
         name_exclusions([str(tmp_path)])
 
 

@@ -139,7 +139,9 @@ def only_column(file: str, schema: pa.Schema) -> str:
     names = _image_columns(schema)
     if len(names) != 1:
         found = f"several columns of bytes ({', '.join(names)})" if names else "no column of bytes"
-        raise UserError(f"source={file}: {found}; say which with column=…, or format=list for a list of URIs")
+        raise UserError(
+            f"source={file}: {found}; say which with column=…, or format=list for a list of URIs, in a sources.yaml"
+        )
     return str(names[0])
 
 
