@@ -1,10 +1,11 @@
 # make setup: the environment in .venv; make test: everything that is fast; make demo: the whole loop on drawn faces;
-# make test-slow: kills, faults and all that takes longer, half an hour; make bench: labelling speed, an hour or two of
-# an idle machine; with CROPS=FILE.parquet also on the JPEGs in its column image; make bench-ledger: the ledger up to
-# 10⁸ images, 10 GB of disk; make bench-selection: every rule up to 10⁷ images, 1 GB; make bench-backbones: which of
-# timm's families can be a backbone at which size; make bench-training: training speed from memory and from a stream,
-# and memory; make bench-ssl: semi-supervised methods on FER+ in DATA, a day of two cores, goes on where it stopped;
-# with SSL="--device cuda --processes 6" on a GPU; make bench-ssl-quick: four of them, half an hour.
+# make test-faults: kills and servers that fail; make test-slow: those and all else that takes longer, an hour; make
+# bench: labelling speed, an hour or two of an idle machine; with CROPS=FILE.parquet also on the JPEGs in its column
+# image; make bench-ledger: the ledger up to 10⁸ images, 10 GB of disk; make bench-selection: every rule up to 10⁷
+# images, 1 GB; make bench-backbones: which of timm's families can be a backbone at which size; make bench-training:
+# training speed from memory and from a stream, and memory; make bench-ssl: semi-supervised methods on FER+ in DATA, a
+# day of two cores, goes on where it stopped; with SSL="--device cuda --processes 6" on a GPU; make bench-ssl-quick:
+# four of them, half an hour.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ DATA ?= ../shared/data
 SSL ?=
 CROPS ?= $(wildcard ../shared/data/lfw_unlabeled.parquet)
 
-.PHONY: setup test test-slow lint demo bench bench-ledger bench-selection bench-backbones bench-training bench-ssl bench-ssl-quick clean
+.PHONY: setup test test-faults test-slow lint demo bench bench-ledger bench-selection bench-backbones bench-training bench-ssl bench-ssl-quick clean
 
 setup: $(STAMP)
 
@@ -33,6 +34,9 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -m 'slow and fault'
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -134,6 +134,7 @@ def test_a_recipe_in_the_submitted_folder(head: str, tmp_path: Path) -> None:
     assert (summary["epochs"], summary["unlabeled"]) == (2, 40)
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_cluster_that_was_killed_is_not_waited_for(tmp_path: Path, model: str) -> None:
     write_pictures(tmp_path / "in", range(5))

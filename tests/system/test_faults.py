@@ -24,7 +24,7 @@ from tests.system.jobs import HUNG, ROOT, failing_job, kill_job, run_job, start_
 from tests.system.servers import S3Server, running_s3
 from tests.system.test_pseudo_label import keys_of, rows_of, wait_for_rows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
 # Many small units and a commit for each.
 BUSY = ("engine=torch", "unit_rows=32", "commit_seconds=0", "actors=2")

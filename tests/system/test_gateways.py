@@ -82,6 +82,7 @@ def test_an_image_is_labelled_once_whatever_a_gateway_makes_of_its_etag(
     assert statuses(table) == [(name, "ok") for name in names]
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_gateways_come_and_go(
     s3: str, s3_server: S3Server, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -108,6 +109,7 @@ def test_gateways_come_and_go(
     assert (changed["labelled"], changed["gone"]) == (1, 1)
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_shards_tables_and_inventories_behind_a_gateway(
     s3: str, s3_server: S3Server, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

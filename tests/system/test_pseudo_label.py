@@ -109,6 +109,7 @@ def test_killed_in_the_middle_and_run_again(tmp_path: Path, model: str) -> None:
     assert run_job("pseudo_label", *arguments)["labelled"] == 0
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_killed_actor_costs_nothing(tmp_path: Path, model: str) -> None:
     source, table = tmp_path / "in", str(tmp_path / "table")
@@ -126,6 +127,7 @@ def test_a_killed_actor_costs_nothing(tmp_path: Path, model: str) -> None:
     assert set(keys.values()) == {1}
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_two_runs_at_once(tmp_path: Path, model: str) -> None:
     source, table = tmp_path / "in", str(tmp_path / "table")

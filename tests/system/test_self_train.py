@@ -155,6 +155,7 @@ def test_another_round_after_another_bucket_has_arrived(faces: Path, undisturbed
     assert more["rounds"][1]["labelled_by"] == first["teacher"]
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_killed_again_and_again(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
     """In the teacher's training, while labelling, in the student's training; then the same result to the last bit."""

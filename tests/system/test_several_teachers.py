@@ -143,6 +143,7 @@ def test_killed_in_the_middle_and_run_again(tmp_path: Path, model: str, smaller:
     assert_as_if_undisturbed(table, *arguments)
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_the_driver_dies_between_the_commits_of_two_teachers(

@@ -21,7 +21,7 @@ from tests.training.toy import PLACES, SMALL, write_faces
 
 SAID = "interrupted; the same command goes on from here"
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.fault]
 
 
 @pytest.fixture(scope="module")

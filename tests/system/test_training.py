@@ -111,6 +111,7 @@ def test_what_is_published(faces: Path, undisturbed: tuple[Path, dict[str, Any]]
     )
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_the_driver_is_killed_twice(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
     """In the middle of an epoch; the result is that of the undisturbed run to the last bit."""
@@ -130,6 +131,7 @@ def test_the_driver_is_killed_twice(faces: Path, undisturbed: tuple[Path, dict[s
     assert summary["id"] == undisturbed[1]["id"]
 
 
+@pytest.mark.fault
 @pytest.mark.slow
 def test_a_worker_is_killed(faces: Path, undisturbed: tuple[Path, dict[str, Any]]) -> None:
     out = faces / "worker-killed"
