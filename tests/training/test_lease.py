@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,31 +124,36 @@ def test_one_elsewhere_that_gives_signs_of_life_is_not(tmp_path: Path) -> None:
     timer.join()
 
 
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """What a shell starts in the background ignores SIGINT."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+def stand_still(out: Path, others: list[int]) -> None:
+    """Holds the lease of ``out`` and lets others take it over."""
+    with held(str(out), BEAT, STALE) as mine:
+        mine.check()
+        (out / ".lease" / "00000001.json").unlink()
+        for number in others:
+            write_lease(out, number)
+        with pytest.raises(LeaseLostError):
+            mine.check()
+        time.sleep(60)
 
 
-@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("others", [[], [1], [2]])
 def test_who_stood_still_stops(others: list[int], tmp_path: Path) -> None:
     """Whether the other one has ended by now, or yet another has begun since, or it still runs; it is left alone."""
-
-    def stand_still() -> None:
-        with held(str(tmp_path), BEAT, STALE) as mine:
-            mine.check()
-            (tmp_path / ".lease" / "00000001.json").unlink()
-            for number in others:
-                write_lease(tmp_path, number)
-            with pytest.raises(LeaseLostError):
-                mine.check()
-            time.sleep(60)
-
-    with pytest.raises(LeaseLostError, match="this run stood still"):
-        stand_still()
+    code = (
+        "from pathlib import Path; from tests.training.test_lease import LeaseLostError, stand_still\n"
+        f"try: stand_still(Path({str(tmp_path)!r}), {others})\nexcept LeaseLostError as error: print(error)"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        # What a shell starts in the background ignores SIGINT, and so would the child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert child.stdout.startswith(f"out={tmp_path}: this run stood still"), child.stderr
     assert leases(tmp_path) == [f"{number:08d}.json" for number in others]
 
 
