@@ -46,11 +46,19 @@ def read_document(uri: str, schema: type[Schema]) -> Schema:
 
 def parse_document(data: bytes, uri: str, schema: type[Schema]) -> Schema:
     """As `read_document`, of what was read from ``uri`` already."""
+    return check_document(parse_json(data, uri), uri, schema)
+
+
+def parse_json(data: bytes, uri: str) -> Any:
+    """What the JSON that was read from ``uri`` holds, unchecked.
+
+    Raises:
+        UserError: naming ``uri``, when it is no JSON.
+    """
     try:
-        document = json.loads(data)
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{uri}: not JSON ({one_line(error) if data.strip() else 'the file is empty'})") from None
-    return check_document(document, uri, schema)
 
 
 def check_document(document: Any, uri: str, schema: type[Schema]) -> Schema:

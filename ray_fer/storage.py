@@ -230,17 +230,20 @@ def _try_local(folder: Path) -> None:
     probe = folder / _probe_name()
     try:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"\0")  # a full disk still takes empty files
+            _write_probe(probe)
         except FileNotFoundError:  # another start has just taken its own trial away
-            folder.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"\0")
+            _write_probe(probe)
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()
         for each in made:
             with contextlib.suppress(OSError):
                 each.rmdir()
+
+
+def _write_probe(probe: Path) -> None:
+    probe.parent.mkdir(parents=True, exist_ok=True)
+    probe.write_bytes(b"\0")  # a full disk still takes empty files
 
 
 def _probe_name() -> str:

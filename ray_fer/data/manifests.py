@@ -39,6 +39,7 @@ _REQUIRED = ("path", "label")
 _NAMES = ("subject", "group", "split", "video")
 _OPTIONAL = (*_NAMES, "frame")
 _PARSER_ROW = re.compile(r"Row #(\d+): (.*)")
+_PACKED = (".tar", ".parquet")  # hold pictures that a folder cannot name
 _READING_ERRORS = (OSError, botocore.exceptions.BotoCoreError)
 
 
@@ -124,9 +125,6 @@ def read_manifest(uri: str, classes: Sequence[str] | None = None, split: str | N
     )
     _check_duplicates(table, manifest)
     return manifest if split is None else manifest.take(_split_rows(table, split))
-
-
-_PACKED = (".tar", ".parquet")
 
 
 def named_pictures(uri: str) -> list[str]:

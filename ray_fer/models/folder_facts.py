@@ -6,7 +6,6 @@ what is not as timm or transformers write it is refused, in one line that names 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from botocore.exceptions import BotoCoreError
 
 from ray_fer import storage
+from ray_fer.documents import parse_json
 from ray_fer.errors import UserError, one_line
 
 PROCESSOR = "preprocessor_config.json"
@@ -71,11 +71,10 @@ def read_json(path: Path, uri: str) -> Section:
         UserError: naming ``uri``, when it is none.
     """
     try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{uri}: not JSON ({one_line(error)})") from None
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{uri}: cannot be read ({one_line(error)})") from None
+    document = parse_json(data, uri)
     if not isinstance(document, dict):
         raise UserError(f"{uri}: not a JSON object but a {type(document).__name__}")
     return Section(f"{uri}: ", document)
