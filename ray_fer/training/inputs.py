@@ -102,16 +102,13 @@ def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
         UserError: for anything wrong with the arguments or with what they point at.
     """
     labeled, val, feedback_rows = _read_manifests(config, quiet)
-    # They import torch, for which a mistyped path should not wait.
-    from ray_fer.models.backbone import DEFAULT_BACKBONE, check_backbone
+    # It imports torch, for which a mistyped path should not wait.
     from ray_fer.training.find_recipe import check_arguments, find_recipe
 
     kind = find_recipe(config.recipe)
     check_arguments(config, kind)
-    init = open_artifact(config.init) if config.init else None
+    init, backbone = open_start(config)
     selection = read_selection(config.pseudo, labeled.classes) if config.pseudo else None
-    backbone = config.backbone or (init.architecture if init else _pretrained_name(config)) or DEFAULT_BACKBONE
-    check_backbone(backbone)
     default = storage.join(storage.normalise(config.out), "feedback")
     feedback = config.feedback or (default if kind.feedback and (selection or kind.unlabeled) else None)
     resolved = config.model_copy(
@@ -122,6 +119,20 @@ def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
         }
     )
     return Inputs(resolved, labeled, val, feedback_rows, init, selection, None if feedback == NO_FEEDBACK else feedback)
+
+
+def open_start(config: TrainBackboneConfig) -> tuple[Artifact | None, str]:
+    """The artifact that training starts from, None without ``init``, and the name of its backbone.
+
+    Raises:
+        UserError: for an artifact that cannot be opened, and a backbone that timm does not have.
+    """
+    from ray_fer.models.backbone import DEFAULT_BACKBONE, check_backbone
+
+    init = open_artifact(config.init) if config.init else None
+    backbone = config.backbone or (init.architecture if init else _pretrained_name(config)) or DEFAULT_BACKBONE
+    check_backbone(backbone)
+    return init, backbone
 
 
 def picture_size(uris: list[str]) -> int:

@@ -45,6 +45,7 @@ from ray_fer.labeling.select import predicted_counts, select_pseudo_labels
 from ray_fer.models.artifact import Artifact, made_with, open_artifact
 from ray_fer.resources import check_device
 from ray_fer.training import lease
+from ray_fer.training.inputs import open_start
 from ray_fer.training.records import BackboneMetrics, Round
 from ray_fer.training.train_backbone import check_trained, train_backbone
 
@@ -170,15 +171,21 @@ class _Loop:
 
     def check(self) -> None:
         """Finds what is wrong with the sections and the sources before anything is started."""
-        trained = self._teacher_config(), self._student_config(1, self.out)
-        self._label_config(self.out)
+        sections = {"train": self._teacher_config(), "student": self._student_config(1, _FROM_TEACHER)}
+        label = self._label_config(self.out)
         self._select_config(1, self.out)
+        for device in (label.device, *(config.device for config in sections.values())):
+            check_device(device)
         if self.config.rounds:
             check_sources(self.config.source)
         from ray_fer.training.find_recipe import check_arguments, find_recipe  # imports torch
 
-        for config in trained:
+        for section, config in sections.items():
             check_arguments(config, find_recipe(config.recipe))
+            try:
+                open_start(config.model_copy(update={"init": None}) if config.init == _FROM_TEACHER else config)
+            except UserError as error:
+                raise UserError(f"self_train: {section}: {error}") from None
 
     def check_exclusions(self) -> None:
         """Reads what no pseudo-label may be of: else a selection would end the loop, after hours of labelling."""

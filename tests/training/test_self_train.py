@@ -211,6 +211,27 @@ def test_a_recipe_that_takes_no_pseudo_labels_is_told_before_anything_is_trained
     assert loop._student_config(1, "teacher").settings is None, "they are of another recipe"
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train.backbone=resnet1", "self_train: train: backbone=resnet1: timm has no such model (near it: "),
+        ("student.backbone=resnet1", "self_train: student: backbone=resnet1: timm has no such model (near it: "),
+        ("student.init=/nowhere", "self_train: student: /nowhere: "),
+        ("label.device=cuda", "device=cuda: "),
+    ],
+)
+def test_what_a_later_job_would_end_with_is_told_before_anything_is_trained(
+    change: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "face.png").write_bytes(b"")
+    given = ["labeled=l", "val=v", f"source={tmp_path}", f"out={tmp_path}"]
+    with pytest.raises(UserError) as refused:
+        self_train._Loop(load_config("self_train", [*given, change])).check()
+    assert str(refused.value).startswith(said)
+    self_train._Loop(load_config("self_train", [*given, "student.init=teacher"])).check()
+
+
 def test_its_jobs_compute_where_it_is_told_to(tmp_path: Path) -> None:
     given = ["labeled=l", "val=v", "source=s", f"out={tmp_path}", "device=cuda", "workers=4"]
 
