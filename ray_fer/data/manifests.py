@@ -222,7 +222,10 @@ def check_disjoint(train: Manifest, val: Manifest, names: str = "training and va
 
 
 class _Table:
-    """The columns of a manifest as lists of stripped strings ("" for null), and errors that know their row."""
+    """The columns of a manifest as text ("" for null), and errors that know their row.
+
+    Blanks around a value are dropped; not around a path in Parquet, which no person has typed.
+    """
 
     def __init__(self, uri: str, required: Sequence[str]) -> None:
         self.uri = uri
@@ -308,7 +311,9 @@ class _Table:
         try:
             if pa.types.is_floating(column.type):  # how pandas stores integers with gaps
                 column = pc.cast(pc.if_else(pc.is_nan(column), None, column), pa.int64())
-            column = pc.utf8_trim_whitespace(pc.fill_null(pc.cast(column, pa.string()), ""))
+            column = pc.fill_null(pc.cast(column, pa.string()), "")
+            if name != "path" or self._csv is not None:
+                column = pc.utf8_trim_whitespace(column)
         except pa.ArrowException:
             raise UserError(f"{self.uri}: column `{name}` is {column.type}, not text") from None
         # In text, too: the subject 12 is 12.0 in the file whose column has gaps.

@@ -77,6 +77,12 @@ def test_byte_order_mark_windows_lines_and_spaces(tmp_path: Path) -> None:
     assert (manifest.uris, names(manifest)) == ([f"{tmp_path}/a.png"], ["sadness"])
 
 
+def test_blanks_belong_to_paths_in_parquet(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pa.table({"path": [" a.png", "a.png"], "label": ["sad ", "happy"]}), tmp_path / "m.parquet")
+    manifest = read_manifest(str(tmp_path / "m.parquet"))
+    assert (manifest.uris, names(manifest)) == ([f"{tmp_path}/ a.png", f"{tmp_path}/a.png"], ["sadness", "happiness"])
+
+
 def test_numbers_as_paths_stay_text(tmp_path: Path) -> None:
     assert read_manifest(csv(tmp_path, "path,label\n007,sad\n1e3,sad\nnull,sad\n")).uris == [
         f"{tmp_path}/{name}" for name in ("007", "1e3", "null")
