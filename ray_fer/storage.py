@@ -30,6 +30,8 @@ from ray_fer.errors import UserError, one_line
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _FILE_URI = re.compile(r"file:(?://(?:localhost)?(/.*)|(/(?!/).*))", re.IGNORECASE | re.DOTALL)
+# As a path it would be a folder of that name, which nobody means.
+_ONE_SLASH = re.compile(r"(s3[an]?|gs|https?):/(?!/)", re.IGNORECASE)
 
 
 def is_remote(uri: str) -> bool:
@@ -51,11 +53,12 @@ def normalise(uri: str) -> str:
     are literal: ``//`` and ``..`` belong to them. Symbolic links are not followed.
 
     Raises:
-        UserError: for a scheme other than ``file:`` and ``s3://``, a file on another host, and a NUL byte.
+        UserError: for a scheme other than ``file:`` and ``s3://``, also with one slash, a file on another host, and a
+            NUL byte.
     """
     if "\0" in uri:
         raise UserError(f"{uri!r}: a NUL byte in a path")
-    if is_remote(uri):
+    if is_remote(uri) or _ONE_SLASH.match(uri):
         if not uri.startswith("s3://") or uri.removeprefix("s3://")[:1] in ("", "/"):
             raise UserError(f"{uri}: not a local path and not an s3://bucket/key URI")
         return uri.rstrip("/")
