@@ -32,6 +32,8 @@ from ray_fer.training.recipe_names import RECIPES, is_there
 
 Minutes = Annotated[float, Field(ge=0)] | None
 Fraction = Annotated[float, Field(ge=0, le=1)]
+# A share of 1 would leave nothing of what it is taken from.
+Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 LargeCount = Annotated[int, Field(ge=1, le=2**63 - 1)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -194,7 +196,7 @@ class MetaConfig(JobConfig):
     ratio: Count
     consistency: NonNegative
     strength: Annotated[float, Field(ge=0, le=0.5)]
-    finetune: Annotated[float, Field(ge=0, lt=1)]
+    finetune: Share
 
 
 class TrainBackboneConfig(JobConfig):
@@ -204,10 +206,10 @@ class TrainBackboneConfig(JobConfig):
     val: Uri
     feedback_val: Uri | None
     out: Uri
-    backbone: str | None
+    backbone: Annotated[str, Field(min_length=1)] | None
     pretrained: Uri | None
     image_size: Annotated[int, Field(ge=16, le=1024)] | None
-    classes: list[str] | None
+    classes: Annotated[list[str], Field(min_length=2)] | None
     epochs: Count
     batch_size: Count
     accumulate: Count
@@ -218,8 +220,8 @@ class TrainBackboneConfig(JobConfig):
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None
     weight_decay: NonNegative
     warmup_epochs: NonNegative
-    label_smoothing: Fraction
-    ema_decay: Fraction
+    label_smoothing: Share
+    ema_decay: Share
     seed: Seed
     init: Uri | None
     pseudo: Uri | None
@@ -356,7 +358,7 @@ class TrainTemporalConfig(JobConfig):
     batch_size: Count
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: NonNegative
-    label_smoothing: Fraction
+    label_smoothing: Share
     smoothing: list[Annotated[int, Field(ge=0)]]
     seed: Seed
     device: Device

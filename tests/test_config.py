@@ -149,6 +149,15 @@ def test_numbers_are_decimal() -> None:
     assert (config.seed, config.warmup_epochs, config.checkpoint_activations) == (1000, 7, True)
 
 
+@pytest.mark.parametrize(
+    "wrong", ["ema_decay=1", "label_smoothing=1.0", "meta.finetune=1", "backbone=", "classes=[]", "classes=[sad]"]
+)
+def test_what_would_leave_nothing_to_learn_is_refused(wrong: str) -> None:
+    key, value = wrong.split("=")
+    with pytest.raises(UserError, match=rf"^train_backbone: {key}=.*should "):
+        load_config("train_backbone", ["labeled=a", "val=b", "out=c", f"{key}={value}"])
+
+
 @pytest.mark.parametrize("job", [job for job, schema in SCHEMAS.items() if "seed" in schema.model_fields])
 def test_seeds_are_what_torch_takes(job: str) -> None:
     required = [f"{key}=x" for key, field in yaml.safe_load(conf_file(job).read_text()).items() if field == "???"]

@@ -328,7 +328,7 @@ class _Rank:
         for name, tensors in {**averaged, _LIVE: live, _MOMENTS: moments, _RECIPE: self.recipe.tensors()}.items():
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, folder / name)
         document = {**self.state, "recipe": self.recipe.state(), "host": socket.gethostname()}
-        (folder / _STATE).write_text(json.dumps(document))
+        (folder / _STATE).write_text(storage.to_json(document))
 
     def _resume(self, folder: Path) -> None:
         if not (folder / _MOMENTS).exists():
