@@ -84,7 +84,7 @@ def measure_apart(work: Path, size: int, what: str) -> dict[str, Any]:
 
 def whole(work: Path, table: Path, rule: str) -> dict[str, float]:
     """Seconds and CPU seconds of the job, its peak memory in MiB, and how many rows it accepts."""
-    from ray_fer.labeling.select import select_pseudo_labels
+    from ray_fer.jobs.select_pseudo_labels import select_pseudo_labels
 
     config = _config(work, table, rule)
     started, cpu = time.perf_counter(), time.process_time()
@@ -96,9 +96,9 @@ def whole(work: Path, table: Path, rule: str) -> dict[str, float]:
 
 def parts(work: Path, table: Path) -> dict[str, Any]:
     """Seconds of finding the predictions that count, of reading them, and of each rule over them."""
+    from ray_fer.jobs.select_pseudo_labels import Debiased, known_to, make_rule
     from ray_fer.labeling.exclusions import Exclusions
     from ray_fer.labeling.predictions import newest_predictions
-    from ray_fer.labeling.select import Debiased, known_to, make_rule
     from ray_fer.labeling.table import open_table
     from ray_fer.models.artifact import open_artifact
     from ray_fer.selection import fit

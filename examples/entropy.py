@@ -12,9 +12,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ray_fer.data.augment import WEAK
+from ray_fer.methods.parts import Parts, RecipeKind
+from ray_fer.methods.recipe import BackboneRecipe, Faces, Settings
 from ray_fer.training.loop import Step
-from ray_fer.training.parts import Parts, RecipeKind
-from ray_fer.training.recipe import BackboneRecipe, Faces, Settings
 
 
 @dataclass(frozen=True, kw_only=True)

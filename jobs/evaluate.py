@@ -7,7 +7,7 @@ from ray_fer.job import main
 
 def run(config: Any) -> dict[str, Any]:
     """Imports the work only once the config is known to be right."""
-    from ray_fer.evaluation.evaluate import evaluate
+    from ray_fer.jobs.evaluate import evaluate
 
     return evaluate(config)
 

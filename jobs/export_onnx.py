@@ -7,7 +7,7 @@ from ray_fer.job import main
 
 def run(config: Any) -> dict[str, Any]:
     """Imports the work only once the config is known to be right."""
-    from ray_fer.models.export_onnx import export_onnx
+    from ray_fer.jobs.export_onnx import export_onnx
 
     return export_onnx(config)
 

@@ -7,7 +7,7 @@ from ray_fer.job import main
 
 def run(config: Any) -> dict[str, Any]:
     """Imports the work only once the config is known to be right."""
-    from ray_fer.evaluation.inspect_teacher import inspect_teacher
+    from ray_fer.jobs.inspect_teacher import inspect_teacher
 
     return inspect_teacher(config)
 

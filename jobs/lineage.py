@@ -7,7 +7,7 @@ from ray_fer.job import main
 
 def run(config: Any) -> dict[str, Any]:
     """Imports the work only once the config is known to be right."""
-    from ray_fer.training.lineage import lineage
+    from ray_fer.jobs.lineage import lineage
 
     return lineage(config)
 

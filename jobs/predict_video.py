@@ -7,7 +7,7 @@ from ray_fer.job import main
 
 def run(config: Any) -> dict[str, Any]:
     """Imports the work only once the config is known to be right."""
-    from ray_fer.evaluation.predict_video import predict_video
+    from ray_fer.jobs.predict_video import predict_video
 
     return predict_video(config)
 

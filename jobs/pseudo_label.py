@@ -7,7 +7,7 @@ from ray_fer.job import main
 
 def run(config: Any) -> dict[str, Any]:
     """Imports the work only once the config is known to be right."""
-    from ray_fer.labeling.pseudo_label import pseudo_label
+    from ray_fer.jobs.pseudo_label import pseudo_label
 
     return pseudo_label(config)
 

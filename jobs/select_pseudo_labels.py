@@ -7,7 +7,7 @@ from ray_fer.job import main
 
 def run(config: Any) -> dict[str, Any]:
     """Imports the work only once the config is known to be right."""
-    from ray_fer.labeling.select import select_pseudo_labels
+    from ray_fer.jobs.select_pseudo_labels import select_pseudo_labels
 
     return select_pseudo_labels(config)
 

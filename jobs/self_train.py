@@ -7,7 +7,7 @@ from ray_fer.job import main
 
 def run(config: Any) -> dict[str, Any]:
     """Imports the work only once the config is known to be right."""
-    from ray_fer.training.self_train import self_train
+    from ray_fer.jobs.self_train import self_train
 
     return self_train(config)
 

@@ -7,7 +7,7 @@ from ray_fer.job import main
 
 def run(config: Any) -> dict[str, Any]:
     """Imports the work only once the config is known to be right."""
-    from ray_fer.training.train_backbone import train_backbone
+    from ray_fer.jobs.train_backbone import train_backbone
 
     return train_backbone(config)
 

@@ -7,7 +7,7 @@ from ray_fer.job import main
 
 def run(config: Any) -> dict[str, Any]:
     """Imports the work only once the config is known to be right."""
-    from ray_fer.training.train_temporal import train_temporal
+    from ray_fer.jobs.train_temporal import train_temporal
 
     return train_temporal(config)
 

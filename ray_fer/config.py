@@ -28,7 +28,7 @@ from pydantic_core import PydanticCustomError
 
 from ray_fer.config_values import KeysOf, Plain, merged, read_yaml, typed, typed_fields
 from ray_fer.errors import UserError
-from ray_fer.training.recipe_names import RECIPES, is_there
+from ray_fer.methods.recipe_names import RECIPES, is_there
 
 Minutes = Annotated[float, Field(ge=0)] | None
 Fraction = Annotated[float, Field(ge=0, le=1)]

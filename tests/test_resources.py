@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from ray_fer import cluster, resources
-from ray_fer.evaluation.evaluate import evaluate
-from ray_fer.evaluation.predict_video import predict_video
-from ray_fer.labeling.pseudo_label import pseudo_label
+from ray_fer.jobs.evaluate import evaluate
+from ray_fer.jobs.extract_features import extract_features
+from ray_fer.jobs.predict_video import predict_video
+from ray_fer.jobs.pseudo_label import pseudo_label
+from ray_fer.jobs.self_train import self_train
+from ray_fer.jobs.train_backbone import train_backbone
+from ray_fer.jobs.train_temporal import train_temporal
 from ray_fer.resources import choose_device, extractors, ranks
-from ray_fer.training.extract_features import extract_features
-from ray_fer.training.self_train import self_train
-from ray_fer.training.train_backbone import train_backbone
-from ray_fer.training.train_temporal import train_temporal
 from tests.images import tiny_model
 from tests.system.jobs import refusal
 

@@ -26,7 +26,7 @@ from benchmarks.labeling.material import write_pictures, write_teacher
 from benchmarks.labeling.stopwatch import Stopwatch, saved, seconds_a_call
 from benchmarks.results import RESULTS, write_results
 from ray_fer.config import load_config
-from ray_fer.labeling import pseudo_label as driver
+from ray_fer.jobs import pseudo_label as driver
 from ray_fer.labeling.commit import Committer
 from ray_fer.synthetic.plan import CLASSES
 

@@ -19,7 +19,7 @@ import ray
 from benchmarks.labeling.overhead import link_pictures, write_material
 from benchmarks.results import RESULTS, write_results
 from ray_fer.config import load_config
-from ray_fer.labeling.pseudo_label import pseudo_label
+from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.synthetic.plan import CLASSES
 
 RATE = 10_000

@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.ssl.faces import TensorImages
 from benchmarks.ssl.train import FORWARD, LocalFeedback, Run, labelled_by, meta_feedback, online, partial, supervised
+from ray_fer.methods.recipe import BackboneRecipe, Faces
 from ray_fer.selection import RULES
-from ray_fer.training.recipe import BackboneRecipe, Faces
 
 PARTS = ("loss_weights", "sampling_weights", "thresholds", "debiasing")
 

@@ -22,15 +22,15 @@ from benchmarks.ssl.faces import Sets
 from ray_fer.evaluation.metrics import apply_temperature, evaluate_probs
 from ray_fer.expressions import SEVEN
 from ray_fer.feedback.formulas import FeedbackConfig, feedback, initial_state, snapshot
+from ray_fer.methods.heads import with_heads
+from ray_fer.methods.meta_feedback import MetaFeedbackRecipe, MetaSettings, TeacherAndStudent
+from ray_fer.methods.online import OnlineRecipe, OnlineSettings
+from ray_fer.methods.recipe import BackboneRecipe, Factors, Indices
+from ray_fer.methods.supervised import PseudoLabels, SupervisedRecipe, SupervisedSettings
 from ray_fer.selection import Accepted, Known, Rule, debias, fit, harden, smoothed_prior
 from ray_fer.training.finite import FiniteGuard
-from ray_fer.training.heads import with_heads
 from ray_fer.training.loop import train_epoch
-from ray_fer.training.meta_feedback import MetaFeedbackRecipe, MetaSettings, TeacherAndStudent
-from ray_fer.training.online import OnlineRecipe, OnlineSettings
 from ray_fer.training.plain_engine import PlainEngine
-from ray_fer.training.recipe import BackboneRecipe, Factors, Indices
-from ray_fer.training.supervised import PseudoLabels, SupervisedRecipe, SupervisedSettings
 from ray_fer.training.world import World
 
 K = len(SEVEN)
@@ -212,7 +212,7 @@ class LocalFeedback:
         self.names = np.roll(np.random.default_rng(seed).permutation(K), 1)
 
     def __call__(self, confusion: NDArray[np.int64], epoch: int, *, trained_under: int, **evidence: Any) -> Factors:
-        """See `ray_fer.training.recipe.Feedback`; every matrix comes from a model of the last version."""
+        """See `ray_fer.methods.recipe.Feedback`; every matrix comes from a model of the last version."""
         if self.confusion == "identity":
             confusion = np.diag(confusion.sum(axis=1))
         elif self.confusion == "shuffled":

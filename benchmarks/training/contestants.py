@@ -20,12 +20,12 @@ from ray_fer.data.loading import ImageLoader
 from ray_fer.data.manifests import read_manifest
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import ClassUniformSampler
+from ray_fer.jobs import backbone_context as builder
+from ray_fer.jobs.backbone_inputs import Inputs
+from ray_fer.methods import online, supervised
+from ray_fer.methods.recipe import BackboneRecipe
 from ray_fer.models.backbone import build_backbone, normalisation
-from ray_fer.training import build_recipe as builder
-from ray_fer.training import online, supervised
-from ray_fer.training.inputs import Inputs
 from ray_fer.training.optimisation import Ema, parameter_groups
-from ray_fer.training.recipe import BackboneRecipe
 from ray_fer.training.runner import Run, fit
 from ray_fer.training.world import World
 

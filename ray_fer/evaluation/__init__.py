@@ -1,1 +1,1 @@
-"""What a model is worth: metrics over arrays, the pictures that show them, and the page that carries both."""
+"""What a model is worth, in numbers: metrics over arrays."""

@@ -1,1 +1,1 @@
-"""Ray Train + DeepSpeed: the runner, the recipes, the loop."""
+"""How a model is trained: Ray Train, DeepSpeed, the loop, and the folder of a run."""

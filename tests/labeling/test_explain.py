@@ -11,9 +11,9 @@ import pytest
 from ray_fer import storage
 from ray_fer.config import load_config
 from ray_fer.data.sources import local_identity
+from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.explain import EXAMPLES, KINDS, Known, explain, images_per_second
-from ray_fer.labeling.pseudo_label import pseudo_label
 from ray_fer.labeling.table import create_table, open_table, write_file
 from ray_fer.models.artifact import open_artifact
 from tests.images import CLASSES, tiny_model, write_pictures

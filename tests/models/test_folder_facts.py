@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from ray_fer.errors import UserError
-from ray_fer.evaluation.inspect_teacher import seen_by_net
+from ray_fer.jobs.inspect_teacher import seen_by_net
 from ray_fer.models.artifact import open_artifact
 from ray_fer.models.engines import make_engine
 from ray_fer.models.softmax import softmax

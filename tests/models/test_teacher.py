@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 from ray_fer.errors import UserError
-from ray_fer.evaluation.inspect_teacher import seen_by_net
+from ray_fer.jobs.inspect_teacher import seen_by_net
 from ray_fer.models.artifact import Artifact
 from ray_fer.models.engines import Flipped, make_engine
 from ray_fer.models.softmax import softmax

@@ -16,8 +16,8 @@ from ray_fer.training.finite import FiniteGuard
 from ray_fer.training.loop import train_epoch
 from ray_fer.training.plain_engine import PlainEngine
 from ray_fer.training.world import World
+from tests.methods.test_meta_feedback import recipe_of
 from tests.training.counting import CountingRecipe
-from tests.training.test_meta_feedback import recipe_of
 from tests.training.toy import write_faces
 
 EPOCHS = 3

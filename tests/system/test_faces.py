@@ -13,12 +13,12 @@ from ray_fer import storage
 from ray_fer.config import load_config
 from ray_fer.data.loading import ImageLoader
 from ray_fer.data.sources.uris import split_face
-from ray_fer.labeling.pseudo_label import pseudo_label
-from ray_fer.labeling.selection_file import read_selection
+from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.models import face_detector
 from ray_fer.models.artifact import open_artifact
 from ray_fer.models.softmax import softmax
 from ray_fer.models.torch_engine import TorchEngine
+from ray_fer.selection.file import read_selection
 from tests.images import CLASSES, write_pictures
 from tests.models.test_face_detector import installed
 from tests.photos import ONE, THREE, photo

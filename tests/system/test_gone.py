@@ -13,7 +13,7 @@ import pytest
 
 from ray_fer import storage
 from ray_fer.config import load_config
-from ray_fer.labeling.pseudo_label import pseudo_label
+from ray_fer.jobs.pseudo_label import pseudo_label
 from tests.images import picture, write_pictures
 from tests.system.jobs import failing_job, kill_job, run_job, start_job
 from tests.system.test_pseudo_label import QUICK, keys_of, rows_of, wait_for_rows

@@ -14,9 +14,9 @@ import pytest
 import timm
 
 from ray_fer.config import load_config
-from ray_fer.training.claim import digest
-from ray_fer.training.inputs import UNLABELED
-from ray_fer.training.lineage import lineage
+from ray_fer.jobs.backbone_inputs import UNLABELED
+from ray_fer.jobs.lineage import lineage
+from ray_fer.training.run_folder import digest
 from tests.system.jobs import HUNG, run_job, start_job
 from tests.system.test_training import arguments, history, wait_for_epoch, workers_of
 from tests.training.toy import write_faces

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from ray_fer.training.world import World
-from tests.training.test_online import ONLINE, Partly, recipe_of, step_of_known_logits
+from tests.methods.test_online import ONLINE, Partly, recipe_of, step_of_known_logits
 from tests.training.toy import write_faces
 
 # Rules whose ranks add up what they measure, and FlexMatch, whose ranks append it.

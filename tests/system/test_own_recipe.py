@@ -9,7 +9,7 @@ from pathlib import Path
 import timm
 
 from ray_fer.config import load_config
-from ray_fer.training.lineage import lineage
+from ray_fer.jobs.lineage import lineage
 from tests.system.jobs import ROOT, run_job
 from tests.training.toy import PLACES, SMALL, write_faces, write_sets
 

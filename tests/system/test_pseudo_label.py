@@ -16,7 +16,7 @@ import pytest
 from deltalake import DeltaTable
 
 from ray_fer import storage
-from ray_fer.labeling.pseudo_label import pseudo_label
+from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.labeling.table import MARKS, create_table
 from tests.images import CLASSES, picture, tiny_model, write_pictures
 from tests.system.jobs import HUNG, ROOT, failing_job, kill_job, processes, refusal, run_job, start_job

@@ -14,8 +14,8 @@ import pytest
 from deltalake import DeltaTable
 
 from ray_fer.config import load_config
-from ray_fer.training.lineage import lineage
-from ray_fer.training.self_train import self_train
+from ray_fer.jobs.lineage import lineage
+from ray_fer.jobs.self_train import self_train
 from tests.system.jobs import failing_job, refusal, run_job, start_job
 from tests.training.toy import PLACES, write_faces
 

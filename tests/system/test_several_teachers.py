@@ -14,7 +14,7 @@ import pytest
 
 from ray_fer.config import load_config
 from ray_fer.data.decode import decode
-from ray_fer.labeling.pseudo_label import pseudo_label
+from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.models.artifact import open_artifact
 from ray_fer.models.softmax import softmax
 from ray_fer.models.torch_engine import TorchEngine

@@ -18,9 +18,9 @@ import ray
 from ray_fer import cluster
 from ray_fer.data import stream
 from ray_fer.data.stream import PictureStream, stream_order
-from ray_fer.training import build_recipe
-from ray_fer.training.inputs import open_inputs
-from ray_fer.training.online import OnlineRecipe
+from ray_fer.jobs import backbone_context as build_recipe
+from ray_fer.jobs.backbone_inputs import open_inputs
+from ray_fer.methods.online import OnlineRecipe
 from ray_fer.training.plain_engine import run_epochs
 from ray_fer.training.world import World
 from tests.system.jobs import processes

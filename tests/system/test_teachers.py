@@ -11,10 +11,10 @@ import pytest
 from ray_fer import storage
 from ray_fer.config import load_config
 from ray_fer.data.decode import decode
-from ray_fer.labeling.pseudo_label import pseudo_label
+from ray_fer.jobs.export_onnx import export_onnx
+from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.models.artifact import open_artifact
 from ray_fer.models.engines import make_engine
-from ray_fer.models.export_onnx import export_onnx
 from ray_fer.models.softmax import softmax
 from ray_fer.models.teacher import open_teacher
 from tests.images import write_pictures

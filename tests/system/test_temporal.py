@@ -12,16 +12,16 @@ import ray
 from ray_fer import storage
 from ray_fer.config import load_config
 from ray_fer.errors import UserError
-from ray_fer.evaluation.evaluate import evaluate
-from ray_fer.evaluation.predict_video import predict_video
-from ray_fer.evaluation.smoothing import smoothed_macro_f1
-from ray_fer.models.temporal import open_temporal
-from ray_fer.training.extract_features import extract_features, read_clips
-from ray_fer.training.lineage import lineage
-from ray_fer.training.train_temporal import train_temporal
+from ray_fer.jobs.evaluate import evaluate
+from ray_fer.jobs.extract_features import extract_features, read_clips
+from ray_fer.jobs.lineage import lineage
+from ray_fer.jobs.predict_video import predict_video
+from ray_fer.jobs.train_temporal import train_temporal
+from ray_fer.video.encoder import open_temporal
+from ray_fer.video.smoothing import smoothed_macro_f1
 from tests.images import CLASSES, tiny_model
+from tests.methods.test_temporal import frame_classifier
 from tests.system.jobs import failing_job, relative, run_job
-from tests.training.test_temporal import frame_classifier
 from tests.videos import colour_video
 
 SMALL = ("window=8", "stride=4", "width=32", "layers=1", "heads=2", "epochs=10", "batch_size=4", "learning_rate=0.01")

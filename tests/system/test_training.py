@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from ray_fer import storage
+from ray_fer.jobs.train_backbone import train_backbone
 from ray_fer.models.artifact import open_artifact
-from ray_fer.training.train_backbone import train_backbone
 from tests.system.jobs import HUNG, failing_job, processes, refusal, relative, run_job, start_job
 from tests.training.toy import CLASSES, PLACES, SMALL, write_faces, write_selection
 

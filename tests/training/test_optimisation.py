@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import nn
 
-from ray_fer.training.heads import with_heads
-from ray_fer.training.meta_feedback import TeacherAndStudent
+from ray_fer.methods.heads import with_heads
+from ray_fer.methods.meta_feedback import TeacherAndStudent
 from ray_fer.training.optimisation import Ema, learning_rate_factor, parameter_groups
 
 

@@ -1,0 +1,359 @@
+"""The loop: label → select → train a student → validate → feed back, round after round.
+
+Every step is a job of its own whose result lies under ``out`` and which answers at once when it is asked again; this
+file only puts them in order. So there is no state to lose: what a round has is what is there, ``round.json`` is
+written last, and the same command after any interruption goes on where it was. A round labels whatever the sources hold
+when it begins; its selection is then kept, so that a student which is trained in two sittings learns from one set.
+
+    out/teacher/                   from labelled faces alone
+    out/predictions/               of every teacher, a Delta table
+    out/feedback/                  versions of the feedback state
+    out/round-N/selection/         pseudo-labels
+    out/round-N/student/           becomes the teacher if it is better on the choice half of the validation set
+    out/report.html
+
+A round without a better student would be followed by one of the same teacher over much the same pictures, so
+``patience`` of them end the loop. They are counted among the rounds that one and the same ``rounds`` asked for: the
+same command again says the same, and asking for more rounds, when new buckets have come, goes on. Other settings than
+those of a round that is done are refused: the answer would be of both.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray_fer import cluster, storage
+from ray_fer.config import (
+    PseudoLabelConfig,
+    SelectPseudoLabelsConfig,
+    SelfTrainConfig,
+    TrainBackboneConfig,
+    section_config,
+)
+from ray_fer.data.sources import check_sources
+from ray_fer.documents import read_document
+from ray_fer.errors import UserError
+from ray_fer.evaluation.halves import prior_helps
+from ray_fer.feedback.actor import FeedbackStore, get_feedback_actor
+from ray_fer.jobs.backbone_inputs import open_start
+from ray_fer.jobs.pseudo_label import pseudo_label
+from ray_fer.jobs.select_pseudo_labels import predicted_counts, select_pseudo_labels
+from ray_fer.jobs.train_backbone import check_trained, train_backbone
+from ray_fer.labeling.exclusions import read_exclusions
+from ray_fer.models.artifact import Artifact, made_with, open_artifact
+from ray_fer.models.records import BackboneMetrics, Round
+from ray_fer.reports.loop import loop_report
+from ray_fer.resources import check_device
+from ray_fer.selection import file as selection_file
+from ray_fer.training import lease
+
+log = logging.getLogger(__name__)
+
+Summary = dict[str, Any]
+
+_FROM_TEACHER = "teacher"
+_SHARED = ("labeled", "val", "feedback_val", "seed", "feedback_parts")
+_SET_BY_LOOP = {
+    "train": (*_SHARED, "out", "init", "pseudo", "feedback"),
+    "student": (*_SHARED, "out", "pseudo", "feedback"),
+    "label": ("source", "teacher", "table", "select", "feedback", "selection", "watch", "dry_run"),
+}
+
+
+def self_train(config: SelfTrainConfig) -> Summary:
+    """Runs the rounds that are not done yet.
+
+    Args:
+        config: see ``conf/self_train.yaml``.
+
+    Returns:
+        ``model`` (URI of the best model), its ``macro_f1`` and the ``teacher_macro_f1`` of labelled faces alone (each
+        of ``val``, ``choice`` and ``feedback`` half), ``rounds`` (what each did), ``stopped`` (why before all rounds
+        were done, or None) and ``report``.
+
+    Raises:
+        UserError: for bad input, before any cluster work where it can be known by then.
+    """
+    check_device(config.device)
+    loop = _Loop(config)
+    loop.check()
+    loop.check_exclusions()
+    with lease.held(loop.out):
+        return _run(loop)
+
+
+def _run(loop: _Loop) -> Summary:
+    config = loop.config
+    first = loop.train_teacher()
+    teacher, rounds, stopped = first, [], None
+    for number in range(1, config.rounds + 1):
+        rounds.append(loop.round(number, teacher))
+        teacher = open_artifact(rounds[-1]["teacher"])
+        if number < config.rounds and (stopped := why_stop(rounds, config.rounds, config.patience)):
+            log.info("%s", stopped)
+            break
+    report = storage.join(loop.out, "report.html")
+    history = FeedbackStore(loop.place("feedback"), first.classes, config.feedback_parts).history()
+    storage.write_bytes(report, loop_report(first, teacher, rounds, history, stopped).encode())
+    return {
+        "model": teacher.uri,
+        "macro_f1": _scores(teacher),
+        "teacher_macro_f1": _scores(first),
+        "rounds": rounds,
+        "stopped": stopped,
+        "report": report,
+    }
+
+
+def replaces(student: float, teacher: float) -> tuple[bool, str]:
+    """Whether the student becomes the teacher, and why; by macro-F1 on the choice half, where a tie changes nothing."""
+    better = student > teacher
+    verdict = "the student replaces it" if better else "the teacher stays"
+    scores = f"the student's macro-F1 is {100 * student:.2f}, the teacher's {100 * teacher:.2f}"
+    return better, f"on the choice half of val {scores}: {verdict}"
+
+
+def why_stop(rounds: Sequence[Summary], asked: int, patience: int) -> str | None:
+    """Why no further round is worth its time, or None.
+
+    Args:
+        rounds: what ``round.json`` holds, of all rounds so far.
+        asked: ``rounds`` of this command.
+        patience: rounds in a row without a better student that end the loop.
+    """
+    fruitless = 0
+    for done in reversed(rounds):
+        if done["teacher"] == done["student"] or done["asked"] != asked:
+            break
+        fruitless += 1
+    if fruitless < patience:
+        return None
+    last = rounds[-1]["round"]
+    return f"stopped after round {last} of {asked}: no better student in {fruitless} of patience={patience} rounds"
+
+
+def other_settings(asked: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any]) -> list[str]:
+    """What a selection was made with that is not what is asked for now, as ``section.key=value``.
+
+    Args:
+        asked: ``selection`` and ``label``, every key of theirs that can be asked for.
+        found: ``selection.json``. What it does not say, as an older version's may not, is no difference.
+    """
+    told = {f"selection.{key}": value for key, value in (found.get("rule") or {}).items()}
+    for model in found.get("models") or [found.get("model")]:
+        if model:
+            told |= {f"label.{key}": value for key, value in made_with(model).items()}
+    now = {f"{section}.{key}": value for section, values in asked.items() for key, value in values.items()}
+    if now.get("label.precision") == "auto":
+        told.pop("label.precision", None)
+    return [f"{key}={told[key]}" for key in sorted({*told} & {*now}) if _spelt(told[key]) != _spelt(now[key])]
+
+
+def _spelt(value: Any) -> Any:
+    return [storage.normalise(uri) for uri in value] if isinstance(value, list) else value
+
+
+class _Loop:
+    """The configs of the jobs that the loop runs, made from its own."""
+
+    def __init__(self, config: SelfTrainConfig) -> None:
+        self.config = config
+        self.out = storage.normalise(config.out)
+        for section, keys in _SET_BY_LOOP.items():
+            if taken := sorted(set(getattr(config, section)) & set(keys)):
+                raise UserError(f"self_train: {section}.{taken[0]}: set by the loop")
+
+    def place(self, *parts: str) -> str:
+        """A URI under ``out``."""
+        return storage.join(self.out, *parts)
+
+    def check(self) -> None:
+        """Finds what is wrong with the sections and the sources before anything is started."""
+        sections = {"train": self._teacher_config(), "student": self._student_config(1, _FROM_TEACHER)}
+        label = self._label_config(self.out)
+        self._select_config(1, self.out)
+        for device in (label.device, *(config.device for config in sections.values())):
+            check_device(device)
+        if self.config.rounds:
+            check_sources(self.config.source)
+        from ray_fer.methods.find_recipe import check_arguments, find_recipe  # imports torch
+
+        for section, config in sections.items():
+            check_arguments(config, find_recipe(config.recipe))
+            try:
+                open_start(config.model_copy(update={"init": None}) if config.init == _FROM_TEACHER else config)
+            except UserError as error:
+                raise UserError(f"self_train: {section}: {error}") from None
+
+    def check_exclusions(self) -> None:
+        """Reads what no pseudo-label may be of: else a selection would end the loop, after hours of labelling."""
+        rounds = self.config.rounds
+        if rounds and not storage.exists(self.place(f"round-{rounds}", "round.json")):
+            read_exclusions(self._select_config(1, self.out).selection)
+
+    def train_teacher(self) -> Artifact:
+        """The model from labelled faces alone."""
+        teacher = open_artifact(train_backbone(self._teacher_config())["model"])
+        log.info("teacher: %s", teacher.uri)
+        return teacher
+
+    def round(self, number: int, teacher: Artifact) -> Summary:
+        """One round, or what is still missing of it; what ``round.json`` holds."""
+        done = self._done(number)
+        if done is not None:
+            self._check_same(number, done)
+            return done
+        log.info("round %d: the teacher is %s", number, teacher.uri)
+        theirs = _scores(teacher)
+        selection = self._selected(number, teacher)
+        student = open_artifact(train_backbone(self._student_config(number, teacher.uri))["model"])
+        ours = _scores(student)
+        better, reason = replaces(ours["choice"], theirs["choice"])
+        summary = {
+            "round": number,
+            "labelled_by": teacher.uri,
+            "predictions": selection["considered"],
+            "accepted": selection["accepted"],
+            "accepted_per_class": selection["counts"],
+            "predicted_per_class": selection["predicted"],
+            "thresholds": selection["thresholds"],
+            "feedback_version": selection["feedback_version"],
+            "student": student.uri,
+            "teacher_macro_f1": theirs,
+            "student_macro_f1": ours,
+            "teacher": student.uri if better else teacher.uri,
+            "reason": reason,
+            "asked": self.config.rounds,
+        }
+        log.info("round %d: %d of %d pseudo-labels; %s", number, selection["accepted"], selection["considered"], reason)
+        storage.write_json(self._round_file(number), summary)
+        return summary
+
+    def _round_file(self, number: int) -> str:
+        return self.place(f"round-{number}", "round.json")
+
+    def _done(self, number: int) -> Summary | None:
+        file = self._round_file(number)
+        return dict(read_document(file, Round)) if storage.exists(file) else None
+
+    def _check_same(self, number: int, done: Summary) -> None:
+        """Makes sure that a round which is done was asked for with the settings of now.
+
+        Raises:
+            UserError: naming what was another.
+        """
+        config = self._select_config(number, done["labelled_by"])
+        found = storage.join(config.out, selection_file.INFO)
+        if storage.exists(found):
+            self._check_selection(number, config, read_document(found, selection_file.Outcome))
+        check_trained(self._student_config(number, done["labelled_by"]))
+
+    def _check_selection(self, number: int, config: SelectPseudoLabelsConfig, found: selection_file.Outcome) -> None:
+        label = self._label_config(config.teacher[0])
+        asked = {"selection": config.selection.model_dump(), "label": label.model_dump()}
+        if others := other_settings(asked, found):
+            raise UserError(f"out={self.config.out} holds round {number} with {', '.join(others)}; choose another out")
+
+    def _selected(self, number: int, teacher: Artifact) -> Summary:
+        config = self._select_config(number, teacher.uri)
+        found = storage.join(config.out, selection_file.INFO)
+        if storage.exists(found):
+            info = read_document(found, selection_file.Outcome)
+            self._check_selection(number, config, info)
+            return dict(info)
+        pseudo_label(self._label_config(teacher.uri))
+        self._feed_back(number, teacher, config)
+        selection = select_pseudo_labels(config)
+        if not selection["accepted"]:
+            storage.delete(config.out)
+            raise UserError(f"selection.threshold={config.selection.threshold}: no prediction is confident enough")
+        return selection
+
+    def _feed_back(self, number: int, teacher: Artifact, config: SelectPseudoLabelsConfig) -> None:
+        """The teacher's validation, the class mix that it sees in the sources, and how much was accepted last.
+
+        Whatever its student learnt under since, it is this teacher that labels now; so the version that it was trained
+        under does not matter here, and a teacher that stays is told of again beside the mix of the new pictures.
+        Whether the prior helps is what its validation said of the one that it was trained under.
+        """
+        half = teacher.metrics["val"]["feedback"]
+        counts = predicted_counts(config)
+        share = None
+        if number > 1:
+            last = read_document(self._round_file(number - 1), Round)
+            share = last["accepted"] / max(last["predictions"], 1)
+        cluster.connect()
+        import ray
+
+        actor = get_feedback_actor(self.place("feedback"), teacher.classes, self.config.feedback_parts)
+        source = f"round-{number}/teacher-{teacher.id}"
+        evidence = {"q_hat": counts.tolist(), "accepted_share": share, "prior_helps": prior_helps(half)}
+        ray.get(actor.update.remote(half["confusion_matrix"], source, **evidence))
+
+    def _teacher_config(self) -> TrainBackboneConfig:
+        return self._train_config("train", "teacher", self.config.train, {})
+
+    def _student_config(self, number: int, teacher: str) -> TrainBackboneConfig:
+        folder = f"round-{number}"
+        mine = dict(self.config.student)
+        if mine.get("init") == _FROM_TEACHER:
+            mine["init"] = teacher
+        fixed = {"pseudo": self.place(folder, "selection"), "feedback": self.place("feedback")}
+        shared = dict(self.config.train)
+        if mine.get("recipe", shared.get("recipe")) != shared.get("recipe"):
+            shared.pop("settings", None)
+        return self._train_config("student", f"{folder}/student", {**shared, **mine}, fixed)
+
+    def _train_config(
+        self, section: str, place: str, values: Mapping[str, Any], fixed: Mapping[str, Any]
+    ) -> TrainBackboneConfig:
+        shared = {key: getattr(self.config, key) for key in _SHARED}
+        config: TrainBackboneConfig = section_config(
+            f"self_train: {section}",
+            "train_backbone",
+            {**self._where(values), **values, **shared, **fixed, "out": self.place(place)},
+        )
+        return config
+
+    def _label_config(self, teacher: str) -> PseudoLabelConfig:
+        fixed = {"source": self.config.model_dump()["source"], "teacher": teacher, "table": self.place("predictions")}
+        label = self.config.label
+        config: PseudoLabelConfig = section_config(
+            "self_train: label",
+            "pseudo_label",
+            {**self._where(label), **label, **fixed, "select": None, "feedback": None},
+        )
+        return config
+
+    def _where(self, section: Mapping[str, Any]) -> dict[str, Any]:
+        """The loop's ``device`` and ``workers`` for a job whose section has none of its own."""
+        own = {"device": self.config.device, "workers": self.config.workers}
+        return {"device": own["device"]} if "actors" in section else own
+
+    def _select_config(self, number: int, teacher: str) -> SelectPseudoLabelsConfig:
+        mine = dict(self.config.selection)
+        # A picture with a true label needs no pseudo-label, and one of the validation set must not have any.
+        held_out = [uri for uri in (self.config.val, self.config.feedback_val) if uri]
+        mine["exclude"] = [self.config.labeled, *held_out, *mine.get("exclude", ())]
+        config: SelectPseudoLabelsConfig = section_config(
+            "self_train: selection",
+            "select_pseudo_labels",
+            {
+                "table": self.place("predictions"),
+                "teacher": teacher,
+                "out": self.place(f"round-{number}", "selection"),
+                "feedback": self.place("feedback"),
+                "flip": self.config.label.get("flip"),
+                "faces": self.config.label.get("faces"),
+                "selection": mine,
+            },
+        )
+        return config
+
+
+def _scores(artifact: Artifact) -> Summary:
+    """Macro-F1 of the whole validation set and of its halves."""
+    metrics = artifact.trained_metrics(BackboneMetrics)["val"]
+    return {"val": metrics["macro_f1"], **{half: metrics[half]["macro_f1"] for half in ("choice", "feedback")}}

@@ -1,0 +1,321 @@
+"""The job that trains a backbone, teacher or student: checks, run, publication.
+
+Everything that can be wrong is looked for before a cluster is touched. The result is a function of the arguments and of
+what they point at; both are kept with the model (``provenance.json``). So the same command on a finished ``out``
+answers at once, on an unfinished one goes on, and another command on the same ``out`` is refused rather than mixed in.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_fer import storage
+from ray_fer.config import FeedbackPart, TrainBackboneConfig
+from ray_fer.data.manifests import Manifest
+from ray_fer.documents import read_document
+from ray_fer.errors import UserError
+from ray_fer.jobs.backbone_inputs import (
+    NO_FEEDBACK,
+    UNLABELED,
+    Inputs,
+    check_selection,
+    list_unlabeled,
+    open_inputs,
+    read_unlabeled,
+    warn_of_copies,
+    warn_of_doubts,
+)
+from ray_fer.models.artifact import PROVENANCE, open_artifact, save_artifact
+from ray_fer.models.records import BackboneMetrics, Identity, Trained
+from ray_fer.resources import check_device
+from ray_fer.training import lease
+from ray_fer.training.run_folder import RUN, absolute, claim, digest, environment, identity_of, is_finished, must_run
+
+if TYPE_CHECKING:  # torch, timm and Ray take seconds to import, a mistyped path should not
+    from ray_fer.methods.recipe import BackboneRecipe
+    from ray_fer.training.runner import Outcome
+    from ray_fer.training.world import World
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run keeps from its first start on, however often it is interrupted.
+
+    Attributes:
+        run_name: tells the feedback who reports.
+        feedback_version: whose factors the first epoch uses.
+        unlabeled: how many unlabeled faces there were; their URIs are in the run's folder.
+        unlabeled_digest: of their listing, None without; also of runs that an older version began.
+    """
+
+    run_name: str
+    feedback_version: int | None
+    unlabeled: int = 0
+    unlabeled_digest: str | None = None
+
+
+def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
+    """Trains and publishes, or answers from what is there.
+
+    Returns:
+        ``model`` (URI), ``id``, ``classes``, ``val_macro_f1``, ``val_accuracy``, ``choice_macro_f1`` and
+        ``feedback_macro_f1`` (of the halves), ``temperature``, ``best_epoch``, ``epochs``, ``labeled``, ``val``,
+        ``feedback_val``, ``pseudo`` and ``unlabeled`` (counts), ``feedback_version``, ``resumed_from_epoch``.
+
+    Raises:
+        UserError: for anything wrong with the arguments or with what they point at.
+    """
+    check_device(config.device)
+    config = _absolute(config)
+    inputs = open_inputs(config)
+    identity = _identity(config, inputs)
+    out = storage.normalise(config.out)
+    if must_run(out, identity):
+        _check_step(inputs)
+        with lease.held(out) as held:
+            if not is_finished(out, identity):  # who held the lease may have ended meanwhile
+                start = Start(**claim(out, identity, functools.partial(_start, out, identity, inputs)))
+                outcome = _run(inputs, out, start, held)
+                held.check()
+                _publish(out, inputs, outcome, identity, start)
+            storage.delete(storage.join(out, RUN))
+    return _summary(out)
+
+
+def check_trained(config: TrainBackboneConfig) -> None:
+    """Looks at no more than the arguments of the model that ``config.out`` holds, if it does.
+
+    Raises:
+        UserError: when it was trained with others.
+    """
+    config = _absolute(config)
+    is_finished(config.out, identity_of(config, {}))
+
+
+def _absolute(config: TrainBackboneConfig) -> TrainBackboneConfig:
+    places = ["labeled", "val", "feedback_val", "out", "pretrained", "init", "pseudo"]
+    return absolute(config, *places, *([] if config.feedback == NO_FEEDBACK else ["feedback"]))
+
+
+# --- on a rank ---
+
+
+def make_recipe(config: TrainBackboneConfig, start: Start, folder: str, world: World) -> BackboneRecipe:
+    """The recipe of one rank, from the URIs in ``config``: data and weights never travel as arguments."""
+    from ray_fer.feedback.actor import load_snapshot
+    from ray_fer.jobs.backbone_context import build_recipe
+
+    inputs = open_inputs(config, quiet=world.rank > 0)
+    told: dict[str, Any] = {}
+    if inputs.feedback is not None:
+        classes = inputs.labeled.classes
+        told = {
+            "feedback": _Feedback(inputs.feedback, classes, config.feedback_parts, start.run_name),
+            "factors": load_snapshot(inputs.feedback, classes, start.feedback_version).to_json(),
+        }
+    unlabeled = read_unlabeled(folder) if start.unlabeled else []
+    return build_recipe(inputs, unlabeled, world, told)
+
+
+@dataclass(frozen=True)
+class _Feedback:
+    """Tells the actor of a run's validations."""
+
+    uri: str
+    classes: tuple[str, ...]
+    parts: Sequence[FeedbackPart]
+    run_name: str
+
+    def __call__(self, confusion: NDArray[np.int64], epoch: int, **evidence: Any) -> dict[str, Any]:
+        import ray
+
+        from ray_fer.feedback.actor import get_feedback_actor
+
+        actor = get_feedback_actor(self.uri, self.classes, self.parts)
+        source = f"{self.run_name}/epoch-{epoch + 1}"
+        answer: dict[str, Any] = ray.get(actor.update.remote(confusion.tolist(), source, **evidence))
+        return answer
+
+
+# --- whose run it is ---
+
+
+def _identity(config: TrainBackboneConfig, inputs: Inputs) -> Identity:
+    contents = {"labeled": _digest(inputs.labeled)}
+    if config.feedback_val is None:
+        contents["val"] = _digest(inputs.val)
+    else:
+        halves = {"val": ~inputs.feedback_rows, "feedback_val": inputs.feedback_rows}
+        contents |= {name: _digest(inputs.val.take(rows)) for name, rows in halves.items()}
+    if inputs.init is not None:
+        contents["init"] = inputs.init.id
+    if inputs.selection is not None:
+        contents["pseudo"] = digest(inputs.selection.info)
+    return identity_of(config, contents)
+
+
+def _digest(manifest: Manifest) -> str:
+    return digest([manifest.uris, manifest.labels.tolist(), manifest.classes])
+
+
+def _start(out: str, identity: Identity, inputs: Inputs) -> dict[str, Any]:
+    from ray_fer.feedback.actor import FeedbackStore
+
+    check_selection(inputs)
+    warn_of_copies(inputs)
+    feedback_version = None
+    if inputs.feedback:
+        store = FeedbackStore(inputs.feedback, inputs.labeled.classes, inputs.config.feedback_parts)
+        feedback_version = store.snapshot()["version"]
+    unlabeled = list_unlabeled(inputs, storage.join(out, RUN)) if inputs.config.unlabeled else (0, None)
+    return asdict(Start(f"{out.rsplit('/', 1)[-1]}-{digest([out, identity])[:8]}", feedback_version, *unlabeled))
+
+
+# --- run and publication ---
+
+
+def _check_step(inputs: Inputs) -> None:
+    """Refuses steps of too few faces, as far as it is known already how many a worker has; BatchNorm wants two."""
+    config = inputs.config
+    workers, size = config.workers or 1, config.image_size
+    if inputs.selection is not None or config.unlabeled or config.batch_size >= 2 * workers:
+        return  # such faces would be in the same step
+    if config.batch_size < workers:
+        raise UserError(f"batch_size={config.batch_size}: fewer labelled faces in a step than workers={workers}")
+    from ray_fer.jobs.backbone_context import build_model
+    from ray_fer.models.backbone import check_step
+
+    assert size is not None
+    try:
+        check_step(build_model(inputs)[0], size, 1)
+    except UserError as error:
+        what = f"backbone={config.backbone} cannot learn from one picture of {size} px a step and worker"
+        raise UserError(f"batch_size={config.batch_size}: {what} ({error})") from None
+
+
+def _run(inputs: Inputs, out: str, start: Start, held: lease.Lease) -> Outcome:
+    from ray_fer import cluster
+    from ray_fer.feedback.actor import get_feedback_actor
+    from ray_fer.jobs.backbone_context import build_model
+    from ray_fer.models.backbone import checkpoint_activations
+    from ray_fer.training.runner import Run, fit
+
+    config, folder = inputs.config, storage.join(out, RUN)
+    model, *_ = build_model(inputs)  # weights that do not fit are found here
+    if config.checkpoint_activations:
+        checkpoint_activations(model, str(config.backbone))
+    cluster.connect()
+    # Held here, or the actor would end with the rank that asked first.
+    classes = inputs.labeled.classes
+    actor = get_feedback_actor(inputs.feedback, classes, config.feedback_parts) if inputs.feedback else None
+    log.info(
+        "training %s at %d px on %d labelled, %d pseudo-labelled and %d unlabeled faces, %d classes",
+        *(
+            config.backbone,
+            config.image_size,
+            len(inputs.labeled),
+            _pseudo_count(inputs),
+            start.unlabeled,
+            len(classes),
+        ),
+    )
+    warn_of_doubts(inputs)
+    run = Run(
+        folder=folder,
+        make=functools.partial(make_recipe, config, start, folder),
+        device=config.device,
+        workers=config.workers,
+        zero_stage=config.zero_stage,
+        precision=config.precision,
+        max_failures=config.max_failures,
+        on_bad_loss=config.on_bad_loss,
+        reports=out,
+        wait_minutes=config.wait_minutes,
+        lease=held,
+    )
+    outcome = fit(run)
+    del actor
+    return outcome
+
+
+def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: Identity, start: Start) -> None:
+    from ray_fer.jobs.backbone_context import build_model, plain_weights
+
+    model, mean, std = build_model(inputs)
+    model.load_state_dict(plain_weights(inputs, outcome.weights, model))
+    assert inputs.config.image_size is not None
+    selection = inputs.selection.info if inputs.selection else None
+    provenance = {
+        "identity": identity,
+        "config": inputs.config.model_dump(),
+        "counts": {
+            "labeled": len(inputs.labeled),
+            "val": len(inputs.val),
+            "feedback_val": int(inputs.feedback_rows.sum()),
+            "pseudo": _pseudo_count(inputs),
+            "unlabeled": start.unlabeled,
+        },
+        "parents": {
+            "init": inputs.init.id if inputs.init else None,
+            "selection": selection,
+            "unlabeled": start.unlabeled_digest,
+        },
+        "feedback": {
+            "uri": inputs.feedback,
+            "version_at_start": start.feedback_version,
+            "version_of_best": outcome.best.get("trained_under_feedback"),
+        },
+        **environment(),
+    }
+    save_artifact(
+        *(out, model),
+        classes=inputs.labeled.classes,
+        image_size=inputs.config.image_size,
+        mean=mean,
+        std=std,
+        metrics={
+            "val": outcome.best,
+            "history": outcome.history,
+            "resumed": outcome.resumed,
+            "labelled_counts": inputs.labeled.counts().tolist(),
+        },
+        provenance=provenance,
+        temperature=outcome.best.get("temperature", 1.0),  # a run that an older version began has none
+        # The sources go on growing, and what they held goes with the run's folder.
+        extra={UNLABELED: storage.read_bytes(storage.join(out, RUN, UNLABELED))} if start.unlabeled else None,
+    )
+
+
+def _summary(out: str) -> dict[str, Any]:
+    artifact = open_artifact(out)
+    provenance = read_document(storage.join(out, PROVENANCE), Trained)
+    metrics = artifact.trained_metrics(BackboneMetrics)
+    best, resumed = metrics["val"], metrics["resumed"]
+    return {
+        "model": out,
+        "id": artifact.id,
+        "classes": list(artifact.classes),
+        "val_macro_f1": best["macro_f1"],
+        "val_accuracy": best["accuracy"],
+        "choice_macro_f1": best["choice"]["macro_f1"],
+        "feedback_macro_f1": best["feedback"]["macro_f1"],
+        "temperature": artifact.temperature,
+        "best_epoch": best["epoch"],
+        "epochs": len(metrics["history"]),
+        **provenance["counts"],
+        "feedback_version": best.get("feedback_version"),
+        "resumed_from_epoch": resumed[-1] if resumed else None,
+    }
+
+
+def _pseudo_count(inputs: Inputs) -> int:
+    return len(inputs.selection.uris) if inputs.selection else 0

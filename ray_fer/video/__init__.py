@@ -1,0 +1,1 @@
+"""Video: frames, clips, their features, the temporal encoder, smoothing and prediction."""

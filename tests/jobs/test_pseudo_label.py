@@ -1,0 +1,162 @@
+"""What the driver does between units, in this process; whole runs are in ``tests/system``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from deltalake import DeltaTable
+
+from ray_fer import storage
+from ray_fer.config import load_config
+from ray_fer.data.sources import list_sources
+from ray_fer.errors import UserError
+from ray_fer.jobs import pseudo_label as job
+from ray_fer.labeling.dispatch import Dispatcher
+from ray_fer.labeling.worker import DoneUnit, Labeller, Plan
+from tests.images import tiny_model, write_pictures
+
+SLOWEST_SECONDS = 60.0
+
+
+def rows_in(table: str) -> int:
+    return int(DeltaTable(table).to_pyarrow_table().num_rows)
+
+
+def arguments_for(folder: Path, pictures: int, *more: str) -> list[str]:
+    write_pictures(folder / "in", range(pictures))
+    teacher = tiny_model(str(folder / "model")).uri
+    return [f"source={folder / 'in'}", f"teacher={teacher}", f"table={folder / 'table'}", "engine=torch", *more]
+
+
+def test_what_is_finished_is_committed_while_the_last_unit_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = str(tmp_path / "table")
+    seen = []
+
+    def units(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
+        keys = dispatcher.take_few(9, SLOWEST_SECONDS)
+        assert keys is not None
+        dispatcher.finished(0, keys.num_rows, 1.0)
+        labeller = Labeller(plan)
+        done = [labeller.label(number, keys.slice(2 * number, 2), isolated=False) for number in range(3)]
+        # The first may be committed at once, for the run has been going on for long enough; the second is too early.
+        yield from done[:2]
+        deadline = time.monotonic() + SLOWEST_SECONDS
+        while rows_in(table) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        seen.append(rows_in(table))
+        yield done[2]
+
+    monkeypatch.setattr(job, "label_few", units)
+    monkeypatch.setattr(job, "TICK_SECONDS", 0.1)
+    job.pseudo_label(load_config("pseudo_label", arguments_for(tmp_path, 6, "commit_seconds=2")))
+    assert (seen, rows_in(table)) == ([4], 6)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_what_is_finished_is_committed_when_a_run_is_stopped(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def units(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
+        keys = dispatcher.take_few(9, SLOWEST_SECONDS)
+        assert keys is not None
+        yield Labeller(plan).label(0, keys.slice(0, 2), isolated=False)
+        raise error("stopped")
+
+    monkeypatch.setattr(job, "label_few", units)
+    with pytest.raises(error, match="stopped"):
+        job.pseudo_label(load_config("pseudo_label", arguments_for(tmp_path, 3, "commit_seconds=600")))
+    assert rows_in(str(tmp_path / "table")) == 2
+
+
+def test_a_commit_that_fails_meanwhile_is_tried_again_by_the_run_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit, failed = job._Run._commit, Counter[str]()
+
+    def failing(run: job._Run, patience: float) -> None:
+        if patience and any(part.pending for part in run.parts) and not failed["once"]:
+            failed["once"] += 1
+            raise RuntimeError("no commit in 30 tries")
+        commit(run, patience)
+
+    def units(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
+        keys = dispatcher.take_few(9, SLOWEST_SECONDS)
+        assert keys is not None
+        dispatcher.finished(0, keys.num_rows, 1.0)
+        done = Labeller(plan).label(0, keys, isolated=False)
+        run.progress.add(job.joint_stats(done.statuses, list(done.stats.values())))
+        run.parts[0].add(done.files[plan.models[0]], done.stats[plan.models[0]], watch=False)
+        run._commit_meanwhile()
+        return
+        yield
+
+    config = load_config("pseudo_label", arguments_for(tmp_path, 3))
+    run = job._Run(config, job._checked(config))
+    monkeypatch.setattr(job._Run, "_commit", failing)
+    monkeypatch.setattr(job, "label_few", units)
+    run.go()
+    assert "not committed yet: no commit in 30 tries" in caplog.text
+    assert (failed["once"], rows_in(str(tmp_path / "table"))) == (1, 3)
+
+
+def test_a_run_in_which_nothing_could_be_labelled_says_so_and_keeps_its_rows(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(3):
+        (tmp_path / "in" / f"bad-{number}.jpg").write_bytes(b"no picture")
+    arguments = arguments_for(tmp_path, 0)
+    with pytest.raises(
+        UserError, match=r"nothing could be labelled: 3 of 3 images failed \(3 undecodable\), most often: \w"
+    ):
+        job.pseudo_label(load_config("pseudo_label", arguments))
+    table = str(tmp_path / "table")
+    assert rows_in(table) == 3
+    (run,) = storage.list_dir(f"{table}/_runs")
+    summary = json.loads(storage.read_bytes(f"{table}/_runs/{run}/summary.json"))
+    assert summary["statuses"] == {"undecodable": 3}
+    with pytest.raises(UserError, match="nothing could be labelled: earlier runs failed on all 3 images"):
+        job.pseudo_label(load_config("pseudo_label", arguments))
+    assert rows_in(table) == 3
+
+
+def test_an_image_is_labelled_once_whatever_identity_it_is_listed_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    table, arguments = str(tmp_path / "table"), arguments_for(tmp_path, 6)
+    prefix = ""
+
+    def listed(sources: list[str], counts: Counter[str]) -> Iterator[pa.Table]:
+        for page in list_sources(sources, counts):
+            yield page.set_column(1, "identity", pc.binary_join_element_wise(prefix, page["identity"], ""))
+
+    monkeypatch.setattr(job, "list_sources", listed)
+
+    def run(said: str) -> tuple[int, ...]:
+        nonlocal prefix
+        prefix = said
+        summary = job.pseudo_label(load_config("pseudo_label", arguments))
+        names = ("already_labelled", "labelled", "read_otherwise", "gone", "returned")
+        return (*(summary[name] for name in names), rows_in(table))
+
+    assert run("a") == (0, 6, 6, 0, 0, 6)
+    assert f"6 of 6 {job.READ_OTHERWISE}" in caplog.text
+    assert run("a") == (6, 0, 0, 0, 0, 6)
+    assert run("") == (6, 0, 0, 0, 0, 6)
+    assert run("b") == (6, 0, 6, 0, 0, 12)  # a mark for each
+    assert run("b") == run("a") == run("") == (6, 0, 0, 0, 0, 12)
+    rows = DeltaTable(table).to_pyarrow_table().to_pylist()
+    assert Counter(row["status"] for row in rows) == {"ok": 6, "known": 6}
+    assert {row["listed_identity"][:1] + row["identity"] for row in rows} == {
+        f"{said}{row['identity']}" for row in rows for said in "ab"
+    }
+    gone = Path(str(rows[0]["uri"]))
+    gone.unlink()
+    assert run("b") == (5, 0, 0, 1, 0, 13)

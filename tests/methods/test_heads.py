@@ -1,0 +1,203 @@
+"""The heads beside the classifier, and what each learns in the online recipe."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from ray_fer.jobs.backbone_context import build_model, plain_weights
+from ray_fer.jobs.backbone_inputs import open_inputs
+from ray_fer.methods.heads import (
+    BALANCED,
+    DEBIASED,
+    MAIN,
+    PSEUDO,
+    WORST,
+    HeadedBackbone,
+    ReversedHead,
+    keep_rates,
+    published,
+    with_heads,
+)
+from ray_fer.methods.online import OnlineRecipe
+from ray_fer.methods.online_terms import worst_case
+from ray_fer.training.plain_engine import run_epochs
+from tests.methods.test_online import ONLINE, recipe_of
+from tests.training.toy import config, write_sets
+
+ABC = (*ONLINE, "online.head=balanced", "online.rule=threshold", "online.targets=hard")
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sets(tmp_path_factory.mktemp("faces"), (20, 10, 10))
+
+
+def test_keep_rates_by_hand() -> None:
+    shares = torch.tensor([0.5, 0.3, 0.2])
+    torch.testing.assert_close(keep_rates(shares), torch.tensor([0.4, 2 / 3, 1.0]))
+    torch.testing.assert_close(keep_rates(shares, 0.5), torch.tensor([0.7, 5 / 6, 1.0]))
+    assert keep_rates(shares, 0.0).tolist() == keep_rates(torch.full((3,), 1 / 3)).tolist() == [1.0] * 3
+    absent = keep_rates(torch.tensor([0.75, 0.25, 0.0]))
+    torch.testing.assert_close(absent[:2], torch.tensor([1 / 3, 1.0]), msg="a class without a face is not the rarest")
+    assert absent.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "kept"), [("uniform", [1.0, 1.0, 1.0]), ("natural", [0.5, 1.0, 1.0])], ids=["uniform", "natural"]
+)
+def test_the_balanced_head_by_hand(faces: Path, sampling: str, kept: list[float]) -> None:
+    """Zero logits cost ln 3 whatever the label, so that the loss counts what reaches the head."""
+    recipe: OnlineRecipe = recipe_of(faces, *ABC, "online.threshold=0.05", f"class_sampling={sampling}")
+    assert recipe.labeled_kept.tolist() == pytest.approx(kept)
+    step = next(recipe.steps(0))
+    targets, unlabeled = step.data
+    unlabeled.progress = 0.5
+    recipe.class_shares = torch.tensor([0.5, 0.3, 0.2])
+    outputs = torch.zeros(24, 2, 3)
+    outputs[:8, 0] = torch.randn(8, 3)
+    main = F.cross_entropy(outputs[:8, 0], targets.labels, label_smoothing=0.1).item() + math.log(3)
+    loss = recipe.loss(outputs, step).item()
+    named = unlabeled.found.named.tolist()
+    labelled = sum(kept[label] for label in targets.labels.tolist()) / 8
+    pseudo = sum([0.7, 5 / 6, 1.0][label] for label in named) / 16
+    assert loss == pytest.approx(main + math.log(3) * (labelled + pseudo), rel=1e-5)
+
+
+def test_labelled_faces_reach_the_balanced_head_class_uniformly(faces: Path) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ABC, "class_sampling=natural", "logit_adjustment=1")
+    drawn = recipe.labeled.labels[np.concatenate([recipe.sampler.epoch(epoch).ravel() for epoch in range(40)])]
+    assert np.bincount(drawn)[0] > 1.8 * np.bincount(drawn)[1:].max()
+    mass = np.bincount(drawn, recipe.labeled_kept.numpy()[drawn])
+    np.testing.assert_allclose(mass / mass.sum(), np.full(3, 1 / 3), atol=0.03)
+    assert recipe.balanced_margin.unique().numel() == 1, "nothing to adjust for"
+    assert recipe.margin.unique().numel() == 2
+
+
+def test_a_class_that_is_never_named_does_not_keep_labels_from_the_balanced_head(faces: Path) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ABC, "online.threshold=0.05")
+    step = next(recipe.steps(0))
+    step.data[1].progress = 0.999
+    recipe.class_shares = torch.tensor([0.5, 0.5, 0.0])
+    outputs = torch.zeros(24, 2, 3, requires_grad=True)
+    loss = recipe.loss(outputs, step)
+    (gradient,) = torch.autograd.grad(loss, outputs)
+    assert gradient.isfinite().all()
+    assert gradient[:8, 1].abs().sum(dim=1).gt(0.05).all()
+
+
+def test_who_learns_from_what_in_dst(faces: Path) -> None:
+    """The table of ssl.md: h only from labels, g only from pseudo-labels, v from its game, features from all."""
+    recipe: OnlineRecipe = recipe_of(
+        faces, *ONLINE, "online.head=debiased", "online.rule=threshold", "online.threshold=0.05"
+    )
+    step = next(recipe.steps(0))
+    _, unlabeled = step.data
+    model = recipe.heads
+    outputs = model(step.inputs)
+    pseudo = recipe._pseudo_labels(unlabeled)
+    m = len(unlabeled.rows)
+    fits = F.cross_entropy(outputs[8 : 8 + m, model.index(PSEUDO)], pseudo.labels)
+    of_worst = outputs[:, model.index(WORST)]
+    labeled, readable = (outputs[:8, 0], of_worst[:8]), (torch.ones(8), torch.ones(m))
+    worst = worst_case(labeled, readable[0], of_worst[8 + m :], pseudo.labels, readable[1])
+    classifier = model.backbone.get_classifier().weight
+    g, v = (next(model.heads[name].parameters()) for name in (PSEUDO, WORST))
+    for loss, touched, untouched in ((fits, g, (classifier, v)), (worst, v, (classifier, g))):
+        gradients = torch.autograd.grad(loss, [touched, *untouched], retain_graph=True, allow_unused=True)
+        assert gradients[0].any()
+        assert all(each is None or not each.any() for each in gradients[1:])
+
+
+def test_the_reversed_gradient_by_hand() -> None:
+    """Of the sum of W f with rows (1, 2) and (3, 5) the features' gradient is (4, 7), and W's is f in both rows."""
+    head = ReversedHead(2, 2)
+    head.layers = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False))
+    weight = head.layers[0].weight
+    with torch.no_grad():
+        weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 5.0]]))
+    features = torch.tensor([[0.5, -1.0]], requires_grad=True)
+    of_features, of_weight = torch.autograd.grad(head(features).sum(), [features, weight])
+    assert of_features.tolist() == [[0.0, 0.0]], "before a strength is set, the features learn nothing of it"
+    assert of_weight.tolist() == [[0.5, -1.0], [0.5, -1.0]]
+    head.strength = 0.25
+    logits = head(features)
+    assert logits.tolist() == [[-1.5, -3.5]]
+    of_features, of_weight = torch.autograd.grad(logits.sum(), [features, weight])
+    assert of_features.tolist() == [[-1.0, -1.75]]
+    assert of_weight.tolist() == [[0.5, -1.0], [0.5, -1.0]]
+
+
+def test_one_step_down_the_worst_case_makes_it_worse_for_the_features() -> None:
+    """Descent on what the head returns is ascent on its loss, as far as the features go."""
+    torch.manual_seed(0)
+    head = ReversedHead(4, 3).eval()
+    head.strength = 1.0
+    features, labels = torch.randn(6, 4, requires_grad=True), torch.arange(6) % 3
+    before = F.cross_entropy(head(features), labels)
+    (gradient,) = torch.autograd.grad(before, features)
+    assert F.cross_entropy(head(features - 0.1 * gradient), labels) > before
+
+
+def test_the_features_learn_the_opposite_of_the_worst_case() -> None:
+    head = ReversedHead(4, 3).eval()
+    features = torch.randn(5, 4, requires_grad=True)
+    gradients = []
+    for strength in (-1.0, 0.3):  # -1 reverses nothing
+        head.strength = strength
+        gradients.append(torch.autograd.grad(F.cross_entropy(head(features), torch.arange(5) % 3), features)[0])
+    torch.testing.assert_close(gradients[1], -0.3 * gradients[0])
+
+
+def test_the_worst_case_of_its_own_labelled_error_is_capped() -> None:
+    sure, sure_of_others = torch.tensor([[9.0, 0.0, 0.0]] * 2), torch.tensor([[-1e6, 0.0, 0.0]] * 2)
+    term = worst_case((sure, sure_of_others), torch.ones(2), torch.zeros(2, 3), torch.tensor([0, 1]), torch.ones(2))
+    assert term.item() == pytest.approx(0.3 * (2 * (math.log(3) + 2) - math.log(2 / 3)), rel=1e-3)
+
+
+def test_black_pictures_play_no_part_in_the_worst_case(faces: Path) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.head=debiased")
+    step = next(recipe.steps(0))
+    targets, unlabeled = step.data
+    targets.label_weights[3] = unlabeled.ok[5] = 0
+    outputs = torch.randn(8 + 16 + 16, 3, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(recipe.loss(outputs, step), outputs)
+    heard = gradient[:, recipe.heads.index(WORST)].any(dim=1)
+    assert (~heard).nonzero()[:, 0].tolist() == [3, *range(8, 24), 24 + 5]
+
+
+def test_the_balanced_head_is_published(faces: Path) -> None:
+    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.head=balanced", "epochs=1")
+    run_epochs(recipe, range(1))
+    inputs = open_inputs(config(faces, f"unlabeled={faces / 'more'}", *ONLINE, "online.head=balanced"))
+    model, *_ = build_model(inputs)
+    model.load_state_dict(plain_weights(inputs, recipe.ema_model.state_dict(), model))
+    x = torch.randn(4, 3, 32, 32)
+    both = recipe.ema_model(x)
+    torch.testing.assert_close(model.eval()(x), both[:, recipe.heads.index(BALANCED)])
+    assert not torch.equal(both[:, 0], both[:, 1])
+    plain = published(recipe.ema_model.state_dict(), "main", model.default_cfg["classifier"])
+    model.load_state_dict(plain)
+    torch.testing.assert_close(model(x), both[:, 0])
+
+
+def test_where_the_logits_of_a_head_are_and_who_is_reversed() -> None:
+    headed = with_heads(timm.create_model("test_resnet", num_classes=3), DEBIASED, 3)
+    assert [headed.index(name) for name in (MAIN, PSEUDO, WORST)] == [0, 1, 2]
+    headed.reverse(0.75)
+    assert headed.heads[WORST].strength == 0.75
+    assert [*with_heads(headed.backbone, BALANCED, 3).heads] == [BALANCED]
+    assert not with_heads(headed.backbone, MAIN, 3).heads
+
+
+def test_heads_share_the_features() -> None:
+    backbone = timm.create_model("test_resnet", num_classes=3).eval()
+    headed = HeadedBackbone(backbone, {"other": torch.nn.Linear(backbone.num_features, 3)}).eval()
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(headed(x)[:, 0], backbone(x))
