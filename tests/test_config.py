@@ -4,22 +4,23 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ray_fer.config import SCHEMAS, SourceConfig, conf_file, load_config, section_config
+from ray_fer.config import JOBS, job_help, load_config, schema_of, section_config
+from ray_fer.data.source_config import SourceConfig
 from ray_fer.errors import UserError
 
 REQUIRED = ["source=in", "teacher=model", "table=out"]
 
 
-@pytest.mark.parametrize("job", SCHEMAS)
+@pytest.mark.parametrize("job", JOBS)
 def test_every_key_of_the_schema_is_in_conf_and_the_other_way_round(job: str) -> None:
-    assert set(yaml.safe_load(conf_file(job).read_text())) == set(SCHEMAS[job].model_fields)
+    assert set(yaml.safe_load(job_help(job))) == set(schema_of(job).model_fields)
 
 
-@pytest.mark.parametrize("job", SCHEMAS)
+@pytest.mark.parametrize("job", JOBS)
 def test_the_required_keys_are_enough(job: str) -> None:
-    required = [key for key, value in yaml.safe_load(conf_file(job).read_text()).items() if value == "???"]
+    required = [key for key, value in yaml.safe_load(job_help(job)).items() if value == "???"]
     config = load_config(job, [f"{key}=x" for key in required])
-    assert isinstance(config, SCHEMAS[job])
+    assert isinstance(config, schema_of(job))
 
 
 def test_arguments_override_files_override_defaults(tmp_path: Path) -> None:
@@ -158,9 +159,9 @@ def test_what_would_leave_nothing_to_learn_is_refused(wrong: str) -> None:
         load_config("train_backbone", ["labeled=a", "val=b", "out=c", f"{key}={value}"])
 
 
-@pytest.mark.parametrize("job", [job for job, schema in SCHEMAS.items() if "seed" in schema.model_fields])
+@pytest.mark.parametrize("job", [job for job in JOBS if "seed" in schema_of(job).model_fields])
 def test_seeds_are_what_torch_takes(job: str) -> None:
-    required = [f"{key}=x" for key, field in yaml.safe_load(conf_file(job).read_text()).items() if field == "???"]
+    required = [f"{key}=x" for key, field in yaml.safe_load(job_help(job)).items() if field == "???"]
     assert load_config(job, [*required, f"seed={2**63 - 1}"]).seed == 2**63 - 1
     for seed in ("-1", "99999999999999999999", "0.5"):
         with pytest.raises(UserError, match=rf"^{job}: seed={seed}: input should be "):
@@ -226,7 +227,7 @@ def test_what_a_job_writes_to() -> None:
 
 @pytest.mark.parametrize("job", ["pseudo_label", "extract_features"])
 def test_actors_are_workers(job: str, tmp_path: Path) -> None:
-    required = [f"{key}=x" for key, value in yaml.safe_load(conf_file(job).read_text()).items() if value == "???"]
+    required = [f"{key}=x" for key, value in yaml.safe_load(job_help(job)).items() if value == "???"]
     (tmp_path / "mine.yaml").write_text("actors: 3\n")
     assert load_config(job, [*required, "actors=2"]).workers == 2
     assert load_config(job, [*required, f"config={tmp_path}/mine.yaml"]).workers == 3
@@ -242,6 +243,6 @@ def test_actors_are_workers(job: str, tmp_path: Path) -> None:
     ["train_backbone", "train_temporal", "extract_features", "pseudo_label", "self_train", "evaluate", "predict_video"],
 )
 def test_jobs_that_compute_have_a_device(job: str) -> None:
-    required = [f"{key}=x" for key, value in yaml.safe_load(conf_file(job).read_text()).items() if value == "???"]
+    required = [f"{key}=x" for key, value in yaml.safe_load(job_help(job)).items() if value == "???"]
     assert load_config(job, required).device == "auto"
-    assert ("workers" in SCHEMAS[job].model_fields) == (job not in ("evaluate", "predict_video"))
+    assert ("workers" in schema_of(job).model_fields) == (job not in ("evaluate", "predict_video"))

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 
 from benchmarks.labeling.material import list_pictures
 from ray_fer import cluster
-from ray_fer.config import TrainBackboneConfig
 from ray_fer.data.augment import WEAK, augment
 from ray_fer.data.loading import ImageLoader
 from ray_fer.data.manifests import read_manifest
@@ -23,6 +22,7 @@ from ray_fer.data.sampling import ClassUniformSampler
 from ray_fer.jobs import backbone_context as builder
 from ray_fer.jobs.backbone_inputs import Inputs
 from ray_fer.methods import online, supervised
+from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.methods.recipe import BackboneRecipe
 from ray_fer.models.backbone import build_backbone, normalisation
 from ray_fer.training.optimisation import Ema, parameter_groups

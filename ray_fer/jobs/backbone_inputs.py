@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ray_fer import storage
-from ray_fer.config import TrainBackboneConfig
 from ray_fer.data.decode import DecodeError, one_error
 from ray_fer.data.digests import Contents, contents_of, told
 from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
@@ -29,6 +28,7 @@ from ray_fer.data.splits import feedback_half, join_validation, missing_in_a_hal
 from ray_fer.errors import UserError
 from ray_fer.feedback.formulas import FeedbackConfig
 from ray_fer.labeling.table import open_table, scan_rows
+from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.models.artifact import Artifact, open_artifact
 from ray_fer.models.folder_facts import architecture_of
 from ray_fer.selection.file import Selection, read_selection

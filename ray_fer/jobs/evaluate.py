@@ -28,7 +28,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ray_fer import storage
-from ray_fer.config import EvaluateConfig
 from ray_fer.data.crop import decode_uri_into
 from ray_fer.data.decode import DecodeError
 from ray_fer.data.loading import MAX_PICTURE_BYTES
@@ -43,6 +42,7 @@ from ray_fer.evaluation.metrics import (
     macro_f1,
     reliability_bins,
 )
+from ray_fer.jobs.config import EvaluateConfig
 from ray_fer.models.engines import Engine, make_engine
 from ray_fer.models.softmax import softmax, why_not_finite
 from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, open_teacher

@@ -19,9 +19,9 @@ import torch
 import yaml
 
 from ray_fer import storage
-from ray_fer.config import ExportOnnxConfig
 from ray_fer.errors import UserError
 from ray_fer.expressions import EXPRESSIONS
+from ray_fer.jobs.config import ExportOnnxConfig
 from ray_fer.models.artifact import Artifact, load_model, open_artifact
 from ray_fer.models.engines import make_engine
 from ray_fer.models.softmax import softmax

@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from ray_fer import cluster, storage
-from ray_fer.config import ExtractFeaturesConfig
 from ray_fer.data.manifests import Manifest
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
@@ -39,6 +38,7 @@ from ray_fer.models.artifact import open_artifact
 from ray_fer.resources import check_device, extractors, find_device
 from ray_fer.room import Demand
 from ray_fer.training import lease
+from ray_fer.video.config import ExtractFeaturesConfig
 from ray_fer.video.frame_features import ClipFeatures, FrameEncoder
 from ray_fer.video.frames import Clip, clips_of, read_clip
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from ray_fer import storage
-from ray_fer.config import InspectTeacherConfig
 from ray_fer.data.crop import decode_uri
 from ray_fer.data.decode import DecodeError
 from ray_fer.data.sources.uris import split_face
 from ray_fer.errors import UserError
+from ray_fer.jobs.config import InspectTeacherConfig
 from ray_fer.models.artifact import Artifact
 from ray_fer.models.engines import Pixels, centre, make_engine
 from ray_fer.models.onnx_net import net_input

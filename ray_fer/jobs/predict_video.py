@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_fer import storage
-from ray_fer.config import PredictVideoConfig
 from ray_fer.errors import UserError
 from ray_fer.reports.plots import expression_timeline
 from ray_fer.resources import device_here
 from ray_fer.video.clips import ClipModel
+from ray_fer.video.config import PredictVideoConfig
 from ray_fer.video.frame_features import Pixels
 from ray_fer.video.frames import Video, find_videos
 

@@ -24,12 +24,12 @@ import pyarrow.compute as pc
 from deltalake.exceptions import DeltaError
 
 from ray_fer import interruption, storage
-from ray_fer.config import PseudoLabelConfig, SelectPseudoLabelsConfig
 from ray_fer.data.sources import check_sources, list_sources
 from ray_fer.data.sources.uris import FACE_FRAGMENT
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling import failures, gone
 from ray_fer.labeling.clock import every
+from ray_fer.labeling.config import PseudoLabelConfig, SelectPseudoLabelsConfig
 from ray_fer.labeling.dispatch import Dispatcher, ListingError
 from ray_fer.labeling.exclusions import name_exclusions, read_exclusions
 from ray_fer.labeling.in_process import label_few, may_label_here

@@ -20,10 +20,11 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from ray_fer import storage
-from ray_fer.config import SelectionConfig, SelectPseudoLabelsConfig, as_argument
+from ray_fer.config import as_argument
 from ray_fer.errors import UserError
 from ray_fer.feedback.actor import load_snapshot
 from ray_fer.feedback.formulas import moved_thresholds
+from ray_fer.labeling.config import SelectPseudoLabelsConfig
 from ray_fer.labeling.exclusions import read_exclusions
 from ray_fer.labeling.predictions import BATCH_ROWS, Predictions, newest_predictions
 from ray_fer.labeling.table import files_of, open_table
@@ -31,6 +32,7 @@ from ray_fer.models.artifact import Artifact
 from ray_fer.models.teacher import Teacher, check_together, open_teacher
 from ray_fer.selection import RULES, Accepted, Known, Rule, debias, fit, harden, smoothed_prior
 from ray_fer.selection import file as selection_file
+from ray_fer.selection.config import SelectionConfig
 from ray_fer.selection.ensemble import ENSEMBLES
 from ray_fer.selection.ranks import Ranked
 

@@ -25,23 +25,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_fer import cluster, storage
-from ray_fer.config import (
-    PseudoLabelConfig,
-    SelectPseudoLabelsConfig,
-    SelfTrainConfig,
-    TrainBackboneConfig,
-    section_config,
-)
+from ray_fer.config import section_config
 from ray_fer.data.sources import check_sources
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
 from ray_fer.evaluation.halves import prior_helps
 from ray_fer.feedback.actor import FeedbackStore, get_feedback_actor
 from ray_fer.jobs.backbone_inputs import open_start
+from ray_fer.jobs.config import SelfTrainConfig
 from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.jobs.select_pseudo_labels import predicted_counts, select_pseudo_labels
 from ray_fer.jobs.train_backbone import check_trained, train_backbone
+from ray_fer.labeling.config import PseudoLabelConfig, SelectPseudoLabelsConfig
 from ray_fer.labeling.exclusions import read_exclusions
+from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.models.artifact import Artifact, made_with, open_artifact
 from ray_fer.models.records import BackboneMetrics, Round
 from ray_fer.reports.loop import loop_report

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_fer import storage
-from ray_fer.config import FeedbackPart, TrainBackboneConfig
+from ray_fer.config import FeedbackPart
 from ray_fer.data.manifests import Manifest
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
@@ -32,6 +32,7 @@ from ray_fer.jobs.backbone_inputs import (
     warn_of_copies,
     warn_of_doubts,
 )
+from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.models.artifact import PROVENANCE, open_artifact, save_artifact
 from ray_fer.models.records import BackboneMetrics, Identity, Trained
 from ray_fer.resources import check_device

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_fer import cluster, storage
-from ray_fer.config import TrainTemporalConfig
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
 from ray_fer.jobs.extract_features import read_clips, read_info, survey_clips
@@ -32,6 +31,7 @@ from ray_fer.models.softmax import softmax
 from ray_fer.resources import check_device
 from ray_fer.training import lease
 from ray_fer.training.run_folder import RUN, absolute, claim, digest, environment, identity_of, is_finished, must_run
+from ray_fer.video.config import TrainTemporalConfig
 from ray_fer.video.encoder import clip_logits, open_temporal, save_temporal
 from ray_fer.video.smoothing import choose_half_width, smoothed_macro_f1
 from ray_fer.video.windows import frame_grid

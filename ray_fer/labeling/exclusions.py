@@ -6,11 +6,11 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ray_fer.config import SelectionConfig
 from ray_fer.data.digests import contents_of, told
 from ray_fer.data.manifests import named_pictures
 from ray_fer.data.sources.uris import split_face
 from ray_fer.errors import UserError
+from ray_fer.selection.config import SelectionConfig
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from ray_fer import storage
-from ray_fer.config import PseudoLabelConfig
 from ray_fer.data.sources import list_sources
 from ray_fer.labeling import gone
+from ray_fer.labeling.config import PseudoLabelConfig
 from ray_fer.labeling.gone import EXAMPLES
 from ray_fer.labeling.key_sets import Bools, Halves, SortedHashes, look_up
 from ray_fer.labeling.ledger import OUTCOMES, SETTLED, TO_RETRY, URI_HASH, batches, hash_keys, hash_uris, sort_out

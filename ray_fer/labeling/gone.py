@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from ray_fer.config import SourceConfig
+from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources.listing import IMAGE_NAME
 from ray_fer.data.sources.spec import resolve
 from ray_fer.labeling.commit import Committer

@@ -12,8 +12,8 @@ from deltalake import DeltaTable, WriterProperties
 from deltalake.exceptions import CommitFailedError
 
 from ray_fer import storage
-from ray_fer.config import VacuumConfig
 from ray_fer.errors import UserError, one_line
+from ray_fer.labeling.config import VacuumConfig
 from ray_fer.labeling.table import ROW_GROUP_ROWS, open_table
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ import botocore.exceptions
 import pyarrow as pa
 
 from ray_fer import cluster
-from ray_fer.config import PseudoLabelConfig
 from ray_fer.errors import UserError, one_line
+from ray_fer.labeling.config import PseudoLabelConfig
 from ray_fer.labeling.isolation import decode_isolated
 from ray_fer.labeling.progress import Stats, image_statuses, unit_stats
 from ray_fer.labeling.table import NOT_FINITE, OK, WrittenFile, write_file

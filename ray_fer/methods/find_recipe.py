@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import socket
 
-from ray_fer.config import TrainBackboneConfig
 from ray_fer.errors import UserError
 from ray_fer.jobs.backbone_inputs import NO_FEEDBACK
+from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.methods.parts import RecipeKind, own_settings
 from ray_fer.methods.recipe_names import is_there, module_of
 

@@ -32,10 +32,10 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.func import functional_call
 
-from ray_fer.config import TrainBackboneConfig
 from ray_fer.data.augment import STRONG, WEAK
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
+from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.methods.parts import Parts, RecipeKind, Weights
 from ray_fer.methods.recipe import VIEWS, BackboneRecipe, Faces, Indices, Settings
 from ray_fer.training.loop import Step

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict, create_model
 
-from ray_fer.config import JobConfig, TrainBackboneConfig, validate
+from ray_fer.config import JobConfig, validate
 from ray_fer.errors import UserError
+from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.methods.recipe import BackboneRecipe, Faces, Indices, Settings
 from ray_fer.training.world import World
 

@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from ray_fer.config import TrainTemporalConfig
 from ray_fer.data.sampling import weighted_indices
 from ray_fer.evaluation.metrics import evaluate_probs
 from ray_fer.jobs.extract_features import LabelledClip
@@ -35,6 +34,7 @@ from ray_fer.models.softmax import softmax
 from ray_fer.training.loop import Step
 from ray_fer.training.optimisation import Ema, learning_rate_factor, parameter_groups
 from ray_fer.training.world import World
+from ray_fer.video.config import TrainTemporalConfig
 from ray_fer.video.encoder import TemporalEncoder, clip_logits
 from ray_fer.video.windows import frame_grid, gather, window_starts
 

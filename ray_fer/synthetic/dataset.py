@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_fer import storage
-from ray_fer.config import DrawFacesConfig
 from ray_fer.errors import UserError
 from ray_fer.interruption import shielded_children
 from ray_fer.synthetic.action_units import sample_action_units
 from ray_fer.synthetic.clips import draw_clip
+from ray_fer.synthetic.config import DrawFacesConfig
 from ray_fer.synthetic.face import render_face
 from ray_fer.synthetic.identity import draw_identity
 from ray_fer.synthetic.nuisance import draw_nuisance, encode_jpeg

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ray_fer.config import DrawFacesConfig
+from ray_fer.synthetic.config import DrawFacesConfig
 from ray_fer.synthetic.nuisance import PHOTOS, SURVEILLANCE, Style
 
 Shares = Mapping[str, float]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_fer.config import SourceConfig
+from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources import check_sources, list_sources
 from ray_fer.data.sources.globs import literal_prefix, matcher, may_hold, translate
 from ray_fer.errors import UserError

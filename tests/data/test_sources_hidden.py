@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ray_fer.config import SourceConfig
+from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources import list_sources
 from tests.shards import tar_of
 

@@ -13,9 +13,9 @@ import lance
 import pyarrow as pa
 import pytest
 
-from ray_fer.config import SourceConfig
 from ray_fer.data.loading import ImageLoader
 from ray_fer.data.read import Item
+from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources import check_sources, list_sources, pages
 from ray_fer.data.sources.uris import LanceRow, parse
 from ray_fer.errors import UserError

@@ -16,8 +16,8 @@ import botocore.exceptions
 import pyarrow as pa
 import pytest
 
-from ray_fer.config import SourceConfig
 from ray_fer.data.read import Item, read_objects
+from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources import check_sources, list_sources, lists, local_identity
 from ray_fer.data.sources.lists import _absolute
 from ray_fer.data.sources.stats import Stat

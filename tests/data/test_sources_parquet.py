@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ray_fer.config import SourceConfig
 from ray_fer.data.read import Item, read_objects
+from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources import check_sources, list_sources, pages
 from ray_fer.errors import UserError
 from tests.data.test_sources_tar import items_of, read_all

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from ray_fer.config import SourceConfig
 from ray_fer.data.read import Item, read_objects
+from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources import check_sources, list_sources
 from ray_fer.errors import UserError
 from tests.shards import parquet_of

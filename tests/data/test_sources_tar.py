@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from ray_fer import storage
-from ray_fer.config import SourceConfig
 from ray_fer.data.read import Item, Read, read_objects
 from ray_fer.data.runs import Members, group
+from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources import check_sources, list_sources, local_identity, pages, tar
 from ray_fer.data.sources.tar import locate
 from ray_fer.data.sources.uris import Member, Range, Row, parse, parse_range

@@ -12,7 +12,7 @@ import pytest
 import xxhash
 
 from ray_fer import storage
-from ray_fer.config import SelectPseudoLabelsConfig, load_config
+from ray_fer.config import load_config
 from ray_fer.data.sources.uris import Face
 from ray_fer.errors import UserError
 from ray_fer.feedback.actor import FeedbackStore
@@ -20,6 +20,7 @@ from ray_fer.jobs import select_pseudo_labels as selecting
 from ray_fer.jobs.select_pseudo_labels import predicted_counts, select_pseudo_labels
 from ray_fer.labeling import predictions
 from ray_fer.labeling.commit import Committer
+from ray_fer.labeling.config import SelectPseudoLabelsConfig
 from ray_fer.labeling.exclusions import Exclusions
 from ray_fer.labeling.predictions import Predictions, newest_predictions
 from ray_fer.labeling.table import FILE_SCHEMA, create_table, open_table, write_file

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pytest
 import xxhash
 
-from ray_fer.config import SelectionConfig, load_config
+from ray_fer.config import load_config
 from ray_fer.data.sources.uris import Face, Row
 from ray_fer.errors import UserError
 from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.jobs.self_train import _Loop, self_train
 from ray_fer.labeling.exclusions import name_exclusions, read_exclusions
+from ray_fer.selection.config import SelectionConfig
 from ray_fer.storage import write_json
 from tests.images import picture, tiny_model
 from tests.shards import hugging_face, parquet_of, tar_of

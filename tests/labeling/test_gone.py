@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from ray_fer.config import SourceConfig
+from ray_fer.data.source_config import SourceConfig
 from ray_fer.labeling import gone
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import Ledger

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_fer.config import DrawFacesConfig
 from ray_fer.errors import UserError
+from ray_fer.synthetic.config import DrawFacesConfig
 from ray_fer.synthetic.dataset import draw_faces, encode_mp4
 from ray_fer.synthetic.plan import CLASSES, LABELED_SHARES, MEASURED_SHARES, class_counts, plan_pictures
 

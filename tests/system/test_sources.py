@@ -18,8 +18,9 @@ import s3fs
 import yaml
 
 from ray_fer import storage
-from ray_fer.config import SourceConfig, load_config
+from ray_fer.config import load_config
 from ray_fer.data.read import Item, Read, read_objects
+from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources import list_sources
 from ray_fer.labeling.ledger import Ledger
 from ray_fer.labeling.table import open_table, scan_keys

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ray_fer.config import TrainBackboneConfig, load_config
+from ray_fer.config import load_config
+from ray_fer.methods.config import TrainBackboneConfig
 
 CLASSES = ("neutral", "anger", "happiness")
 SMALL = ("backbone=test_resnet", "image_size=32", "batch_size=16", "warmup_epochs=0", "ema_decay=0.8")

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_fer.config import SourceConfig
 from ray_fer.data.decode import IMAGE_EXTENSIONS
+from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources.feeds import EVENT_ENDINGS, INVENTORY_ENDINGS, check_events, list_events, list_inventory
 from ray_fer.data.sources.files import READING_ERRORS
 from ray_fer.data.sources.lance import LANCE_ERRORS, list_lance_rows

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_fer import storage
-from ray_fer.config import SourceConfig
 from ray_fer.data.names import are_hidden, is_hidden
+from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources.globs import is_glob, literal_prefix, matcher, translate
 from ray_fer.data.sources.uris import Member, Row, parse
 from ray_fer.errors import UserError

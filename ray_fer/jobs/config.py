@@ -1,0 +1,70 @@
+"""What the jobs that go through several rooms can be told."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from ray_fer.config import Count, Device, FeedbackPart, JobConfig, Seed, Uri
+from ray_fer.config_values import KeysOf
+from ray_fer.data.source_config import Sources
+from ray_fer.labeling.config import PseudoLabelConfig
+from ray_fer.methods.config import TrainBackboneConfig
+from ray_fer.selection.config import SelectionConfig
+
+
+class SelfTrainConfig(JobConfig):
+    """``jobs/self_train.py``: the loop; ``train``, ``student`` and ``label`` hold keys of the jobs it runs."""
+
+    labeled: Uri
+    val: Uri
+    feedback_val: Uri | None
+    source: Sources
+    out: Uri
+    rounds: Annotated[int, Field(ge=0)]
+    patience: Count
+    seed: Seed
+    feedback_parts: list[FeedbackPart]
+    device: Device
+    workers: Count | None
+    train: Annotated[dict[str, Any], KeysOf(TrainBackboneConfig)]
+    student: Annotated[dict[str, Any], KeysOf(TrainBackboneConfig)]
+    label: Annotated[dict[str, Any], KeysOf(PseudoLabelConfig)]
+    selection: Annotated[dict[str, Any], KeysOf(SelectionConfig)]
+
+
+class LineageConfig(JobConfig):
+    """``jobs/lineage.py``"""
+
+    model: Uri
+
+
+class EvaluateConfig(JobConfig):
+    """``jobs/evaluate.py``"""
+
+    model: Uri
+    data: Uri
+    out: Uri
+    split: str | None
+    device: Device
+    batch_size: Count
+
+
+class ExportOnnxConfig(JobConfig):
+    """``jobs/export_onnx.py``"""
+
+    writes_file = True
+
+    model: Uri
+    out: Uri
+
+
+class InspectTeacherConfig(JobConfig):
+    """``jobs/inspect_teacher.py``"""
+
+    writes_file = True
+
+    teacher: Uri
+    image: Uri
+    out: Uri
