@@ -86,6 +86,15 @@ class JobConfig(BaseModel):
     """Other names of keys."""
     writes_file: ClassVar[bool] = False
     """Whether these are files rather than folders."""
+    shorthand: ClassVar[dict[str, str]] = {}
+    """Sections that may be given as one value, with the key in the section that it is for."""
+    renamed: ClassVar[dict[str, str]] = {}
+    """Keys of earlier versions, and what they are called now."""
+
+    @classmethod
+    def further_help(cls, arguments: Sequence[str]) -> str:
+        """What the help says after the job's YAML, given the other arguments."""
+        return ""
 
     def outputs(self) -> dict[str, str]:
         """By key, the folders and files that this run will write to."""
@@ -155,10 +164,12 @@ def load_config(job: str, arguments: Sequence[str]) -> Any:
         if not separator or not key:
             raise UserError(f"{job}: {argument!r} is not of the form key=value")
         if key == "config":
-            values = merged(values, _read_file(job, value))
+            values = layered(schema, values, _read_file(job, value))
         else:
-            overrides = merged(overrides, typed_fields(schema, _nested(key, Plain(value))))
-    return validate(job, schema, merged(_defaults(job), _by_name(job, schema, merged(values, overrides))))
+            given = _expanded(schema, typed_fields(schema, _nested(key, Plain(value))))
+            overrides = merged(overrides, given)
+    given = _by_name(job, schema, layered(schema, values, overrides))
+    return validate(job, schema, layered(schema, _defaults(job), given))
 
 
 def section_config(section: str, job: str, values: Mapping[str, Any]) -> Any:
@@ -173,7 +184,25 @@ def section_config(section: str, job: str, values: Mapping[str, Any]) -> Any:
         UserError: as `load_config`.
     """
     schema = schema_of(job)
-    return validate(section, schema, merged(_defaults(job), _by_name(section, schema, typed_fields(schema, values))))
+    given = _by_name(section, schema, typed_fields(schema, values))
+    return validate(section, schema, layered(schema, _defaults(job), given))
+
+
+def layered(schema: type[JobConfig], base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``over`` on top of ``base``; what ``base`` says of a section that ``over`` gives another name is dropped."""
+    base, over = _expanded(schema, base), _expanded(schema, over)
+    for key, name in schema.shorthand.items():
+        known, given = base.get(key, {}).get(name), over.get(key, {}).get(name)
+        if given is not None and known is not None and given != known:
+            base = {**base, key: {}}
+    return dict(merged(base, over))
+
+
+def _expanded(schema: type[JobConfig], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: {schema.shorthand[key]: value} if key in schema.shorthand and not isinstance(value, Mapping) else value
+        for key, value in values.items()
+    }
 
 
 def _by_name(where: str, schema: type[JobConfig], values: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +215,7 @@ def _by_name(where: str, schema: type[JobConfig], values: dict[str, Any]) -> dic
 
 
 def _defaults(job: str) -> dict[str, Any]:
-    values = typed_fields(schema_of(job), parse_yaml(job_help(job)))
+    values = typed_fields(schema_of(job), parse_yaml(conf_text(job)))
     return {key: value for key, value in values.items() if value != REQUIRED}
 
 
@@ -224,9 +253,17 @@ def validate(where: str, schema: type[JobConfig], values: dict[Any, Any], assign
 
 def _explain(schema: type[JobConfig], problem: Any, assign: str) -> str:
     where = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("function-"))
+    for key, name in schema.shorthand.items():
+        where = key if where == f"{key}.{name}" else where
     if problem["type"] == "missing":
         return f"{where}: required, say {where}{assign}…"
     if problem["type"] == "extra_forbidden":
+        if where in schema.renamed:
+            keys = problem["input"] if isinstance(problem["input"], Mapping) else {}
+            olds = [f"{where}.{key}" for key in keys] or [where]
+            return "; ".join(
+                f"{old}: is called {schema.renamed[where]} now".replace("NAME", old.rpartition(".")[2]) for old in olds
+            )
         close = difflib.get_close_matches(where, _dotted_keys(schema), n=1)
         return f"{where}: no such key" + (f", did you mean {close[0]}?" if close else "")
     return f"{where}{assign}{repr(problem['input'])[:_SHOWN]}: {problem['msg'].lower()}"
@@ -241,8 +278,13 @@ def _dotted_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-def job_help(job: str) -> str:
-    """The commented YAML of a job, which is its documentation, with the sections that it shares with other jobs."""
+def job_help(job: str, arguments: Sequence[str] = ()) -> str:
+    """The commented YAML of a job, which is its documentation, and what depends on ``arguments``."""
+    return "\n".join(filter(None, [conf_text(job), schema_of(job).further_help(arguments)]))
+
+
+def conf_text(job: str) -> str:
+    """The YAML of a job with the sections that it shares with other jobs."""
     return _SECTION.sub(_section, conf_file(job).read_text())
 
 

@@ -47,7 +47,7 @@ def _run(job: str, function: Callable[[Any], dict[str, Any]]) -> int:
 
     arguments = sys.argv[1:]
     if any(argument in {"-h", "--help", "help"} for argument in arguments):
-        print(f"usage: python jobs/{job}.py key=value …\n\n{job_help(job)}")
+        print(f"usage: python jobs/{job}.py key=value …\n\n{job_help(job, arguments)}")
         return 0
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("botocore", "aiobotocore", "s3fs", "fsspec", "httpx", "matplotlib", "openvino", "timm"):

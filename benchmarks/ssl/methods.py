@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from ray_fer.methods.recipe import BackboneRecipe, Faces
 
 from benchmarks.ssl.faces import TensorImages
 from benchmarks.ssl.train import FORWARD, LocalFeedback, Run, labelled_by, meta_feedback, online, partial, supervised
-from ray_fer.methods.recipe import BackboneRecipe, Faces
 from ray_fer.selection import RULES
 
 PARTS = ("loss_weights", "sampling_weights", "thresholds", "debiasing")

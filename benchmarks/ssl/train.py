@@ -17,6 +17,7 @@ import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
+from ray_fer.methods.recipe import BackboneRecipe, Factors, Indices
 
 from benchmarks.ssl.faces import Sets
 from ray_fer.evaluation.metrics import apply_temperature, evaluate_probs
@@ -25,7 +26,6 @@ from ray_fer.feedback.formulas import FeedbackConfig, feedback, initial_state, s
 from ray_fer.methods.heads import with_heads
 from ray_fer.methods.meta_feedback import MetaFeedbackRecipe, MetaSettings, TeacherAndStudent
 from ray_fer.methods.online import OnlineRecipe, OnlineSettings
-from ray_fer.methods.recipe import BackboneRecipe, Factors, Indices
 from ray_fer.methods.supervised import PseudoLabels, SupervisedRecipe, SupervisedSettings
 from ray_fer.selection import Accepted, Known, Rule, debias, fit, harden, smoothed_prior
 from ray_fer.training.finite import FiniteGuard

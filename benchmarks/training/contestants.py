@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from ray_fer.methods.recipe import BackboneRecipe
 
 from benchmarks.labeling.material import list_pictures
 from ray_fer import cluster
@@ -23,7 +24,6 @@ from ray_fer.jobs import backbone_context as builder
 from ray_fer.jobs.backbone_inputs import Inputs
 from ray_fer.methods import online, supervised
 from ray_fer.methods.config import TrainBackboneConfig
-from ray_fer.methods.recipe import BackboneRecipe
 from ray_fer.models.backbone import build_backbone, normalisation
 from ray_fer.training.optimisation import Ema, parameter_groups
 from ray_fer.training.runner import Run, fit

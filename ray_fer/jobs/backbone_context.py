@@ -1,101 +1,127 @@
-"""From a job's config to a recipe on one rank: opens what the arguments point at and turns it into faces by index.
+"""From a job's config to a method on one rank: opens what the arguments point at and turns it into faces by index.
 
-Recipes know arrays, not files: what they get are `Parts`.
+Methods know arrays, not files: all that they get is their `Context`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ray_fer.data.loading import CACHE_BYTES, ImageLoader
 from ray_fer.data.stream import PictureStream
 from ray_fer.errors import UserError
+from ray_fer.feedback.formulas import Snapshot
 from ray_fer.jobs.backbone_inputs import Inputs
-from ray_fer.methods.find_recipe import find_recipe
-from ray_fer.methods.parts import Parts, Stream, Weights
-from ray_fer.methods.recipe import BackboneRecipe, Faces
-from ray_fer.methods.supervised import PseudoLabels
+from ray_fer.methods.base import BackboneMethod, Weights
+from ray_fer.methods.batch import Faces, PseudoLabels, Stream
+from ray_fer.methods.context import Context, Feedback
+from ray_fer.methods.registry import find_method, numbers_of
 from ray_fer.models.backbone import build_backbone, checkpoint_activations, local_pretrained, normalisation
 from ray_fer.training.world import World
 
 
-def build_recipe(inputs: Inputs, unlabeled: Sequence[str], world: World, told: dict[str, Any]) -> BackboneRecipe:
-    """The recipe of one rank.
+def build_method(
+    inputs: Inputs,
+    world: World,
+    unlabeled: Sequence[str] = (),
+    domains: NDArray[np.int64] | None = None,
+    feedback: Feedback | None = None,
+    snapshot: Snapshot | None = None,
+) -> BackboneMethod:
+    """The method of one rank.
 
     Args:
-        inputs: of the job.
-        unlabeled: URIs of the unlabeled faces; none for recipes without.
-        world: the ranks.
-        told: ``feedback`` and ``factors``, as `BackboneRecipe` takes them.
+        inputs: Of the job.
+        world: The ranks.
+        unlabeled: URIs of the N unlabeled faces; none for methods without.
+        domains: Which source each of them is from, int64 (N,).
+        feedback: As `Context` takes it.
+        snapshot: As `Context` takes it.
 
     Raises:
         UserError: when what it would publish is not a plain backbone.
     """
-    config, cache_bytes = inputs.config, CACHE_BYTES // world.local_size
-    assert config.image_size is not None
-    size = config.image_size
+    config = inputs.config
     torch.manual_seed(config.seed)
-    backbone, mean, std = build_model(inputs)
-    backbones, plain = [backbone], _shapes(backbone.state_dict())
+    start, mean, std = build_model(inputs)
+    backbones, plain = [start], _shapes(start.state_dict())
+    unused = [start]
 
-    def another_backbone() -> torch.nn.Module:
+    def backbone() -> torch.nn.Module:
+        if unused:
+            return unused.pop()
         backbones.append(build_model(inputs)[0])
         return backbones[-1]
 
-    def faces(name: str, uris: Sequence[str], labels: Any = None) -> Faces:
-        images = ImageLoader(uris, size, cache_bytes=cache_bytes, name=name)
-        return Faces(images, uris, np.full(len(uris), -1) if labels is None else labels)
-
-    def stream(per_step: int, steps: int) -> Stream | None:
-        if len(unlabeled) * size**2 * 3 <= cache_bytes:
-            return None
-        if per_step % world.size:
-            raise UserError(
-                f"workers={world.size}: does not divide the {per_step} unlabeled faces of a step, which a stream needs"
-            )
-        return PictureStream(
-            *(unlabeled, size),
-            batch=per_step // world.size,
-            steps=steps,
-            epochs=config.epochs,
-            rank=world.rank,
-            ranks=world.size,
-            share=world.broadcast,
-            seed=config.seed,
-        ).epoch
-
+    faces = functools.partial(_faces, inputs, world)
     pseudo = None
-    if inputs.selection is not None:
-        selection = inputs.selection
+    if (selection := inputs.selection) is not None:
         pseudo = PseudoLabels(faces("pseudo", selection.uris), selection.targets, selection.plain_weights)
-    parts = Parts(
+    context = Context(
         config=config,
+        numbers=numbers_of(config.method),
         classes=inputs.labeled.classes,
-        world=world,
-        told=told,
         mean=mean,
         std=std,
         backbone=backbone,
-        another_backbone=another_backbone,
         labeled=faces("labeled", inputs.labeled.uris, inputs.labeled.labels),
         val=faces("val", inputs.val.uris, inputs.val.labels),
         feedback_rows=inputs.feedback_rows,
         pseudo=pseudo,
-        unlabeled=faces("unlabeled", unlabeled),
-        stream=stream,
+        unlabeled=faces("unlabeled", unlabeled, domains=domains),
+        stream=functools.partial(_stream, inputs, world, unlabeled),
+        world=world,
+        feedback=feedback,
+        snapshot=snapshot,
     )
-    recipe = find_recipe(config.recipe).build(parts)
-    if wrong := plain.items() ^ _shapes(plain_weights(inputs, recipe.ema_model.state_dict(), backbone)).items():
-        raise UserError(f"recipe={config.recipe}: what it publishes is no {config.backbone}, see {min(wrong)[0]}")
+    method = find_method(config.method.name)(context)
+    published = plain_weights(inputs, method.ema_model.state_dict(), start)
+    if wrong := plain.items() ^ _shapes(published).items():
+        raise UserError(f"method={config.method.name}: what it publishes is no {config.backbone}, see {min(wrong)[0]}")
     # After the averaged copy was made, which needs no gradients.
     if config.checkpoint_activations:
         for each in backbones:
             checkpoint_activations(each, str(config.backbone))
-    return recipe
+    return method
+
+
+def _faces(
+    inputs: Inputs,
+    world: World,
+    name: str,
+    uris: Sequence[str],
+    labels: NDArray[np.int64] | None = None,
+    domains: NDArray[np.int64] | None = None,
+) -> Faces:
+    images = ImageLoader(uris, _size(inputs), cache_bytes=CACHE_BYTES // world.local_size, name=name)
+    return Faces(images, uris, np.full(len(uris), -1) if labels is None else labels, domains)
+
+
+def _stream(inputs: Inputs, world: World, unlabeled: Sequence[str], per_step: int, steps: int) -> Stream | None:
+    """See `Context.stream`."""
+    config, size = inputs.config, _size(inputs)
+    if len(unlabeled) * size**2 * 3 <= CACHE_BYTES // world.local_size:
+        return None
+    if per_step % world.size:
+        raise UserError(
+            f"workers={world.size}: does not divide the {per_step} unlabeled faces of a step, which a stream needs"
+        )
+    return PictureStream(
+        *(unlabeled, size),
+        batch=per_step // world.size,
+        steps=steps,
+        epochs=config.epochs,
+        rank=world.rank,
+        ranks=world.size,
+        share=world.broadcast,
+        seed=config.seed,
+    ).epoch
 
 
 def build_model(inputs: Inputs) -> tuple[torch.nn.Module, tuple[float, ...], tuple[float, ...]]:
@@ -116,9 +142,15 @@ def build_model(inputs: Inputs) -> tuple[torch.nn.Module, tuple[float, ...], tup
     return (model, init.mean, init.std) if init else (model, *normalisation(model))
 
 
-def plain_weights(inputs: Inputs, weights: Weights, model: torch.nn.Module) -> Weights:
-    """What is published of a recipe's weights: those of ``model``, the plain backbone."""
-    return find_recipe(inputs.config.recipe).publish(weights, inputs.config, model)
+def plain_weights(inputs: Inputs, weights: Weights, model: Any) -> Weights:
+    """What is published of a method's weights: those of ``model``, the plain backbone."""
+    choice = inputs.config.method
+    return find_method(choice.name).publish(weights, numbers_of(choice), model.default_cfg["classifier"])
+
+
+def _size(inputs: Inputs) -> int:
+    assert inputs.config.image_size is not None
+    return inputs.config.image_size
 
 
 def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:

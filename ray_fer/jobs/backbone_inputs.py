@@ -28,7 +28,7 @@ from ray_fer.data.splits import feedback_half, join_validation, missing_in_a_hal
 from ray_fer.errors import UserError
 from ray_fer.feedback.formulas import FeedbackConfig
 from ray_fer.labeling.table import open_table, scan_rows
-from ray_fer.methods.config import TrainBackboneConfig
+from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig
 from ray_fer.models.artifact import Artifact, open_artifact
 from ray_fer.models.folder_facts import architecture_of
 from ray_fer.selection.file import Selection, read_selection
@@ -36,9 +36,11 @@ from ray_fer.training.run_folder import digest
 
 log = logging.getLogger(__name__)
 
-NO_FEEDBACK = "none"
 UNLABELED = "unlabeled.parquet"
-"""The listing of the unlabeled faces, in the run's folder and then beside the model: ``uri`` and ``identity``."""
+"""The listing of the unlabeled faces, in the run's folder and then beside the model.
+
+Its columns are ``uri``, ``identity`` and ``domain``, the number of the source.
+"""
 
 _SMALLEST, _LARGEST, _MULTIPLE, _SAMPLE = 48, 112, 16, 200
 
@@ -48,9 +50,9 @@ class Inputs:
     """What the arguments point at, opened and found to fit.
 
     Attributes:
-        config: with ``backbone``, ``image_size`` and ``classes`` resolved.
-        labeled: readable labelled rows.
-        val: likewise; with the rows of ``feedback_val`` where that is given.
+        config: With ``backbone``, ``image_size``, ``classes`` and the numbers of the method resolved.
+        labeled: Readable labelled rows; none for a method without labels.
+        val: Readable labelled rows; with the rows of ``feedback_val`` where that is given.
         feedback_rows: which rows of ``val`` drive feedback and temperature, bool; the others choose the epoch.
         init: artifact to start from.
         selection: pseudo-labels.
@@ -72,7 +74,7 @@ class Inputs:
 
     @functools.cached_property
     def labeled_contents(self) -> Contents:
-        """Likewise of ``labeled``."""
+        """What the pictures of ``labeled`` hold, read once."""
         return contents_of(self.labeled.uris)
 
     def held_out(self) -> Contents:
@@ -103,22 +105,21 @@ def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
     """
     labeled, val, feedback_rows = _read_manifests(config, quiet)
     # It imports torch, for which a mistyped path should not wait.
-    from ray_fer.methods.find_recipe import check_arguments, find_recipe
+    from ray_fer.methods.registry import check_arguments, resolved
 
-    kind = find_recipe(config.recipe)
-    check_arguments(config, kind)
+    method = check_arguments(config)
     init, backbone = open_start(config)
     selection = read_selection(config.pseudo, labeled.classes) if config.pseudo else None
     default = storage.join(storage.normalise(config.out), "feedback")
-    feedback = config.feedback or (default if kind.feedback and (selection or kind.unlabeled) else None)
-    resolved = config.model_copy(
+    feedback = config.feedback or (default if "feedback" in method.takes and (selection or config.unlabeled) else None)
+    config = resolved(config).model_copy(
         update={
             "backbone": backbone,
             "image_size": config.image_size or (init.image_size if init else picture_size(labeled.uris)),
             "classes": list(labeled.classes),
         }
     )
-    return Inputs(resolved, labeled, val, feedback_rows, init, selection, None if feedback == NO_FEEDBACK else feedback)
+    return Inputs(config, labeled, val, feedback_rows, init, selection, None if feedback == NO_FEEDBACK else feedback)
 
 
 def open_start(config: TrainBackboneConfig) -> tuple[Artifact | None, str]:
@@ -152,7 +153,7 @@ def picture_size(uris: list[str]) -> int:
 def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest, Manifest, NDArray[np.bool_]]:
     if config.init and config.pretrained:
         raise UserError("init and pretrained: give one of them")
-    labeled = _readable("labeled", read_manifest(config.labeled, config.classes), quiet)
+    labeled = _read_labeled(config, quiet)
     if len(labeled.classes) < 2:
         # It would train to the end, with a loss of 0 and a macro-F1 of 1.
         raise UserError(f"labeled={config.labeled}: one class, {labeled.classes[0]}; there is nothing to tell it from")
@@ -164,6 +165,14 @@ def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest,
     check_disjoint(labeled, feedback_val, "labeled and feedback_val")
     check_disjoint(val, feedback_val, "val and feedback_val")
     return labeled, *join_validation(val, feedback_val)
+
+
+def _read_labeled(config: TrainBackboneConfig, quiet: bool) -> Manifest:
+    if config.labeled is not None:
+        return _readable("labeled", read_manifest(config.labeled, config.classes), quiet)
+    if config.init is None:
+        raise UserError("labeled=null: give init=, which has the classes and the size")
+    return Manifest([], np.empty(0, np.int64), open_artifact(config.init).classes)
 
 
 def _readable(name: str, manifest: Manifest, quiet: bool) -> Manifest:
@@ -187,11 +196,11 @@ def _readable(name: str, manifest: Manifest, quiet: bool) -> Manifest:
 
 def warn_of_doubts(inputs: Inputs) -> None:
     """Says what the feedback or the choice cannot see, for want of validation faces, and what starts too early."""
-    from ray_fer.methods.find_recipe import find_recipe
+    from ray_fer.methods.registry import find_method
 
-    config, advice = inputs.config, find_recipe(inputs.config.recipe).from_scratch
+    config, advice = inputs.config, find_method(inputs.config.method.name).from_scratch
     if advice and not (config.init or config.pretrained):
-        log.warning("recipe=%s from scratch: %s", config.recipe, advice)
+        log.warning("method=%s from scratch: %s", config.method.name, advice)
     if lonely := missing_in_a_half(inputs.val, inputs.feedback_rows):
         log.warning("val: only one half of it has any of %s: feedback or choice is blind there", ", ".join(lonely))
     there, wanted = int(inputs.feedback_rows.sum()), FeedbackConfig().min_examples
@@ -277,11 +286,14 @@ def list_unlabeled(inputs: Inputs, folder: str) -> tuple[int, str]:
     counts: Counter[str] = Counter()
     assert inputs.config.unlabeled is not None
     held_out, known = inputs.held_out(), pictures_of(inputs.labeled) | pictures_of(inputs.val)
-    pages = list_sources(inputs.config.unlabeled, counts)
-    columns = (page.select(["uri", "identity", "size"]).to_pydict().values() for page in pages)
     # Sources may overlap, and lists repeat themselves.
-    keys = (key for page in columns for key in zip(*page, strict=True) if split_face(key[0])[0] not in known)
-    items = list({key[0]: Item(*key) for key in keys}.values())
+    found: dict[str, tuple[Item, int]] = {}
+    for domain, source in enumerate(inputs.config.unlabeled):
+        for page in list_sources([source], counts):
+            for key in zip(*page.select(["uri", "identity", "size"]).to_pydict().values(), strict=True):
+                if split_face(key[0])[0] not in known:
+                    found[key[0]] = Item(*key), domain
+    items = [item for item, _ in found.values()]
     log.info("unlabeled: %d faces are listed; those of the size of one of labeled or val are compared", len(items))
     copies = {item.uri for item in (inputs.labeled_contents | held_out).copies(items)}
     if copies:
@@ -292,7 +304,8 @@ def list_unlabeled(inputs: Inputs, folder: str) -> tuple[int, str]:
             "unlabeled: has to be all local or all on S3" if kept else "unlabeled: no face beside those with a label"
         )
     sink = pa.BufferOutputStream()
-    table = pa.table({"uri": [item.uri for item in kept], "identity": [item.identity for item in kept]})
+    columns = {name: [getattr(item, name) for item in kept] for name in ("uri", "identity")}
+    table = pa.table(columns | {"domain": [found[item.uri][1] for item in kept]})
     pq.write_table(table, sink, compression="zstd")
     storage.write_bytes(storage.join(folder, UNLABELED), sink.getvalue().to_pybytes())
     return len(kept), digest(sorted((item.uri, item.identity) for item in kept))
@@ -308,8 +321,9 @@ def _surely_gone(read: Read) -> bool:
     return read.status == "missing" and parse(split_face(read.item.uri)[0]) is None
 
 
-def read_unlabeled(folder: str) -> list[str]:
-    """The URIs that `list_unlabeled` wrote down."""
+def read_unlabeled(folder: str) -> tuple[list[str], NDArray[np.int64]]:
+    """The N URIs that `list_unlabeled` wrote down, and the number of the source of each, (N,)."""
     table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, UNLABELED))))
-    uris: list[str] = table["uri"].to_pylist()
-    return uris
+    known = "domain" in table.column_names  # a run that an older version began has none
+    domains = table["domain"].to_numpy() if known else np.zeros(table.num_rows, np.int64)
+    return table["uri"].to_pylist(), domains

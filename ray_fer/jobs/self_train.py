@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_fer import cluster, storage
-from ray_fer.config import section_config
+from ray_fer.config import layered, section_config
 from ray_fer.data.sources import check_sources
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
@@ -175,10 +175,10 @@ class _Loop:
             check_device(device)
         if self.config.rounds:
             check_sources(self.config.source)
-        from ray_fer.methods.find_recipe import check_arguments, find_recipe  # imports torch
+        from ray_fer.methods.registry import check_arguments  # imports torch
 
         for section, config in sections.items():
-            check_arguments(config, find_recipe(config.recipe))
+            check_arguments(config)
             try:
                 open_start(config.model_copy(update={"init": None}) if config.init == _FROM_TEACHER else config)
             except UserError as error:
@@ -298,10 +298,8 @@ class _Loop:
         if mine.get("init") == _FROM_TEACHER:
             mine["init"] = teacher
         fixed = {"pseudo": self.place(folder, "selection"), "feedback": self.place("feedback")}
-        shared = dict(self.config.train)
-        if mine.get("recipe", shared.get("recipe")) != shared.get("recipe"):
-            shared.pop("settings", None)
-        return self._train_config("student", f"{folder}/student", {**shared, **mine}, fixed)
+        values = layered(TrainBackboneConfig, self.config.train, mine)
+        return self._train_config("student", f"{folder}/student", values, fixed)
 
     def _train_config(
         self, section: str, place: str, values: Mapping[str, Any], fixed: Mapping[str, Any]

@@ -22,7 +22,6 @@ from ray_fer.data.manifests import Manifest
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
 from ray_fer.jobs.backbone_inputs import (
-    NO_FEEDBACK,
     UNLABELED,
     Inputs,
     check_selection,
@@ -32,7 +31,7 @@ from ray_fer.jobs.backbone_inputs import (
     warn_of_copies,
     warn_of_doubts,
 )
-from ray_fer.methods.config import TrainBackboneConfig
+from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig, upgraded
 from ray_fer.models.artifact import PROVENANCE, open_artifact, save_artifact
 from ray_fer.models.records import BackboneMetrics, Identity, Trained
 from ray_fer.resources import check_device
@@ -40,7 +39,8 @@ from ray_fer.training import lease
 from ray_fer.training.run_folder import RUN, absolute, claim, digest, environment, identity_of, is_finished, must_run
 
 if TYPE_CHECKING:  # torch, timm and Ray take seconds to import, a mistyped path should not
-    from ray_fer.methods.recipe import BackboneRecipe
+    from ray_fer.feedback.formulas import Snapshot
+    from ray_fer.methods.base import BackboneMethod
     from ray_fer.training.runner import Outcome
     from ray_fer.training.world import World
 
@@ -78,13 +78,13 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     check_device(config.device)
     config = _absolute(config)
     inputs = open_inputs(config)
-    identity = _identity(config, inputs)
+    identity = _identity(config.model_copy(update={"method": inputs.config.method}), inputs)
     out = storage.normalise(config.out)
-    if must_run(out, identity):
+    if must_run(out, identity, upgraded):
         _check_step(inputs)
         with lease.held(out) as held:
-            if not is_finished(out, identity):  # who held the lease may have ended meanwhile
-                start = Start(**claim(out, identity, functools.partial(_start, out, identity, inputs)))
+            if not is_finished(out, identity, upgraded):  # who held the lease may have ended meanwhile
+                start = Start(**claim(out, identity, functools.partial(_start, out, identity, inputs), upgraded))
                 outcome = _run(inputs, out, start, held)
                 held.check()
                 _publish(out, inputs, outcome, identity, start)
@@ -98,8 +98,10 @@ def check_trained(config: TrainBackboneConfig) -> None:
     Raises:
         UserError: when it was trained with others.
     """
-    config = _absolute(config)
-    is_finished(config.out, identity_of(config, {}))
+    from ray_fer.methods.registry import resolved
+
+    config = resolved(_absolute(config))
+    is_finished(config.out, identity_of(config, {}), upgraded)
 
 
 def _absolute(config: TrainBackboneConfig) -> TrainBackboneConfig:
@@ -110,40 +112,38 @@ def _absolute(config: TrainBackboneConfig) -> TrainBackboneConfig:
 # --- on a rank ---
 
 
-def make_recipe(config: TrainBackboneConfig, start: Start, folder: str, world: World) -> BackboneRecipe:
-    """The recipe of one rank, from the URIs in ``config``: data and weights never travel as arguments."""
+def make_method(config: TrainBackboneConfig, start: Start, folder: str, world: World) -> BackboneMethod:
+    """The method of one rank, from the URIs in ``config``: data and weights never travel as arguments."""
     from ray_fer.feedback.actor import load_snapshot
-    from ray_fer.jobs.backbone_context import build_recipe
+    from ray_fer.jobs.backbone_context import build_method
 
     inputs = open_inputs(config, quiet=world.rank > 0)
-    told: dict[str, Any] = {}
-    if inputs.feedback is not None:
-        classes = inputs.labeled.classes
-        told = {
-            "feedback": _Feedback(inputs.feedback, classes, config.feedback_parts, start.run_name),
-            "factors": load_snapshot(inputs.feedback, classes, start.feedback_version).to_json(),
-        }
-    unlabeled = read_unlabeled(folder) if start.unlabeled else []
-    return build_recipe(inputs, unlabeled, world, told)
+    unlabeled, domains = read_unlabeled(folder) if start.unlabeled else ([], None)
+    if inputs.feedback is None:
+        return build_method(inputs, world, unlabeled, domains)
+    classes = inputs.labeled.classes
+    feedback = _Feedback(inputs.feedback, classes, config.feedback_parts, start.run_name)
+    snapshot = load_snapshot(inputs.feedback, classes, start.feedback_version)
+    return build_method(inputs, world, unlabeled, domains, feedback, snapshot)
 
 
 @dataclass(frozen=True)
 class _Feedback:
-    """Tells the actor of a run's validations."""
+    """Reports a run's validations to the actor."""
 
     uri: str
     classes: tuple[str, ...]
     parts: Sequence[FeedbackPart]
     run_name: str
 
-    def __call__(self, confusion: NDArray[np.int64], epoch: int, **evidence: Any) -> dict[str, Any]:
+    def __call__(self, confusion: NDArray[np.int64], epoch: int, **evidence: Any) -> Snapshot:
         import ray
 
         from ray_fer.feedback.actor import get_feedback_actor
 
         actor = get_feedback_actor(self.uri, self.classes, self.parts)
         source = f"{self.run_name}/epoch-{epoch + 1}"
-        answer: dict[str, Any] = ray.get(actor.update.remote(confusion.tolist(), source, **evidence))
+        answer: Snapshot = ray.get(actor.update.remote(confusion.tolist(), source, **evidence))
         return answer
 
 
@@ -232,7 +232,7 @@ def _run(inputs: Inputs, out: str, start: Start, held: lease.Lease) -> Outcome:
     warn_of_doubts(inputs)
     run = Run(
         folder=folder,
-        make=functools.partial(make_recipe, config, start, folder),
+        make=functools.partial(make_method, config, start, folder),
         device=config.device,
         workers=config.workers,
         zero_stage=config.zero_stage,

@@ -24,7 +24,7 @@ from ray_fer import cluster, storage
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
 from ray_fer.jobs.extract_features import read_clips, read_info, survey_clips
-from ray_fer.methods.temporal import TemporalRecipe, WindowModel, build_encoder, inference_stride
+from ray_fer.methods.temporal import TemporalMethod, WindowModel, build_encoder, inference_stride
 from ray_fer.models.artifact import METRICS, PROVENANCE, Artifact, open_artifact
 from ray_fer.models.records import EncoderMetrics, Identity, Trained
 from ray_fer.models.softmax import softmax
@@ -146,11 +146,11 @@ def common_step(clips: list[NDArray[np.int64]]) -> int:
     return max(frames, key=lambda step: (frames[step], -step), default=1)
 
 
-def make_recipe(config: TrainTemporalConfig, world: World) -> TemporalRecipe:
-    """The recipe of one rank, from the URIs in ``config``: features never travel as arguments."""
+def make_method(config: TrainTemporalConfig, world: World) -> TemporalMethod:
+    """The method of one rank, from the URIs in ``config``: features never travel as arguments."""
     classes = tuple(read_info(config.features, "features")["classes"])
     val = [clip for number, clip in enumerate(read_clips(config.val)) if number % world.size == world.rank]
-    return TemporalRecipe(config, classes, list(read_clips(config.features)), val, world)
+    return TemporalMethod(config, classes, list(read_clips(config.features)), val, world)
 
 
 def _check(config: TrainTemporalConfig) -> None:
@@ -177,7 +177,7 @@ def _run(config: TrainTemporalConfig, inputs: Inputs, folder: str, held: lease.L
     )
     run = Run(
         folder=folder,
-        make=functools.partial(make_recipe, config),
+        make=functools.partial(make_method, config),
         device=config.device,
         workers=config.workers,
         zero_stage=config.zero_stage,

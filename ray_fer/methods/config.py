@@ -1,82 +1,113 @@
-"""What training a backbone can be told."""
+"""What training a backbone can be told, and what a method's own numbers are made of."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+import importlib.util
+import json
+import os
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, PlainSerializer
+from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ray_fer.config import Count, Device, FeedbackPart, JobConfig, Minutes, NonNegative, Seed, Share, Uri
-from ray_fer.config_values import Plain, typed
 from ray_fer.data.source_config import Sources
-from ray_fer.methods.recipe_names import RECIPES, is_there
-from ray_fer.selection.config import Rule
+
+METHODS = ("supervised", "online", "meta_feedback")
+NO_FEEDBACK = "none"
+"""What ``feedback=`` says where there shall be none."""
+_WIDTH, _COLUMN = 118, 24
 
 
-def _known_recipe(name: str) -> str:
+class MethodConfig(JobConfig):
+    """The numbers of a method, given as ``method.NAME=``. The text under a field is its documentation."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class MethodChoice(JobConfig):
+    """The name of a method and, under their names, its numbers, which the method's own ``Config`` validates."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Annotated[str, AfterValidator(lambda name: _known(name))]
+
+
+def module_of(name: str) -> str:
+    """The module that a method's name stands for: one of ours, or one of the user's."""
+    return f"ray_fer.methods.{name}" if name in METHODS else name
+
+
+def is_there(name: str) -> bool:
+    """Whether the module of a method can be found; of ``a.b.c``, ``a`` and ``a.b`` are imported for that."""
+    if name in METHODS:
+        return True
+    if not all(part.isidentifier() for part in name.split(".")):
+        return False
+    # Python looks into the folder of the script alone; Ray's workers look into the driver's folder already.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # it is there, and lacks another
+        return False
+
+
+def upgraded(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier version recorded as the arguments of a run, by their names of now."""
+    old = dict(arguments)
+    if "recipe" not in old:
+        return old
+    name = old.pop("recipe")
+    pseudo = {key: old.pop(key) for key in ("pseudo_ratio", "pseudo_weight") if key in old}
+    own = {ours: old.pop(key, {}) for ours, key in zip(METHODS, ("supervised", "online", "meta"), strict=True)}
+    given = old.pop("settings", None) or {}
+    numbers = {**(pseudo if name in ("supervised", "online") else {}), **own.get(name, {}), **given}
+    return {**old, "method": {"name": name, **numbers}}
+
+
+def _known(name: str) -> str:
     if not is_there(name):
-        ours = ", ".join(f"'{each}'" for each in RECIPES)
+        ours = ", ".join(f"'{each}'" for each in METHODS)
         raise PydanticCustomError(
-            "recipe", f"input should be {ours} or a module such as my.recipe, in the current folder or installed"
+            "method", f"input should be {ours} or a module such as my.method, in the current folder or installed"
         )
     return name
 
 
-def _recorded(value: Any) -> Any:
-    """What a run records of ``settings``, whose types their recipe alone knows: numbers where text can be no other."""
-    if isinstance(value, Mapping):
-        return {key: _recorded(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_recorded(each) for each in value]
-    if not isinstance(value, Plain):
-        return value
-    read = typed(dict[str, Any] if value.startswith("{") else list[Any], value)
-    if not isinstance(read, str):
-        return _recorded(read)
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            if str(kind(value)) == value:
-                return kind(value)
-    return {"true": True, "false": False, "null": None}.get(value, str(value))
+def as_yaml(name: str, numbers: type[MethodConfig]) -> str:
+    """The numbers of a method as commented YAML, which ``config=FILE`` takes."""
+    lines = [f"# The numbers of method={name}, with their defaults.", "method:", f"  name: {name}"]
+    for key, field in numbers.model_fields.items():
+        value = "???" if field.is_required() else _scalar(field.get_default(call_default_factory=True))
+        said = textwrap.wrap(" ".join((field.description or "").split()), _WIDTH - _COLUMN)
+        start = f"  {key}: {value}"
+        lines.append(f"{start:{_COLUMN - 2}}  # {said[0]}" if said else start)
+        lines += [f"{'':{_COLUMN}}# {line}" for line in said[1:]]
+    return "\n".join(lines) + "\n"
 
 
-Settings = Annotated[dict[str, Any] | None, AfterValidator(lambda given: given or None), PlainSerializer(_recorded)]
-
-
-class SupervisedConfig(JobConfig):
-    """What the recipe ``supervised`` has alone."""
-
-    head: Literal["main", "balanced"]
-
-
-class OnlineConfig(JobConfig):
-    """What the recipe ``online`` does with unlabeled faces."""
-
-    rule: Rule
-    threshold: Annotated[float, Field(gt=0, le=1)]
-    ratio: Count
-    weight: NonNegative
-    targets: Literal["soft", "hard"]
-    head: Literal["main", "balanced", "debiased"]
-    calibrate: bool
-
-
-class MetaConfig(JobConfig):
-    """What the recipe ``meta_feedback`` does with unlabeled faces."""
-
-    ratio: Count
-    consistency: NonNegative
-    strength: Annotated[float, Field(ge=0, le=0.5)]
-    finetune: Share
+def _scalar(value: Any) -> str:
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 class TrainBackboneConfig(JobConfig):
     """``jobs/train_backbone.py``"""
 
-    labeled: Uri
+    shorthand: ClassVar[dict[str, str]] = {"method": "name"}
+    renamed: ClassVar[dict[str, str]] = {
+        "recipe": "method",
+        **dict.fromkeys(("settings", "supervised", "online", "meta"), "method.NAME"),
+        "pseudo_ratio": "method.pseudo_ratio",
+        "pseudo_weight": "method.pseudo_weight",
+    }
+
+    labeled: Uri | None
     val: Uri
     feedback_val: Uri | None
     out: Uri
@@ -99,14 +130,8 @@ class TrainBackboneConfig(JobConfig):
     seed: Seed
     init: Uri | None
     pseudo: Uri | None
-    pseudo_ratio: Count
-    pseudo_weight: NonNegative
-    recipe: Annotated[str, AfterValidator(_known_recipe)]
-    settings: Settings
+    method: MethodChoice
     unlabeled: Sources | None
-    supervised: SupervisedConfig
-    online: OnlineConfig
-    meta: MetaConfig
     feedback: Uri | None
     feedback_parts: list[FeedbackPart]
     device: Device
@@ -117,3 +142,12 @@ class TrainBackboneConfig(JobConfig):
     wait_minutes: Minutes
     max_failures: Annotated[int, Field(ge=0)]
     on_bad_loss: Literal["stop", "skip"]
+
+    @classmethod
+    def further_help(cls, arguments: Sequence[str]) -> str:
+        """The numbers of the method that is asked about, else of all of ours."""
+        from ray_fer.methods.registry import find_method  # imports torch
+
+        given = (argument.partition("=") for argument in arguments)
+        asked = [value for key, _, value in given if key in ("method", "method.name")]
+        return "\n".join(as_yaml(name, find_method(name).Config) for name in asked or METHODS)

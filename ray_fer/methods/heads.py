@@ -37,36 +37,22 @@ class HeadedBackbone(nn.Module):
         logits = [self.backbone.get_classifier()(features), *(head(features) for head in self.heads.values())]
         return torch.stack(logits, dim=1)
 
-    def index(self, name: str) -> int:
-        """Where a head's logits are in the output."""
-        return 0 if name == MAIN else 1 + list(self.heads).index(name)
-
-    def reverse(self, strength: float) -> None:
-        """Sets the strength of the worst-case head's reversal."""
-        worst: Any = self.heads[WORST]
-        worst.strength = strength
-
-
-def with_heads(backbone: Any, head: str, n_classes: int) -> HeadedBackbone:
-    """A backbone with what ``head`` stands for: `MAIN` nothing, `BALANCED` one head, `DEBIASED` DST's two."""
-    features = backbone.get_classifier().in_features
-    heads: dict[str, nn.Module] = {}
-    if head == BALANCED:
-        heads = {BALANCED: nn.Linear(features, n_classes)}
-    elif head == DEBIASED:
-        heads = {PSEUDO: pseudo_head(features, n_classes), WORST: ReversedHead(features, n_classes)}
-    return HeadedBackbone(backbone, heads)
+    def logits(self, outputs: torch.Tensor, name: str) -> torch.Tensor:
+        """(B, K) of one head in the output."""
+        return outputs[:, 0 if name == MAIN else 1 + list(self.heads).index(name)]
 
 
 def published(state: dict[str, torch.Tensor], head: str, classifier: str) -> dict[str, torch.Tensor]:
-    """Weights of the plain backbone from those of a `HeadedBackbone`, one of its linear heads as the classifier.
+    """Weights of the plain backbone with one of the linear heads as its classifier.
 
     Args:
-        state: ``state_dict()`` of the whole.
+        state: ``state_dict()`` of a `HeadedBackbone`, or of a plain backbone, which is published as it is.
         head: `MAIN`, or the name of a head that is one linear layer.
-        classifier: what the backbone calls its classifier, for example ``fc``.
+        classifier: What the backbone calls its classifier, for example ``fc``.
     """
     prefix = "backbone."
+    if not any(key.startswith(prefix) for key in state):
+        return state
     weights = {key[len(prefix) :]: tensor for key, tensor in state.items() if key.startswith(prefix)}
     if head != MAIN:
         weights |= {f"{classifier}.{part}": state[f"heads.{head}.{part}"] for part in ("weight", "bias")}

@@ -21,49 +21,31 @@ student learns anything at all, and drives the teacher to over-confidence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
+from pydantic import Field
 from torch import nn
 from torch.func import functional_call
 
+from ray_fer.config import Count, NonNegative, Share
 from ray_fer.data.augment import STRONG, WEAK
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
-from ray_fer.methods.config import TrainBackboneConfig
-from ray_fer.methods.parts import Parts, RecipeKind, Weights
-from ray_fer.methods.recipe import VIEWS, BackboneRecipe, Faces, Indices, Settings
-from ray_fer.training.loop import Step
+from ray_fer.methods.base import VIEWS, LabeledMethod, Weights
+from ray_fer.methods.batch import Indices
+from ray_fer.methods.config import MethodConfig
+from ray_fer.methods.context import Context
+from ray_fer.training.loop import Batch, Terms
 from ray_fer.training.optimisation import learning_rate_factor
-from ray_fer.training.world import World
 
 _CONSISTENCY_RAMP = 0.1  # share of the run
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetaSettings(Settings):
-    """The numbers of the circuit.
-
-    Attributes:
-        ratio: unlabeled faces per labelled one in a step.
-        consistency: weight of the teacher's consistency.
-        strength: weight of the feedback, at most .5.
-        momentum: of the moments of h.
-        finetune: share of the run, at its end, in which the student sees labelled faces alone.
-        finetune_factor: of the learning rate then.
-    """
-
-    ratio: int = 2
-    consistency: float = 1.0
-    strength: float = 0.5
-    momentum: float = 0.99
-    finetune: float = 0.2
-    finetune_factor: float = 0.3
+_MOMENTUM = 0.99  # of the moments of h
+_FINETUNE_FACTOR = 0.3  # of the learning rate while the student is fine-tuned
 
 
 class TeacherAndStudent(nn.Module):
@@ -106,8 +88,8 @@ class Unlabeled:
 
 
 @dataclass(frozen=True, eq=False)
-class MetaBatch:
-    """Of one step.
+class MetaBatch(Batch):
+    """Labelled and unlabeled faces of one step.
 
     Attributes:
         labels: int64 (B,).
@@ -130,84 +112,95 @@ class MetaBatch:
     progress: float
 
 
-class MetaFeedbackRecipe(BackboneRecipe):
-    """See the module, and `BackboneRecipe` for the other arguments.
+class MetaFeedbackMethod(LabeledMethod):
+    """See the module.
 
     Args:
-        settings: the numbers.
-        model: teacher and student.
-        unlabeled: N faces.
+        context: All that it is given.
     """
 
-    def __init__(
-        self,
-        settings: MetaSettings,
-        model: TeacherAndStudent,
-        mean: Sequence[float],
-        std: Sequence[float],
-        labeled: Faces,
-        val: Faces,
-        feedback_rows: NDArray[np.bool_],
-        unlabeled: Faces,
-        classes: Sequence[str],
-        world: World,
-    ) -> None:
-        super().__init__(settings, model, mean, std, labeled, val, feedback_rows, classes, world)
-        self.settings, self.pair, self.unlabeled = settings, model, unlabeled
-        self.unlabeled_per_step = settings.batch_size * settings.ratio
+    class Config(MethodConfig):
+        """The method's own numbers."""
+
+        ratio: Count = 2
+        """unlabeled faces per labelled face in a step"""
+        consistency: NonNegative = 1.0
+        """weight of the teacher's own loss on unlabeled faces"""
+        strength: Annotated[float, Field(ge=0, le=0.5)] = 0.5
+        """weight of the feedback from the student"""
+        finetune: Share = 0.2
+        """share of the run, at its end, in which the student sees labelled faces alone"""
+
+    needs: ClassVar[tuple[str, ...]] = ("labeled", "unlabeled")
+    takes: ClassVar[tuple[str, ...]] = ()  # the feedback corrects the teacher, which is trained here
+    from_scratch = "the student learns from a teacher that knows nothing; give init="
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.unlabeled = context.unlabeled
+        self.unlabeled_per_step = self.config.batch_size * self.numbers.ratio
         self.images_per_epoch += self.unlabeled_per_step * self.steps_per_epoch
         # What the optimiser step before, whose h is known, leaves to the steps of the next.
         self.before: list[Unlabeled] = []
         self.moments = {"mean": 0.0, "square": 0.0, "count": 0}
         self.h = 0.0
 
+    def network(self) -> nn.Module:
+        """Teacher and student, from the same start."""
+        self.pair = TeacherAndStudent(self.context.backbone(), self.context.backbone())
+        return self.pair
+
+    @classmethod
+    def publish(cls, weights: Weights, numbers: Any, classifier: str) -> Weights:
+        """The student."""
+        prefix = "student."
+        return {key[len(prefix) :]: each for key, each in weights.items() if key.startswith(prefix)}
+
     def learning_rate(self, step: int) -> float:
         """Warm-up and cosine for the circuit, then once more, lower, for the fine-tuning."""
-        settings, in_epoch = self.settings, self.steps_per_epoch // self.accumulate
+        peak, in_epoch = self.config.learning_rate, self.steps_per_epoch // self.accumulate
         steps = self.epochs * in_epoch
-        first = round((1 - settings.finetune) * steps)
+        first = round((1 - self.numbers.finetune) * steps)
         if step < first:
-            warmup = min(round(settings.warmup_epochs * in_epoch), first)
-            return settings.learning_rate * learning_rate_factor(step, first, warmup)
-        return settings.finetune_factor * settings.learning_rate * learning_rate_factor(step - first, steps - first, 0)
+            warmup = min(round(self.config.warmup_epochs * in_epoch), first)
+            return peak * learning_rate_factor(step, first, warmup)
+        return _FINETUNE_FACTOR * peak * learning_rate_factor(step - first, steps - first, 0)
 
-    def steps(self, epoch: int) -> Iterator[Step]:
+    def steps(self, epoch: int) -> Iterator[MetaBatch]:
         """This rank's part of every step of ``epoch``."""
         torch.manual_seed(self.random_seed(epoch))  # dropout
         count = self.steps_per_epoch * self.unlabeled_per_step
-        rows = weighted_indices(np.ones(len(self.unlabeled)), count, seed=self.settings.seed, epoch=epoch)
+        rows = weighted_indices(np.ones(len(self.unlabeled)), count, seed=self.config.seed, epoch=epoch)
         self.before = []
         plans = zip(self.sampler.epoch(epoch), rows.reshape(self.steps_per_epoch, -1), strict=True)
         own = ((number, self.own(labeled), self.own(unlabeled)) for number, (labeled, unlabeled) in enumerate(plans))
         for (number, labeled, unlabeled), *pictures in read_ahead(self._read, own):
-            yield self._step(epoch, number, labeled, unlabeled, pictures)
+            yield self._batch(epoch, number, labeled, unlabeled, pictures)
 
-    def loss(self, outputs: torch.Tensor, step: Step) -> torch.Tensor:
+    def losses(self, outputs: torch.Tensor, batch: MetaBatch) -> Terms:
         """The losses of teacher and student, which share no weight; means of this rank's part."""
-        batch, settings, outputs = step.data, self.settings, outputs.float()
+        outputs, smoothing = outputs.float(), self.config.label_smoothing
         b, split = len(batch.labels), self.pair.split
-        errors = F.cross_entropy(
-            outputs[:b] + self.margin, batch.labels, label_smoothing=settings.label_smoothing, reduction="none"
-        )
-        loss: torch.Tensor = (errors * batch.labels_ok).mean()
+        errors = F.cross_entropy(outputs[:b] + self.margin, batch.labels, label_smoothing=smoothing, reduction="none")
+        terms = {"labeled": (errors * batch.labels_ok).mean()}
         if batch.unlabeled is None:
-            return loss
+            return terms
         if batch.before is not None:
             strong = outputs[b:split]
             consistency = F.cross_entropy(strong, batch.before.probs, reduction="none")
             feedback = F.cross_entropy(strong, strong.detach().argmax(dim=1), reduction="none")
             ramp = min(1.0, batch.progress / _CONSISTENCY_RAMP)
-            errors = ramp * settings.consistency * consistency + settings.strength * self.h * feedback
-            loss = loss + (errors * batch.before.ok).mean()
+            errors = ramp * self.numbers.consistency * consistency + self.numbers.strength * self.h * feedback
+            terms["teacher"] = (errors * batch.before.ok).mean()
         errors = F.cross_entropy(outputs[split:], batch.unlabeled.probs.argmax(dim=1), reduction="none")
-        students: torch.Tensor = (errors * batch.unlabeled.ok).mean()
-        return loss + students
+        terms["student"] = (errors * batch.unlabeled.ok).mean()
+        return terms
 
-    def after_step(self, model: nn.Module, steps: list[Step]) -> None:
-        """Measures what the step did to the student, and moves the averaged weights."""
-        super().after_step(model, steps)
-        taken = [step.data for step in steps if step.data.unlabeled is not None]
-        self.before = [each.unlabeled for each in taken]
+    def after_step(self, model: nn.Module, batches: list[MetaBatch]) -> None:
+        """Measures what the step did to the student, and updates the averaged weights."""
+        super().after_step(model, batches)
+        taken = [batch for batch in batches if batch.unlabeled is not None]
+        self.before = [each.unlabeled for each in taken if each.unlabeled is not None]
         if taken:
             gains = [
                 each.error - self._error(each.labeled, each.labels, each.labels_ok, each.buffers) for each in taken
@@ -219,32 +212,29 @@ class MetaFeedbackRecipe(BackboneRecipe):
         return super().state() | {"moments": self.moments, "h": self.h}
 
     def load_state(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        """Takes over what `state` returned."""
+        """Restores what `state` returned."""
         super().load_state(state, tensors)
         self.moments, self.h = state["moments"], state["h"]
 
     def averaged_logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """Of the averaged student."""
-        student: Any = self.ema_model.student
-        with self.world.autocast():
-            logits: torch.Tensor = student(inputs.contiguous(memory_format=self.layout)).float()
-        return logits
+        return self.outputs_of(self.ema_model.student, inputs)
 
     def _read(self, rows: tuple[int, Indices, Indices]) -> tuple[Any, ...]:
         _, labeled, unlabeled = rows
         return rows, self.labeled.images.batch(labeled), self.unlabeled.images.batch(unlabeled)
 
-    def _step(self, epoch: int, number: int, labeled: Indices, unlabeled: Indices, pictures: list[Any]) -> Step:
+    def _batch(self, epoch: int, number: int, labeled: Indices, unlabeled: Indices, pictures: list[Any]) -> MetaBatch:
         progress = (epoch + number / self.steps_per_epoch) / self.epochs
         generator = self.generator(epoch, number)
         (pixels, labels_ok), (faces, faces_ok) = pictures
         labels = torch.from_numpy(self.labeled.labels[labeled]).to(self.world.device)
         ok = self.tensor(labels_ok)
-        x = self.augmented(pixels, VIEWS[self.settings.labeled_view], generator)
+        x = self.augmented(pixels, VIEWS[self.config.labeled_view], generator)
         uris = [self.labeled.uris[row] for row in labeled]
-        if progress >= 1 - self.settings.finetune:
+        if progress >= 1 - self.numbers.finetune:
             self.pair.split = 0
-            return Step(x, uris, MetaBatch(labels, ok, x, None, None, {}, 0.0, progress))
+            return MetaBatch(x, uris, labels, ok, x, None, None, {}, 0.0, progress)
         weak, strong = (self.augmented(faces, view, generator) for view in (WEAK, STRONG))
         own = Unlabeled(strong, self._teacher_probs(weak), self.tensor(faces_ok))
         place = number % self.accumulate
@@ -253,15 +243,14 @@ class MetaFeedbackRecipe(BackboneRecipe):
         self.pair.split = sum(len(part) for part in parts[:-1])
         buffers = {name: buffer.clone() for name, buffer in self.pair.student.named_buffers()}
         error = self._error(x, labels, ok, buffers)
-        batch = MetaBatch(labels, ok, x, own, before, buffers, error, progress)
         uris += [self.unlabeled.uris[row] for row in unlabeled]
-        return Step(torch.cat(parts).contiguous(memory_format=self.layout), uris, batch)
+        inputs = torch.cat(parts).contiguous(memory_format=self.layout)
+        return MetaBatch(inputs, uris, labels, ok, x, own, before, buffers, error, progress)
 
     @torch.no_grad()
     def _teacher_probs(self, weak: torch.Tensor) -> torch.Tensor:
         teacher = self.pair.teacher.eval()
-        with self.world.autocast():
-            probs: torch.Tensor = teacher(weak.contiguous(memory_format=self.layout)).float().softmax(dim=1)
+        probs = self.outputs_of(teacher, weak).softmax(dim=1)
         teacher.train()
         return probs
 
@@ -281,30 +270,11 @@ class MetaFeedbackRecipe(BackboneRecipe):
         moments = self.moments
         std = max(moments["square"] - moments["mean"] ** 2, 0.0) ** 0.5
         value = float(np.clip((h - moments["mean"]) / (std + 1e-3), -1, 1)) if moments["count"] else 0.0
-        share = max(1 - self.settings.momentum, 1 / (moments["count"] + 1))
+        share = max(1 - _MOMENTUM, 1 / (moments["count"] + 1))
         moments["mean"] += share * (h - moments["mean"])
         moments["square"] += share * (h * h - moments["square"])
         moments["count"] += 1
         return value
 
 
-def build(parts: Parts) -> MetaFeedbackRecipe:
-    """The recipe of one rank."""
-    settings = parts.settings(MetaSettings, **parts.config.meta.model_dump())
-    pair = TeacherAndStudent(parts.backbone, parts.another_backbone())
-    return MetaFeedbackRecipe(settings, pair, unlabeled=parts.unlabeled, **parts.shared())
-
-
-def publish(weights: Weights, config: TrainBackboneConfig, backbone: nn.Module) -> Weights:
-    """The student."""
-    prefix = "student."
-    return {key[len(prefix) :]: each for key, each in weights.items() if key.startswith(prefix)}
-
-
-RECIPE = RecipeKind(
-    build=build,
-    unlabeled=True,
-    feedback=False,  # the teacher is what it corrects
-    publish=publish,
-    from_scratch="the student learns from a teacher that knows nothing; give init=",
-)
+METHOD = MetaFeedbackMethod

@@ -1,4 +1,4 @@
-"""The recipe of teacher and offline student: labelled faces drawn by class, pseudo-labelled ones beside them.
+"""Teacher and offline student: labelled faces drawn by class, selected pseudo-labels beside them.
 
     loss = mean_i w[y_i] CE(y_i smoothed, z_i + m) + pseudo_weight * mean_j (t_j . w) CE(t_j, z_j)
 
@@ -9,192 +9,234 @@ one forward and one backward pass is FixMatch's (arXiv:2001.07685) with labels t
 labelled face is drawn in proportion to its weight in the selection, so the weight is not in the loss again. Means have
 fixed denominators: the mean of the ranks' losses is the loss.
 
-One joint forward pass is a third cheaper than two, and the price is that BatchNorm sees one mixture of both sets.
+One joint forward pass is a third cheaper than two; in exchange, BatchNorm sees one mixture of both sets.
+
+With ``method.head=balanced`` a second classifier on the same features learns from the same faces, each times
+min n / n_c of its class c, where n is how often each class is drawn (ABC, arXiv:2110.10368): see `BalancedHead`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import nn
 
+from ray_fer.config import Count, NonNegative
 from ray_fer.data.augment import STRONG
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
-from ray_fer.feedback.formulas import sampling_probabilities
-from ray_fer.methods.config import TrainBackboneConfig
-from ray_fer.methods.heads import BALANCED, MAIN, published, with_heads
-from ray_fer.methods.parts import Parts, RecipeKind, Weights
-from ray_fer.methods.recipe import VIEWS, BackboneRecipe, Faces, Factors, Feedback, Indices, Settings
-from ray_fer.training.loop import Step
-from ray_fer.training.world import World
+from ray_fer.feedback.formulas import Snapshot
+from ray_fer.methods.base import VIEWS, LabeledMethod, Weights
+from ray_fer.methods.batch import Indices, LabeledBatch, Targets
+from ray_fer.methods.config import MethodConfig
+from ray_fer.methods.context import Context
+from ray_fer.methods.heads import BALANCED, MAIN, HeadedBackbone, keep_rates, published
+from ray_fer.training.loop import Terms, total
 
 
-@dataclass(frozen=True, eq=False)
-class PseudoLabels:
-    """Selected predictions.
-
-    Attributes:
-        faces: M pictures.
-        targets: float32 (M, K), rows sum to 1.
-        weights: float32 (M,), how often each is drawn, relative to the others, without any feedback.
-    """
-
-    faces: Faces
-    targets: NDArray[np.float32]
-    weights: NDArray[np.float32]
-
-    def weights_under(self, sampling_weights: NDArray[np.float64], n_draws: int) -> NDArray[np.float64]:
-        """How often each row is drawn, (M,), relative to the others, under the feedback's sampling weights.
-
-        Args:
-            sampling_weights: (K,).
-            n_draws: rows drawn per epoch.
-        """
-        labels = self.targets.argmax(axis=1)
-        counts = np.bincount(labels, minlength=len(sampling_weights))
-        mass = np.bincount(labels, self.weights, minlength=len(sampling_weights))
-        wanted = sampling_probabilities(sampling_weights, mass, counts, n_draws)
-        tilted: NDArray[np.float64] = self.weights * (wanted / np.where(mass > 0, mass, 1.0))[labels]
-        return tilted
-
-
-@dataclass(frozen=True, kw_only=True)
-class SupervisedSettings(Settings):
-    """The numbers of the pseudo-labelled part.
-
-    Attributes:
-        pseudo_ratio: pseudo-labelled faces per labelled one in a step.
-        pseudo_weight: of their loss.
-    """
-
-    pseudo_ratio: int = 2
-    pseudo_weight: float = 1.0
-
-
-@dataclass(frozen=True, eq=False)
-class Targets:
-    """Of one step's inputs: the first B are labelled, the other M pseudo-labelled; an unreadable one has weight 0.
-
-    Attributes:
-        labels: int64 (B,).
-        label_weights: float (B,), 1 or 0.
-        soft: float (M, K).
-        soft_weights: float (M,), 1 or 0.
-        label_count: labelled faces of the step over all ranks.
-        soft_count: pseudo-labelled faces of the step over all ranks.
-    """
-
-    labels: torch.Tensor
-    label_weights: torch.Tensor
-    soft: torch.Tensor
-    soft_weights: torch.Tensor
-    label_count: int
-    soft_count: int
-
-
-def joint_loss(
+def supervised_terms(
     logits: torch.Tensor,
     targets: Targets,
     class_weights: torch.Tensor,
     label_smoothing: float,
     pseudo_weight: float,
     margin: torch.Tensor | float = 0.0,
-) -> torch.Tensor:
-    """The loss of the module's docstring, this rank's share of the sums over the whole step's counts.
+) -> Terms:
+    """The two terms of the module's docstring, this rank's share of the sums over the whole step's counts.
 
     Args:
         logits: (B + M, K), any float type.
-        targets: of the same rows.
+        targets: Of the same rows.
         class_weights: w, float (K,).
-        label_smoothing: share of the target spread evenly over the classes.
-        pseudo_weight: weight of the second term.
+        label_smoothing: Share of the target spread evenly over the classes.
+        pseudo_weight: Weight of the second term.
         margin: m, float (K,).
+
+    Returns:
+        ``labeled``, and ``pseudo`` where the step has such faces.
     """
     logits = logits.float()
     n = len(targets.labels)
     errors = F.cross_entropy(logits[:n] + margin, targets.labels, label_smoothing=label_smoothing, reduction="none")
-    loss = (errors * targets.label_weights * class_weights[targets.labels]).sum() / targets.label_count
+    terms = {"labeled": (errors * targets.label_weights * class_weights[targets.labels]).sum() / targets.label_count}
     if targets.soft_count:
         errors = F.cross_entropy(logits[n:], targets.soft, reduction="none")
         importance = targets.soft_weights * (targets.soft @ class_weights)
-        loss = loss + pseudo_weight * (errors * importance).sum() / targets.soft_count
-    return loss
+        terms["pseudo"] = pseudo_weight * (errors * importance).sum() / targets.soft_count
+    return terms
 
 
-class SupervisedRecipe(BackboneRecipe):
-    """See the module, and `BackboneRecipe` for the other arguments.
+def balanced(targets: Targets, labeled: torch.Tensor, pseudo: torch.Tensor | None = None) -> Targets:
+    """``targets`` with each face weighted by its class, for a soft target the likeliest one.
 
     Args:
-        settings: the numbers.
-        model: logits over ``classes``.
-        pseudo: selected pseudo-labels, if any.
+        targets: Of one step.
+        labeled: Weight of the labelled faces of each class, float (K,).
+        pseudo: Weight of the pseudo-labelled faces of each class; None leaves them as they are.
+    """
+    soft_weights = targets.soft_weights if pseudo is None else targets.soft_weights * pseudo[targets.soft.argmax(dim=1)]
+    return replace(targets, label_weights=targets.label_weights * labeled[targets.labels], soft_weights=soft_weights)
+
+
+class Head:
+    """What a method trains beside the classifier, with its own terms of the loss. This one is nothing.
+
+    Attributes:
+        published: Name of the head that becomes the published model's classifier.
+        method: Whose head it is.
     """
 
-    def __init__(
-        self,
-        settings: SupervisedSettings,
-        model: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        labeled: Faces,
-        val: Faces,
-        feedback_rows: NDArray[np.bool_],
-        pseudo: PseudoLabels | None,
-        classes: Sequence[str],
-        world: World,
-        feedback: Feedback | None = None,
-        factors: Factors | None = None,
-    ) -> None:
-        self.settings: SupervisedSettings = settings
-        self.pseudo = pseudo
-        self.pseudo_per_step = settings.batch_size * settings.pseudo_ratio if pseudo else 0
-        super().__init__(
-            *(settings, model, mean, std, labeled, val, feedback_rows, classes, world),
-            feedback=feedback,
-            factors=factors,
-        )
-        self.images_per_epoch += self.pseudo_per_step * self.steps_per_epoch
+    published: ClassVar[str] = MAIN
 
-    def use(self, factors: Factors, epoch: int) -> None:
+    def __init__(self, method: SupervisedMethod) -> None:
+        self.method = method
+
+    @classmethod
+    def modules(cls, features: int, n_classes: int) -> dict[str, nn.Module]:
+        """The heads beside the classifier by name: features (B, D) to logits (B, K)."""
+        return {}
+
+    def supervised_terms(self, outputs: torch.Tensor, targets: Targets) -> Terms:
+        """The head's terms, this rank's share of the step's sums, from labelled and pseudo-labelled faces.
+
+        Args:
+            outputs: Of the model for these B + M faces.
+            targets: Of the same.
+        """
+        return {}
+
+
+class BalancedHead(Head):
+    """A second, class-balanced classifier, which is published (ABC, arXiv:2110.10368).
+
+    Every class has the same say in this head, while the classifier beside it and the features learn from all that is
+    drawn. Of faces that are drawn uniformly both learn the same: the head is for natural sampling, where it is an
+    alternative to the adjustment m, and for the classes of a selection. The weights are of the neutral draws, or they
+    would take the feedback's boost away again. Those of pseudo-labelled faces hold from the first step. ABC begins with
+    all faces and balances them by and by, as labels that are made while the model learns get better; these were made
+    beforehand.
+    """
+
+    published = BALANCED
+
+    def __init__(self, method: SupervisedMethod) -> None:
+        super().__init__(method)
+        self.labeled = keep_rates(method.tensor(method.neutral_probs))
+        self.pseudo: torch.Tensor | None = None
+        if method.pseudo is not None:
+            labels = method.pseudo.targets.argmax(axis=1)
+            counts = np.bincount(labels, method.pseudo.weights, len(method.classes))
+            self.pseudo = keep_rates(method.tensor(counts))
+
+    @classmethod
+    def modules(cls, features: int, n_classes: int) -> dict[str, nn.Module]:
+        """One linear layer."""
+        return {BALANCED: nn.Linear(features, n_classes)}
+
+    def supervised_terms(self, outputs: torch.Tensor, targets: Targets) -> Terms:
+        """The method's loss of the balanced draws, without its margin: there is nothing to adjust for."""
+        of_draws = balanced(targets, self.labeled, self.pseudo)
+        return {"balanced": self.method.supervised_loss(self.method.logits(outputs, BALANCED), of_draws, margin=0.0)}
+
+
+class SupervisedMethod(LabeledMethod):
+    """See the module.
+
+    Args:
+        context: All that it is given.
+    """
+
+    class Config(MethodConfig):
+        """The method's own numbers."""
+
+        head: Literal["main", "balanced"] = MAIN
+        """balanced: a second, class-balanced classifier, which is published (ABC). It is for classes that are not drawn
+        alike: with class_sampling=natural or pseudo; logit_adjustment reaches main alone"""
+        pseudo_ratio: Count = 2
+        """pseudo-labelled faces per labelled face in a step"""
+        pseudo_weight: NonNegative = 1.0
+        """weight of the pseudo-label loss"""
+
+    takes: ClassVar[tuple[str, ...]] = ("pseudo", "feedback")
+    heads: ClassVar[dict[str, type[Head]]] = {MAIN: Head, BALANCED: BalancedHead}
+
+    def __init__(self, context: Context) -> None:
+        self.pseudo = context.pseudo
+        self.pseudo_per_step = context.config.batch_size * context.numbers.pseudo_ratio if self.pseudo else 0
+        super().__init__(context)
+        self.images_per_epoch += self.pseudo_per_step * self.steps_per_epoch
+        self.head = self.heads[self.numbers.head](self)
+
+    def network(self) -> nn.Module:
+        """The backbone, with the head's modules where it has some."""
+        backbone: Any = self.context.backbone()
+        modules = self.heads[self.numbers.head].modules(backbone.get_classifier().in_features, len(self.classes))
+        return HeadedBackbone(backbone, modules) if modules else backbone
+
+    @classmethod
+    def publish(cls, weights: Weights, numbers: Any, classifier: str) -> Weights:
+        """The backbone with the head that is validated."""
+        head = cls.heads[numbers.head]
+        return published(weights, head.published, classifier)
+
+    def logits(self, outputs: torch.Tensor, name: str) -> torch.Tensor:
+        """(B, K) of one head, by name, of what the model returns."""
+        return self.model.logits(outputs, name) if isinstance(self.model, HeadedBackbone) else outputs
+
+    def inference_logits(self, outputs: torch.Tensor) -> torch.Tensor:
+        """(B, K) of the head that is published."""
+        return self.logits(outputs, self.heads[self.numbers.head].published)
+
+    def use(self, factors: Snapshot, epoch: int) -> None:
         """Also tilts the draws of pseudo-labelled faces."""
         super().use(factors, epoch)
         if self.pseudo is not None:
             n_draws = self.steps_per_epoch * self.pseudo_per_step
-            self.pseudo_weights = self.pseudo.weights_under(np.asarray(factors["sampling_weights"]), n_draws)
+            self.pseudo_weights = self.pseudo.weights_under(factors.sampling_weights, n_draws)
 
-    def steps(self, epoch: int) -> Iterator[Step]:
+    def steps(self, epoch: int) -> Iterator[LabeledBatch]:
         """This rank's part of every step of ``epoch``."""
         torch.manual_seed(self.random_seed(epoch))  # dropout
         plans = zip(range(self.steps_per_epoch), self.sampler.epoch(epoch), self._pseudo_rows(epoch), strict=True)
         own = ((number, self.own(labeled), self.own(pseudo)) for number, labeled, pseudo in plans)
         for (number, labeled, pseudo), *pictures in read_ahead(self._read, own):
-            yield self._step(labeled, pseudo, pictures, self.generator(epoch, number))
+            yield self._batch(labeled, pseudo, pictures, self.generator(epoch, number))
 
-    def loss(self, outputs: torch.Tensor, step: Step) -> torch.Tensor:
-        """`joint_loss`, scaled so that its mean over the ranks is the loss of the step."""
-        return self.supervised_loss(outputs, step.data) * self.world.size
+    def losses(self, outputs: torch.Tensor, batch: LabeledBatch) -> Terms:
+        """The terms of the classifier and of the head, scaled so that their mean over the ranks is the step's."""
+        terms = self.supervised_terms(self.logits(outputs, MAIN), batch.targets)
+        terms |= self.head.supervised_terms(outputs, batch.targets)
+        return self.scaled(terms)
+
+    def scaled(self, terms: Terms) -> Terms:
+        """From this rank's shares of the step's sums to terms whose mean over the ranks is the step's."""
+        return {name: term * self.world.size for name, term in terms.items()}
+
+    def supervised_terms(
+        self, logits: torch.Tensor, targets: Targets, margin: torch.Tensor | float | None = None
+    ) -> Terms:
+        """`supervised_terms` for logits (B + M, K); without ``margin``, with that of the classifier."""
+        numbers = self.config.label_smoothing, self.numbers.pseudo_weight
+        margin = self.margin if margin is None else margin
+        return supervised_terms(logits, targets, self.class_weights, *numbers, margin)
 
     def supervised_loss(
         self, logits: torch.Tensor, targets: Targets, margin: torch.Tensor | float | None = None
     ) -> torch.Tensor:
-        """This rank's share of `joint_loss` for logits (B + M, K); without ``margin``, with that of the classifier."""
-        numbers = self.settings.label_smoothing, self.settings.pseudo_weight
-        margin = self.margin if margin is None else margin
-        return joint_loss(logits, targets, self.class_weights, *numbers, margin)
+        """The sum of `supervised_terms`."""
+        return total(self.supervised_terms(logits, targets, margin))
 
     def _pseudo_rows(self, epoch: int) -> Indices:
         # (steps, faces per step over all ranks)
         if self.pseudo is None:
             return np.empty((self.steps_per_epoch, 0), np.int64)
         count = self.steps_per_epoch * self.pseudo_per_step
-        rows = weighted_indices(self.pseudo_weights, count, seed=self.settings.seed, epoch=epoch)
+        rows = weighted_indices(self.pseudo_weights, count, seed=self.config.seed, epoch=epoch)
         return rows.reshape(self.steps_per_epoch, -1)
 
     def _read(self, rows: tuple[int, Indices, Indices]) -> tuple[Any, ...]:
@@ -204,9 +246,9 @@ class SupervisedRecipe(BackboneRecipe):
             pictures.append(self.pseudo.faces.images.batch(pseudo))
         return rows, *pictures
 
-    def _step(self, labeled: Indices, pseudo: Indices, pictures: list[Any], generator: torch.Generator) -> Step:
+    def _batch(self, labeled: Indices, pseudo: Indices, pictures: list[Any], generator: torch.Generator) -> Any:
         pixels, labels_ok = pictures[0]
-        inputs = self.augmented(pixels, VIEWS[self.settings.labeled_view], generator)
+        inputs = self.augmented(pixels, VIEWS[self.config.labeled_view], generator)
         uris = [self.labeled.uris[row] for row in labeled]
         soft, soft_ok = np.empty((0, len(self.classes)), np.float32), np.empty(0, bool)
         if self.pseudo is not None:
@@ -219,29 +261,10 @@ class SupervisedRecipe(BackboneRecipe):
             label_weights=self.tensor(labels_ok),
             soft=self.tensor(soft),
             soft_weights=self.tensor(soft_ok),
-            label_count=self.settings.batch_size,
+            label_count=self.config.batch_size,
             soft_count=self.pseudo_per_step,
         )
-        return Step(inputs.contiguous(memory_format=self.layout), uris, targets)
+        return LabeledBatch(inputs.contiguous(memory_format=self.layout), uris, targets)
 
 
-def build(parts: Parts) -> SupervisedRecipe:
-    """The recipe of one rank, with the head that ``supervised.head`` asks for."""
-    settings, shared = parts.settings(SupervisedSettings), parts.shared()
-    if parts.config.supervised.head == MAIN:
-        return SupervisedRecipe(settings, parts.backbone, pseudo=parts.pseudo, **shared)
-    from ray_fer.methods.balanced import BalancedRecipe  # a form of this one
-
-    return BalancedRecipe(
-        settings, with_heads(parts.backbone, BALANCED, len(parts.classes)), pseudo=parts.pseudo, **shared
-    )
-
-
-def publish(weights: Weights, config: TrainBackboneConfig, backbone: Any) -> Weights:
-    """The backbone with the head that ``supervised.head`` asks for."""
-    if config.supervised.head == MAIN:
-        return weights
-    return published(weights, BALANCED, backbone.default_cfg["classifier"])
-
-
-RECIPE = RecipeKind(build=build, pseudo=True, publish=publish)
+METHOD = SupervisedMethod

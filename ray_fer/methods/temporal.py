@@ -1,4 +1,4 @@
-"""The recipe of the temporal encoder: windows of frames drawn so that every class has the same share of the loss.
+"""The method of the temporal encoder: windows of frames drawn so that every class has the same share of the loss.
 
 The paper draws a class with probability 1/C and then an instance of it (arXiv:2403.11942). A window holds frames of
 several classes, so the instance is a labelled frame, and a window that contains it is drawn. What comes along with it
@@ -31,7 +31,7 @@ from ray_fer.data.sampling import weighted_indices
 from ray_fer.evaluation.metrics import evaluate_probs
 from ray_fer.jobs.extract_features import LabelledClip
 from ray_fer.models.softmax import softmax
-from ray_fer.training.loop import Step
+from ray_fer.training.loop import Batch, Terms
 from ray_fer.training.optimisation import Ema, learning_rate_factor, parameter_groups
 from ray_fer.training.world import World
 from ray_fer.video.config import TrainTemporalConfig
@@ -136,8 +136,19 @@ def balance(counts: NDArray[np.int64]) -> tuple[Floats, Floats]:
     return probabilities, weights
 
 
-class TemporalRecipe:
-    """An encoder, its clips, and how a step is made; see `ray_fer.training.loop.Recipe` for the methods.
+@dataclass(frozen=True, eq=False)
+class WindowBatch(Batch):
+    """Windows of frames.
+
+    Attributes:
+        labels: int64 (B, T), -1 for frames without one.
+    """
+
+    labels: torch.Tensor
+
+
+class TemporalMethod:
+    """An encoder, its clips, and how a step is made; see `ray_fer.training.loop.Method` for the methods.
 
     Args:
         config: of the job.
@@ -182,7 +193,7 @@ class TemporalRecipe:
         steps = self.epochs * self.steps_per_epoch
         return self.config.learning_rate * learning_rate_factor(step, steps, round(_WARMUP_SHARE * steps))
 
-    def steps(self, epoch: int) -> Iterator[Step]:
+    def steps(self, epoch: int) -> Iterator[WindowBatch]:
         """This rank's part of every step of ``epoch``: as many windows as there are, drawn by their probability."""
         torch.manual_seed(self._seed(epoch))  # dropout
         count = self.steps_per_epoch * self.config.batch_size
@@ -190,18 +201,19 @@ class TemporalRecipe:
         for together in rows.reshape(self.steps_per_epoch, -1):
             inputs, labels, names = self.windows.take(together[self.world.rank :: self.world.size])
             device = self.world.device
-            yield Step(torch.from_numpy(inputs).to(device), names, torch.from_numpy(labels).to(device))
+            yield WindowBatch(torch.from_numpy(inputs).to(device), names, torch.from_numpy(labels).to(device))
 
-    def loss(self, outputs: torch.Tensor, step: Step) -> torch.Tensor:
+    def losses(self, outputs: torch.Tensor, batch: WindowBatch) -> Terms:
         """The module's loss, scaled so that its mean over the ranks is the loss of the step."""
-        labelled = step.data >= 0
-        labels = step.data[labelled]
+        labelled = batch.labels >= 0
+        labels = batch.labels[labelled]
         smoothing = self.config.label_smoothing
         errors = F.cross_entropy(outputs[labelled].float(), labels, label_smoothing=smoothing, reduction="none")
-        return (errors * self.class_weights[labels]).sum() * (self.world.size / self.config.batch_size)
+        scale = self.world.size / self.config.batch_size
+        return {"frames": (errors * self.class_weights[labels]).sum() * scale}
 
-    def after_step(self, model: nn.Module, steps: list[Step]) -> None:
-        """Moves the averaged weights."""
+    def after_step(self, model: nn.Module, batches: list[WindowBatch]) -> None:
+        """Updates the averaged weights."""
         self.ema.update(model)
 
     def validate(self, epoch: int) -> tuple[float, dict[str, Any]]:

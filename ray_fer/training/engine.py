@@ -1,4 +1,4 @@
-"""A recipe's model under DeepSpeed, which this file alone knows: averaged gradients, ZeRO, clipping, accumulation.
+"""A method's model under DeepSpeed, which this file alone knows: averaged gradients, ZeRO, clipping, accumulation.
 
 No compiler is needed: AdamW is torch's, and on a CPU gloo reduces the gradients, for which DeepSpeed would otherwise
 compile a shared-memory operator on first use.
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_fer.training.loop import Recipe
+from ray_fer.training.loop import Method
 from ray_fer.training.world import World
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -25,13 +25,13 @@ class DeepSpeedEngine:
     """The engine of one rank; see `ray_fer.training.loop.Engine`. torch.distributed has to be initialised.
 
     Args:
-        recipe: its ``model`` is wrapped.
+        method: its ``model`` is wrapped.
         world: the ranks.
         zero_stage: 0 … 3.
         clip_norm: largest gradient norm.
     """
 
-    def __init__(self, recipe: Recipe, world: World, zero_stage: int, clip_norm: float) -> None:
+    def __init__(self, method: Method, world: World, zero_stage: int, clip_norm: float) -> None:
         if world.device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -42,7 +42,7 @@ class DeepSpeedEngine:
         self._stage, self._rank = zero_stage, world.rank
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # only read for throughput figures
-            "gradient_accumulation_steps": recipe.accumulate,
+            "gradient_accumulation_steps": method.accumulate,
             # `step` alone says when gradients are complete: some of what was to be accumulated may have been left out.
             "managed_gradient_accumulation": False,
             "zero_optimization": {"stage": zero_stage},
@@ -53,9 +53,9 @@ class DeepSpeedEngine:
         }
         # Fused: a third of the time of the plain loop on a CPU.
         kind = torch.optim.AdamW if zero_stage else CheckedAdamW
-        self._adamw = kind(recipe.parameter_groups(), lr=recipe.learning_rate(0), fused=True)
+        self._adamw = kind(method.parameter_groups(), lr=method.learning_rate(0), fused=True)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=recipe.model, optimizer=self._adamw, config=settings, dist_init_required=False
+            model=method.model, optimizer=self._adamw, config=settings, dist_init_required=False
         )
         if world.size == 1 and zero_stage == 0:
             # Nothing is reduced then, but all gradients would be copied to and fro for it.
@@ -74,7 +74,7 @@ class DeepSpeedEngine:
         return outputs
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradients of ``loss``, divided by the recipe's ``accumulate``."""
+        """Adds the gradients of ``loss``, divided by the method's ``accumulate``."""
         self._engine.backward(loss)
 
     def step(self) -> bool:
@@ -82,7 +82,7 @@ class DeepSpeedEngine:
         self._engine.step()
         return self._adamw.applied if isinstance(self._adamw, CheckedAdamW) else bool(self._engine.was_step_applied())
 
-    def whole(self) -> contextlib.AbstractContextManager[Any]:
+    def gathered(self) -> contextlib.AbstractContextManager[Any]:
         """Inside it, every rank sees whole weights, also where ZeRO stage 3 has cut them up."""
         if self._stage < 3:
             return contextlib.nullcontext()
@@ -97,7 +97,7 @@ class DeepSpeedEngine:
         """The model's state by name, whole; every rank has to go through all of it, and copy what it keeps."""
         # A step that was left out leaves at stage 3 weights that were gathered for autocast, so rounded.
         self._engine.empty_partition_cache()
-        with self.whole():
+        with self.gathered():
             yield from self.model.state_dict().items()
 
     def moments(self) -> Iterator[tuple[str, torch.Tensor]]:

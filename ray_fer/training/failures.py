@@ -1,7 +1,7 @@
 """What of the errors on a rank a restart may mend, and how the others end a run at once, with their reason.
 
 A rank that was killed, a node that went, a network or a store that did not answer: Ray Train starts the ranks anew from
-the last checkpoint, up to ``max_failures`` times. Anything else, as an error in a recipe, a batch that a layer refuses,
+the last checkpoint, up to ``max_failures`` times. Anything else, as an error in a method, a batch that a layer refuses,
 a full disk or too little memory, would only happen again.
 """
 

@@ -29,7 +29,7 @@ class FiniteGuard:
 
     Args:
         world: the ranks.
-        steps_per_epoch: of the recipe.
+        steps_per_epoch: of the method.
         on_bad: ``stop`` or ``skip``.
         skipped: steps left out in the run so far.
         folder: where the pictures of such a step are listed, in ``not_finite/epoch-N-step-N.json``, when they are too

@@ -1,13 +1,15 @@
-"""The training loop without any framework: what a recipe is, and one epoch of steps.
+"""The training loop without any framework: what a method is, and one epoch of steps.
 
-A recipe is a function of (seed, epoch, step, rank) and of its weights: it keeps no iterator and no random state between
+A method is a function of (seed, epoch, step, rank) and of its weights: it keeps no iterator and no random state between
 epochs. So a checkpoint at the end of an epoch is the whole truth, and a run that was interrupted goes on exactly as if
 it had not been.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -18,27 +20,28 @@ from torch import nn
 
 from ray_fer.training.finite import FiniteGuard
 
+Terms = dict[str, torch.Tensor]
+"""The terms of a loss by name, each a scalar; their sum is the loss."""
 
-@dataclass(frozen=True)
-class Step:
-    """What one step computes on one rank.
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What one step computes on one rank; methods add what their losses need besides.
 
     Attributes:
-        inputs: of the model.
-        uris: the pictures in it, for messages.
-        data: whatever the recipe's loss needs besides.
+        inputs: Input of the model.
+        uris: The pictures in it, for messages.
     """
 
     inputs: torch.Tensor
     uris: list[str]
-    data: Any
 
 
 class Engine(Protocol):
-    """A recipe's model in training.
+    """A method's model in training.
 
     Attributes:
-        model: the recipe's.
+        model: The method's.
     """
 
     model: nn.Module
@@ -53,32 +56,32 @@ class Engine(Protocol):
         ...
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradients of ``loss``, divided by the recipe's ``accumulate``."""
+        """Adds the gradients of ``loss``, divided by the method's ``accumulate``."""
         ...
 
     def step(self) -> bool:
-        """One optimiser step with the gradients' mean over the ranks, and gradients to zero.
+        """One optimiser step with the gradients' mean over the ranks; sets the gradients to zero.
 
         Returns:
             False where they are not finite on some rank: then nothing has changed but that they are zero.
         """
         ...
 
-    def whole(self) -> AbstractContextManager[Any]:
-        """A context in which the model has whole weights, for engines that cut them up."""
+    def gathered(self) -> AbstractContextManager[Any]:
+        """A context in which the model has its full weights, for engines that partition them."""
         ...
 
 
-class Recipe(Protocol):
+class Method(Protocol):
     """What is trained and how; the runner knows nothing else about it. Made anew on every rank and at every restart.
 
     Attributes:
-        model: what is trained.
-        ema_model: what is validated and published.
-        epochs: number of epochs.
-        steps_per_epoch: steps of every epoch, a multiple of ``accumulate``.
-        accumulate: steps whose gradients are averaged into one optimiser step.
-        images_per_epoch: over all ranks, for the log.
+        model: The model that is trained.
+        ema_model: The model that is validated and published.
+        epochs: Number of epochs.
+        steps_per_epoch: Steps of every epoch, a multiple of ``accumulate``.
+        accumulate: Steps whose gradients are averaged into one optimiser step.
+        images_per_epoch: Number of images over all ranks, for the log.
     """
 
     model: nn.Module
@@ -89,27 +92,27 @@ class Recipe(Protocol):
     images_per_epoch: int
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """For AdamW; a group's ``lr_scale``, if it has one, multiplies its learning rate."""
+        """Groups for AdamW; a group's ``lr_scale``, if it has one, multiplies its learning rate."""
         ...
 
     def learning_rate(self, step: int) -> float:
-        """At optimiser step ``step`` of the whole run."""
+        """The learning rate at optimiser step ``step`` of the whole run."""
         ...
 
-    def steps(self, epoch: int) -> Iterator[Step]:
+    def steps(self, epoch: int) -> Iterator[Batch]:
         """This rank's part of every step of ``epoch``, a function of the epoch alone."""
         ...
 
-    def loss(self, outputs: torch.Tensor, step: Step) -> torch.Tensor:
-        """This rank's loss; its mean over the ranks is the loss of the step.
+    def losses(self, outputs: torch.Tensor, batch: Any) -> Terms:
+        """The terms of this rank's loss, scaled so that their mean over the ranks is the loss of the step.
 
-        It changes no state, for where it is not finite, the step has never been. What it finds out for the recipe's
-        state waits in ``step.data`` for `after_step`.
+        It changes no state: a step whose loss is not finite is left out. What it finds out for the method's state waits
+        in ``batch`` for `after_step`.
         """
         ...
 
-    def after_step(self, model: nn.Module, steps: list[Step]) -> None:
-        """Called after every optimiser step with the model and the up to ``accumulate`` steps that it was made of."""
+    def after_step(self, model: nn.Module, batches: list[Any]) -> None:
+        """Called after every optimiser step with the model and the up to ``accumulate`` batches of that step."""
         ...
 
     def validate(self, epoch: int) -> tuple[float, dict[str, Any]]:
@@ -121,55 +124,62 @@ class Recipe(Protocol):
         ...
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """State that is tensors, likewise; on any device, no two of them sharing memory."""
+        """State that is tensors, the same on every rank; on any device, no two of them sharing memory."""
         ...
 
     def load_state(self, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        """Takes over what `state` and `tensors` returned, on every rank; the tensors come on the CPU."""
+        """Restores what `state` and `tensors` returned, on every rank; the tensors come on the CPU."""
         ...
 
 
-def train_epoch(recipe: Recipe, engine: Engine, epoch: int, guard: FiniteGuard) -> float:
+def total(terms: Terms) -> torch.Tensor:
+    """The sum of ``terms``, in their order."""
+    return functools.reduce(operator.add, terms.values())
+
+
+def train_epoch(method: Method, engine: Engine, epoch: int, guard: FiniteGuard) -> dict[str, float]:
     """Every step of one epoch.
 
     Args:
-        recipe: what to train.
-        engine: wraps the recipe's model.
-        epoch: counts from 0.
-        guard: decides over steps whose loss or gradients are not finite.
+        method: What to train.
+        engine: Wraps the method's model.
+        epoch: Counts from 0.
+        guard: Decides over steps whose loss or gradients are not finite.
 
     Returns:
-        Mean loss of this rank's part of the steps that were not left out.
+        Means of ``loss`` and of each of its terms over this rank's part of the steps that were not left out.
 
     Raises:
-        UserError: when the guard stops the run, naming the pictures of that step.
+        UserError: when the guard stops the run; it names the pictures of that step.
     """
-    model, losses = engine.model, list[torch.Tensor]()
+    model, means = engine.model, dict[str, list[torch.Tensor]]()
     model.train()
-    for at, step in enumerate(recipe.steps(epoch)):
+    for at, batch in enumerate(method.steps(epoch)):
         before = _buffers(model)
-        if at % recipe.accumulate == 0:
-            start, together = before, list[Step]()
-        loss = recipe.loss(engine(step.inputs), step)
+        if at % method.accumulate == 0:
+            start, together = before, list[Batch]()
+        terms = method.losses(engine(batch.inputs), batch)
+        loss = total(terms)
         if guard.finite(loss):
             engine.backward(loss)
-            losses.append(loss.detach())
-            together.append(step)
+            together.append(batch)
+            for name, term in {"loss": loss, **terms}.items():
+                means.setdefault(name, []).append(term.detach())
         else:
             _restore(model, before)
-            guard.bad_loss(loss, epoch, at, step.uris)
-        if (at + 1) % recipe.accumulate or not together:
+            guard.bad_loss(loss, epoch, at, batch.uris)
+        if (at + 1) % method.accumulate or not together:
             continue
-        learning_rate = recipe.learning_rate((epoch * recipe.steps_per_epoch + at) // recipe.accumulate)
+        learning_rate = method.learning_rate((epoch * method.steps_per_epoch + at) // method.accumulate)
         for group in engine.groups:
             group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         if engine.step():
-            with engine.whole():
-                recipe.after_step(model, together)
+            with engine.gathered():
+                method.after_step(model, together)
         else:
             _restore(model, start)
-            guard.bad_gradient(epoch, at, [uri for step in together for uri in step.uris])
-    return float(torch.stack(losses).double().mean()) if losses else math.nan
+            guard.bad_gradient(epoch, at, [uri for batch in together for uri in batch.uris])
+    return {"loss": math.nan} | {name: float(torch.stack(each).double().mean()) for name, each in means.items()}
 
 
 def _buffers(model: nn.Module) -> list[torch.Tensor]:
@@ -178,6 +188,6 @@ def _buffers(model: nn.Module) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def _restore(model: nn.Module, buffers: list[torch.Tensor]) -> None:
-    # BatchNorm's statistics are what a forward pass leaves behind.
+    # A forward pass leaves BatchNorm's statistics behind.
     for buffer, earlier in zip(model.buffers(), buffers, strict=True):
         buffer.copy_(earlier)

@@ -1,4 +1,4 @@
-"""What recipes share around the optimiser: which weights decay, the learning-rate schedule, the averaged weights."""
+"""What methods share around the optimiser: which weights decay, the learning-rate schedule, the averaged weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recipe's model without DeepSpeed or Ray, on one rank: for benchmarks and tests of recipes."""
+"""A method's model without DeepSpeed or Ray, on one rank: for benchmarks and tests of methods."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 
-from ray_fer.training.finite import FiniteGuard
-from ray_fer.training.loop import Recipe, train_epoch
-from ray_fer.training.world import World
+from ray_fer.training.loop import Method
 
 CLIP_NORM = 1.0
 
@@ -17,9 +15,9 @@ CLIP_NORM = 1.0
 class PlainEngine:
     """torch's AdamW with the runner's clipping; see `ray_fer.training.loop.Engine`."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self.model, self.accumulate = recipe.model, recipe.accumulate
-        self.optimizer = torch.optim.AdamW(recipe.parameter_groups(), fused=True)
+    def __init__(self, method: Method) -> None:
+        self.model, self.accumulate = method.model, method.accumulate
+        self.optimizer = torch.optim.AdamW(method.parameter_groups(), fused=True)
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -32,7 +30,7 @@ class PlainEngine:
         return outputs
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds the gradients of ``loss``, divided by the recipe's ``accumulate``."""
+        """Adds the gradients of ``loss``, divided by the method's ``accumulate``."""
         (loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> bool:
@@ -43,15 +41,6 @@ class PlainEngine:
         self.optimizer.zero_grad()
         return finite
 
-    def whole(self) -> AbstractContextManager[Any]:
+    def gathered(self) -> AbstractContextManager[Any]:
         """The weights are whole."""
         return nullcontext()
-
-
-def run_epochs(
-    recipe: Recipe, epochs: range, engine: PlainEngine | None = None, guard: FiniteGuard | None = None
-) -> list[float]:
-    """Trains without validation; the losses of the epochs."""
-    engine = engine or PlainEngine(recipe)
-    guard = guard or FiniteGuard(World(), recipe.steps_per_epoch)
-    return [train_epoch(recipe, engine, epoch, guard) for epoch in epochs]

@@ -12,7 +12,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from ray_fer.errors import UserError
 from ray_fer.models.records import Claim, Identity, Provenance
 
 Config = TypeVar("Config", bound=JobConfig)
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
 RUN = ".run"
 """The folder, inside the model's, of what exists only while a run lasts."""
@@ -62,8 +63,13 @@ def digest(document: Any) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
-def is_finished(out: str, identity: Identity) -> bool:
+def is_finished(out: str, identity: Identity, upgrade: Upgrade = dict) -> bool:
     """Whether ``out`` holds the model of this very run.
+
+    Args:
+        out: The model's folder.
+        identity: Of this run.
+        upgrade: Gives the arguments that an earlier version recorded the names of now.
 
     Raises:
         UserError: when it holds another model.
@@ -74,26 +80,29 @@ def is_finished(out: str, identity: Identity) -> bool:
     document = read_document(provenance, Provenance) if storage.exists(provenance) else {}
     if "identity" not in document:
         raise UserError(f"out={out} holds a model that this job did not train; choose another out")
-    _compare(out, "a model trained", document["identity"], identity)
+    _compare(out, "a model trained", document["identity"], identity, upgrade)
     return True
 
 
-def must_run(out: str, identity: Identity) -> bool:
+def must_run(out: str, identity: Identity, upgrade: Upgrade = dict) -> bool:
     """Whether there is anything to do in ``out``: its model is not there yet, or what a run leaves still is.
 
     Raises:
         UserError: as `is_finished`.
     """
-    return not is_finished(out, identity) or storage.exists(storage.join(out, RUN))
+    return not is_finished(out, identity, upgrade) or storage.exists(storage.join(out, RUN))
 
 
-def claim(out: str, identity: Identity, start: Callable[[], dict[str, Any]] = dict) -> dict[str, Any]:
+def claim(
+    out: str, identity: Identity, start: Callable[[], dict[str, Any]] = dict, upgrade: Upgrade = dict
+) -> dict[str, Any]:
     """Marks ``out`` as this run's, or finds the mark of its earlier part.
 
     Args:
         out: the model's folder.
         identity: of this run.
         start: makes what the run keeps from its first start on, JSON-able; called once, interrupted or not.
+        upgrade: As `is_finished` takes it.
 
     Returns:
         What ``start`` returned then.
@@ -104,7 +113,7 @@ def claim(out: str, identity: Identity, start: Callable[[], dict[str, Any]] = di
     uri = storage.join(out, RUN, _CLAIM)
     if storage.exists(uri):
         found = read_document(uri, Claim)
-        _compare(out, "an unfinished run", found["identity"], identity)
+        _compare(out, "an unfinished run", found["identity"], identity, upgrade)
         return dict(found["start"])
     begun = start()
     storage.write_json(uri, {"identity": identity, "start": begun})
@@ -120,14 +129,21 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _compare(out: str, what: str, theirs: Identity, ours: Identity) -> None:
-    old, new = theirs["arguments"], ours["arguments"]
+def _compare(out: str, what: str, theirs: Identity, ours: Identity, upgrade: Upgrade) -> None:
+    old, new = _flat(upgrade(theirs["arguments"])), _flat(ours["arguments"])
     # An identity of an earlier version may have what has become free since.
     differing = [f"{key}={old.get(key)}" for key in sorted({*old, *new} - _FREE) if old.get(key) != new.get(key)]
     old, new = theirs["contents"], ours["contents"]
     differing += [f"another content of {key}" for key in sorted({*old} & {*new}) if old[key] != new[key]]
     if differing:
         raise UserError(f"out={out} holds {what} with {', '.join(differing)}; choose another out")
+
+
+def _flat(arguments: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in arguments.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def _git_commit() -> str | None:

@@ -1,4 +1,4 @@
-"""Running a recipe on Ray Train, which this file alone knows.
+"""Running a method on Ray Train, which this file alone knows.
 
 Ray Train places the ranks, restarts them when one is lost, and keeps their checkpoints in one folder (local or S3).
 What they know is saved at the end of every epoch, so a lost worker, a lost driver, or the same command run again costs
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import socket
 import tempfile
@@ -46,14 +47,14 @@ from ray_fer.training.engine import DeepSpeedEngine
 from ray_fer.training.failures import StopAtOnce, found_lasting, lasting
 from ray_fer.training.finite import FiniteGuard, OnBadLoss
 from ray_fer.training.lease import Lease
-from ray_fer.training.loop import Recipe, train_epoch
+from ray_fer.training.loop import Method, train_epoch
 from ray_fer.training.placement import PLACED, PlacementTeller
 from ray_fer.training.world import World
 
 log = logging.getLogger(__name__)
 
 _STATE = "state.json"
-_EMA, _BEST, _LIVE, _RECIPE = "ema.safetensors", "best.safetensors", "live.safetensors", "recipe.safetensors"
+_EMA, _BEST, _LIVE, _METHOD = "ema.safetensors", "best.safetensors", "live.safetensors", "method.safetensors"
 _MOMENTS = "moments.safetensors"
 
 
@@ -63,7 +64,7 @@ class Run:
 
     Attributes:
         folder: holds the checkpoints while the run lasts, local or ``s3://``.
-        make: makes the recipe on one rank; pickled by reference, so a module-level function or a partial of one.
+        make: makes the method on one rank; pickled by reference, so a module-level function or a partial of one.
         device: ``auto``, ``cpu`` or ``cuda``, see `ray_fer.resources`.
         workers: ranks; None is one per GPU of the cluster, or one where there is none.
         zero_stage: DeepSpeed's ZeRO stage.
@@ -77,7 +78,7 @@ class Run:
     """
 
     folder: str
-    make: Callable[[World], Recipe]
+    make: Callable[[World], Method]
     device: Device = "auto"
     workers: int | None = None
     zero_stage: int = 0
@@ -108,7 +109,7 @@ class Outcome:
 
 
 def fit(run: Run) -> Outcome:
-    """Runs a recipe to its end, from its last checkpoint if there is one. Needs a connected cluster.
+    """Runs a method to its end, from its last checkpoint if there is one. Needs a connected cluster.
 
     Raises:
         UserError: what a rank found wrong with the user's input, or what else the user can mend, as where there is no
@@ -247,8 +248,13 @@ def _train(settings: dict[str, Any]) -> None:
         raise found from error
 
 
+def _by_term(losses: dict[str, float]) -> str:
+    terms = [f"{name} {value:.4f}" for name, value in losses.items() if name != "loss"]
+    return f" ({', '.join(terms)})" if len(terms) > 1 else ""
+
+
 class _Rank:
-    """One rank's engine, recipe and progress."""
+    """One rank's engine, method and progress."""
 
     def __init__(self, run: Run) -> None:
         context = ray.train.get_context()
@@ -262,7 +268,7 @@ class _Rank:
         self.world = replace(world, local_size=max(world.gather(context.get_local_world_size())))
         if self.world.device.type == "cpu":
             torch.set_num_threads(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))
-        self.recipe = run.make(self.world)
+        self.method = run.make(self.world)
         self.state: dict[str, Any] = {"epoch": 0, "best": None, "history": [], "resumed": [], "skipped": 0}
         self.best: dict[str, torch.Tensor] = {}
 
@@ -274,39 +280,42 @@ class _Rank:
         else:
             with checkpoint.as_directory() as name:
                 self._resume(Path(name))
-        for epoch in range(self.state["epoch"], self.recipe.epochs):
+        for epoch in range(self.state["epoch"], self.method.epochs):
             self._epoch(epoch)
 
     def _epoch(self, epoch: int) -> None:
         started = time.monotonic()
         guard = FiniteGuard(
-            *(self.world, self.recipe.steps_per_epoch, self.run.on_bad_loss, self.state["skipped"]),
+            *(self.world, self.method.steps_per_epoch, self.run.on_bad_loss, self.state["skipped"]),
             folder=self.run.reports or self.run.folder,
         )
-        loss = train_epoch(self.recipe, self.engine, epoch, guard)
+        mine = train_epoch(self.method, self.engine, epoch, guard)
         seconds = time.monotonic() - started
-        loss = sum(self.world.gather(loss)) / self.world.size
+        ranks = self.world.gather(mine)
+        losses = {name: sum(rank.get(name, math.nan) for rank in ranks) / self.world.size for name in mine}
         self.world.average_buffers(self.engine.model)
-        self.world.average_buffers(self.recipe.ema_model)
-        score, metrics = self.recipe.validate(epoch)
-        row = {"epoch": epoch + 1, "loss": loss, "score": score, "seconds": round(seconds, 2)}
+        self.world.average_buffers(self.method.ema_model)
+        score, metrics = self.method.validate(epoch)
+        terms = {f"loss_{name}": losses[name] for name in losses if name != "loss"}
+        row = {"epoch": epoch + 1, "loss": losses["loss"], **terms, "score": score, "seconds": round(seconds, 2)}
         row["skipped"], self.state["skipped"] = guard.skipped - self.state["skipped"], guard.skipped
         row |= {key: value for key, value in metrics.items() if isinstance(value, int | float)}
         self.state["history"].append(row)
         self.state["epoch"] = epoch + 1
         if self.state["best"] is None or score > self.state["best"]["score"]:
             self.state["best"] = {**metrics, "score": score, "epoch": epoch + 1}
-            self.best = {name: tensor.cpu().clone() for name, tensor in self.recipe.ema_model.state_dict().items()}
+            self.best = {name: tensor.cpu().clone() for name, tensor in self.method.ema_model.state_dict().items()}
         best = self.state["best"]
         log.info(
-            "epoch %d/%d  loss %.4f  val macro-F1 %.2f  best %.2f (epoch %d)  %.0f images/s",
-            *(epoch + 1, self.recipe.epochs, loss, 100 * score, 100 * best["score"], best["epoch"]),
-            self.recipe.images_per_epoch / seconds,
+            "epoch %d/%d  loss %.4f%s  val macro-F1 %.2f  best %.2f (epoch %d)  %.0f images/s",
+            *(epoch + 1, self.method.epochs, losses["loss"], _by_term(losses)),
+            *(100 * score, 100 * best["score"], best["epoch"]),
+            self.method.images_per_epoch / seconds,
         )
         self._save(row)
 
     def _initialise(self) -> None:
-        self.engine = DeepSpeedEngine(self.recipe, self.world, self.run.zero_stage, self.run.clip_norm)
+        self.engine = DeepSpeedEngine(self.method, self.world, self.run.zero_stage, self.run.clip_norm)
 
     def _save(self, row: dict[str, Any]) -> None:
         # Every rank takes part in putting them together; only the first keeps them.
@@ -324,23 +333,23 @@ class _Rank:
             ray.train.report(row, ray.train.Checkpoint.from_directory(name))
 
     def _save_state(self, folder: Path, live: dict[str, torch.Tensor], moments: dict[str, torch.Tensor]) -> None:
-        averaged = {_EMA: self.recipe.ema_model.state_dict(), _BEST: self.best}
-        for name, tensors in {**averaged, _LIVE: live, _MOMENTS: moments, _RECIPE: self.recipe.tensors()}.items():
+        averaged = {_EMA: self.method.ema_model.state_dict(), _BEST: self.best}
+        for name, tensors in {**averaged, _LIVE: live, _MOMENTS: moments, _METHOD: self.method.tensors()}.items():
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, folder / name)
-        document = {**self.state, "recipe": self.recipe.state(), "host": socket.gethostname()}
+        document = {**self.state, "recipe": self.method.state(), "host": socket.gethostname()}
         (folder / _STATE).write_text(storage.to_json(document))
 
     def _resume(self, folder: Path) -> None:
         if not (folder / _MOMENTS).exists():
             raise UserError(f"{self.run.folder} holds a run of an earlier version of ray-fer; delete it to begin anew")
         document = json.loads((folder / _STATE).read_text())
-        self.recipe.load_state(document.pop("recipe"), load_file(folder / _RECIPE))
-        self.recipe.model.load_state_dict(load_file(folder / _LIVE))
-        self.recipe.ema_model.load_state_dict(load_file(folder / _EMA))
+        self.method.load_state(document.pop("recipe"), load_file(folder / _METHOD))
+        self.method.model.load_state_dict(load_file(folder / _LIVE))
+        self.method.ema_model.load_state_dict(load_file(folder / _EMA))
         self.best = load_file(folder / _BEST)
         self.state = {key: document[key] for key in self.state}
         self.state["resumed"] = [*self.state["resumed"], self.state["epoch"]]
         self._initialise()
         self.engine.load_moments(load_file(folder / _MOMENTS))
-        if self.state["epoch"] < self.recipe.epochs:
-            log.info("going on after epoch %d of %d", self.state["epoch"], self.recipe.epochs)
+        if self.state["epoch"] < self.method.epochs:
+            log.info("going on after epoch %d of %d", self.state["epoch"], self.method.epochs)

@@ -35,9 +35,9 @@ def faces(tmp_path: Path) -> Path:
 def unlabeled(faces: Path, *sources: Path) -> list[str]:
     """Names of the faces that a run would be given."""
     places = f"unlabeled=[{','.join(map(str, sources))}]"
-    inputs = open_inputs(config(faces, "recipe=online", places, f"feedback_val={faces / 'halves' / 'manifest.csv'}"))
+    inputs = open_inputs(config(faces, "method=online", places, f"feedback_val={faces / 'halves' / 'manifest.csv'}"))
     count, _ = list_unlabeled(inputs, str(faces / "run"))
-    listed = read_unlabeled(str(faces / "run"))
+    listed, _ = read_unlabeled(str(faces / "run"))
     assert len(listed) == count
     return [Path(uri).name for uri in listed]
 
@@ -45,12 +45,12 @@ def unlabeled(faces: Path, *sources: Path) -> list[str]:
 def test_the_digest_is_that_of_what_is_listed(faces: Path) -> None:
     def listed(*sources: str) -> str:
         places = f"unlabeled=[{','.join(str(faces / source) for source in sources)}]"
-        return list_unlabeled(open_inputs(config(faces, "recipe=online", places)), str(faces / "run"))[1]
+        return list_unlabeled(open_inputs(config(faces, "method=online", places)), str(faces / "run"))[1]
 
     both = listed("more", "halves")
     assert listed("halves", "more") == both != listed("more")
     table = pq.read_table(faces / "run" / "unlabeled.parquet")
-    assert table.column_names == ["uri", "identity"]
+    assert table.column_names == ["uri", "identity", "domain"]
     assert all(table["identity"].to_pylist())
     (faces / "more" / "anger-0.png").write_bytes(b"another picture")
     assert listed("more", "halves") != both

@@ -13,6 +13,7 @@ from ray_fer.errors import UserError
 from ray_fer.feedback.actor import FeedbackStore
 from ray_fer.jobs import self_train
 from ray_fer.jobs.self_train import other_settings, replaces, why_stop
+from ray_fer.methods.registry import resolved
 from ray_fer.training.run_folder import identity_of
 
 SELECTION = {"rule": "top_k", "threshold": 0.6, "per_class": 20, "exclude": ["/d/labeled.csv", "/d/val.csv"]}
@@ -125,7 +126,7 @@ def a_finished_round(tmp_path: Path) -> list[str]:
         },
     )
     storage.write_json(f"{student.out}/config.json", {})
-    storage.write_json(f"{student.out}/provenance.json", {"identity": identity_of(student, {})})
+    storage.write_json(f"{student.out}/provenance.json", {"identity": identity_of(resolved(student), {})})
     scores = {"val": 0.5, "choice": 0.5, "feedback": 0.5}
     summary = {
         **{"round": 1, "labelled_by": "/t", "predictions": 4, "accepted": 2, "accepted_per_class": {"a": 2, "b": 0}},
@@ -150,7 +151,7 @@ def a_finished_round(tmp_path: Path) -> list[str]:
         ("label={flip: true}", r"holds round 1 with label\.flip=False"),
         ("student={epochs: 4}", r"round-1/student holds a model trained with epochs=3"),
         ("student={epochs: 3, init: teacher}", r"round-1/student holds a model trained with init=None"),
-        ("train={recipe: online}", r"round-1/student holds a model trained with recipe="),
+        ("train={method: online}", r"round-1/student holds a model trained with .*method\.name=supervised"),
         ("seed=1", r"round-1/student holds a model trained with seed=0"),
     ],
 )
@@ -182,18 +183,17 @@ def test_a_damaged_round_is_one_line(file: str, text: str, said: str, tmp_path: 
     assert len(str(refused.value).splitlines()) == 1
 
 
-def test_a_recipe_that_takes_no_pseudo_labels_is_told_before_anything_is_trained(
+def test_a_method_that_takes_no_pseudo_labels_is_told_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "alone.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from ray_fer.methods.parts import RecipeKind\n"
-        "from ray_fer.methods.supervised import SupervisedSettings, build\n\n\n"
-        "@dataclass(frozen=True, kw_only=True)\n"
-        "class Numbers(SupervisedSettings):\n"
-        "    penalty: float = 1.0\n\n\n"
-        "RECIPE = RecipeKind(build=build, settings=Numbers)\n"
+        "from ray_fer.methods.config import MethodConfig\n"
+        "from ray_fer.methods.supervised import SupervisedMethod\n\n\n"
+        "class METHOD(SupervisedMethod):\n"
+        "    class Config(SupervisedMethod.Config):\n"
+        "        penalty: float = 1.0\n\n"
+        "    takes = ('feedback',)\n"
     )
     (tmp_path / "face.png").write_bytes(b"")
     given = [
@@ -201,14 +201,14 @@ def test_a_recipe_that_takes_no_pseudo_labels_is_told_before_anything_is_trained
         "val=v",
         f"source={tmp_path}",
         f"out={tmp_path}",
-        "train.recipe=alone",
-        "train.settings.penalty=2",
+        "train.method=alone",
+        "train.method.penalty=2",
     ]
-    with pytest.raises(UserError, match=r"^recipe=alone: takes no pseudo=$"):
+    with pytest.raises(UserError, match=r"^method=alone: takes no pseudo=$"):
         self_train._Loop(load_config("self_train", given)).check()
-    loop = self_train._Loop(load_config("self_train", [*given, "student.recipe=supervised"]))
+    loop = self_train._Loop(load_config("self_train", [*given, "student.method=supervised"]))
     loop.check()
-    assert loop._student_config(1, "teacher").settings is None, "they are of another recipe"
+    assert loop._student_config(1, "teacher").method.model_extra == {}, "they are of another method"
 
 
 @pytest.mark.parametrize(

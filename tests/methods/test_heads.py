@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,6 @@ from ray_fer.jobs.backbone_context import build_model, plain_weights
 from ray_fer.jobs.backbone_inputs import open_inputs
 from ray_fer.methods.heads import (
     BALANCED,
-    DEBIASED,
     MAIN,
     PSEUDO,
     WORST,
@@ -23,15 +23,15 @@ from ray_fer.methods.heads import (
     ReversedHead,
     keep_rates,
     published,
-    with_heads,
 )
-from ray_fer.methods.online import OnlineRecipe
-from ray_fer.methods.online_terms import worst_case
-from ray_fer.training.plain_engine import run_epochs
+from ray_fer.methods.online import OnlineMethod
+from ray_fer.methods.online_heads import worst_case
+from ray_fer.methods.supervised import BalancedHead, Head
 from tests.methods.test_online import ONLINE, recipe_of
+from tests.training.epochs import loss_of, run_epochs
 from tests.training.toy import config, write_sets
 
-ABC = (*ONLINE, "online.head=balanced", "online.rule=threshold", "online.targets=hard")
+ABC = (*ONLINE, "method.head=balanced", "method.rule=threshold", "method.targets=hard")
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +54,16 @@ def test_keep_rates_by_hand() -> None:
 )
 def test_the_balanced_head_by_hand(faces: Path, sampling: str, kept: list[float]) -> None:
     """Zero logits cost ln 3 whatever the label, so that the loss counts what reaches the head."""
-    recipe: OnlineRecipe = recipe_of(faces, *ABC, "online.threshold=0.05", f"class_sampling={sampling}")
-    assert recipe.labeled_kept.tolist() == pytest.approx(kept)
+    recipe: OnlineMethod = recipe_of(faces, *ABC, "method.threshold=0.05", f"class_sampling={sampling}")
+    assert recipe.head.labeled.tolist() == pytest.approx(kept)
     step = next(recipe.steps(0))
-    targets, unlabeled = step.data
+    targets, unlabeled = step.targets, step.unlabeled
     unlabeled.progress = 0.5
     recipe.class_shares = torch.tensor([0.5, 0.3, 0.2])
     outputs = torch.zeros(24, 2, 3)
     outputs[:8, 0] = torch.randn(8, 3)
     main = F.cross_entropy(outputs[:8, 0], targets.labels, label_smoothing=0.1).item() + math.log(3)
-    loss = recipe.loss(outputs, step).item()
+    loss = loss_of(recipe, outputs, step).item()
     named = unlabeled.found.named.tolist()
     labelled = sum(kept[label] for label in targets.labels.tolist()) / 8
     pseudo = sum([0.7, 5 / 6, 1.0][label] for label in named) / 16
@@ -71,22 +71,22 @@ def test_the_balanced_head_by_hand(faces: Path, sampling: str, kept: list[float]
 
 
 def test_labelled_faces_reach_the_balanced_head_class_uniformly(faces: Path) -> None:
-    recipe: OnlineRecipe = recipe_of(faces, *ABC, "class_sampling=natural", "logit_adjustment=1")
+    recipe: OnlineMethod = recipe_of(faces, *ABC, "class_sampling=natural", "logit_adjustment=1")
     drawn = recipe.labeled.labels[np.concatenate([recipe.sampler.epoch(epoch).ravel() for epoch in range(40)])]
     assert np.bincount(drawn)[0] > 1.8 * np.bincount(drawn)[1:].max()
-    mass = np.bincount(drawn, recipe.labeled_kept.numpy()[drawn])
+    mass = np.bincount(drawn, recipe.head.labeled.numpy()[drawn])
     np.testing.assert_allclose(mass / mass.sum(), np.full(3, 1 / 3), atol=0.03)
-    assert recipe.balanced_margin.unique().numel() == 1, "nothing to adjust for"
+    assert recipe.head.margin.unique().numel() == 1, "nothing to adjust for"
     assert recipe.margin.unique().numel() == 2
 
 
 def test_a_class_that_is_never_named_does_not_keep_labels_from_the_balanced_head(faces: Path) -> None:
-    recipe: OnlineRecipe = recipe_of(faces, *ABC, "online.threshold=0.05")
+    recipe: OnlineMethod = recipe_of(faces, *ABC, "method.threshold=0.05")
     step = next(recipe.steps(0))
-    step.data[1].progress = 0.999
+    step.unlabeled.progress = 0.999
     recipe.class_shares = torch.tensor([0.5, 0.5, 0.0])
     outputs = torch.zeros(24, 2, 3, requires_grad=True)
-    loss = recipe.loss(outputs, step)
+    loss = loss_of(recipe, outputs, step)
     (gradient,) = torch.autograd.grad(loss, outputs)
     assert gradient.isfinite().all()
     assert gradient[:8, 1].abs().sum(dim=1).gt(0.05).all()
@@ -94,17 +94,17 @@ def test_a_class_that_is_never_named_does_not_keep_labels_from_the_balanced_head
 
 def test_who_learns_from_what_in_dst(faces: Path) -> None:
     """The table of ssl.md: h only from labels, g only from pseudo-labels, v from its game, features from all."""
-    recipe: OnlineRecipe = recipe_of(
-        faces, *ONLINE, "online.head=debiased", "online.rule=threshold", "online.threshold=0.05"
+    recipe: OnlineMethod = recipe_of(
+        faces, *ONLINE, "method.head=debiased", "method.rule=threshold", "method.threshold=0.05"
     )
     step = next(recipe.steps(0))
-    _, unlabeled = step.data
-    model = recipe.heads
+    unlabeled = step.unlabeled
+    model: Any = recipe.model
     outputs = model(step.inputs)
     pseudo = recipe._pseudo_labels(unlabeled)
     m = len(unlabeled.rows)
-    fits = F.cross_entropy(outputs[8 : 8 + m, model.index(PSEUDO)], pseudo.labels)
-    of_worst = outputs[:, model.index(WORST)]
+    fits = F.cross_entropy(recipe.logits(outputs[8 : 8 + m], PSEUDO), pseudo.labels)
+    of_worst = recipe.logits(outputs, WORST)
     labeled, readable = (outputs[:8, 0], of_worst[:8]), (torch.ones(8), torch.ones(m))
     worst = worst_case(labeled, readable[0], of_worst[8 + m :], pseudo.labels, readable[1])
     classifier = model.backbone.get_classifier().weight
@@ -162,38 +162,40 @@ def test_the_worst_case_of_its_own_labelled_error_is_capped() -> None:
 
 
 def test_black_pictures_play_no_part_in_the_worst_case(faces: Path) -> None:
-    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.head=debiased")
+    recipe: OnlineMethod = recipe_of(faces, *ONLINE, "method.head=debiased")
     step = next(recipe.steps(0))
-    targets, unlabeled = step.data
+    targets, unlabeled = step.targets, step.unlabeled
     targets.label_weights[3] = unlabeled.ok[5] = 0
     outputs = torch.randn(8 + 16 + 16, 3, 3, requires_grad=True)
-    (gradient,) = torch.autograd.grad(recipe.loss(outputs, step), outputs)
-    heard = gradient[:, recipe.heads.index(WORST)].any(dim=1)
+    (gradient,) = torch.autograd.grad(loss_of(recipe, outputs, step), outputs)
+    heard = recipe.logits(gradient, WORST).any(dim=1)
     assert (~heard).nonzero()[:, 0].tolist() == [3, *range(8, 24), 24 + 5]
 
 
 def test_the_balanced_head_is_published(faces: Path) -> None:
-    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.head=balanced", "epochs=1")
+    recipe: OnlineMethod = recipe_of(faces, *ONLINE, "method.head=balanced", "epochs=1")
     run_epochs(recipe, range(1))
-    inputs = open_inputs(config(faces, f"unlabeled={faces / 'more'}", *ONLINE, "online.head=balanced"))
+    inputs = open_inputs(config(faces, f"unlabeled={faces / 'more'}", *ONLINE, "method.head=balanced"))
     model, *_ = build_model(inputs)
     model.load_state_dict(plain_weights(inputs, recipe.ema_model.state_dict(), model))
     x = torch.randn(4, 3, 32, 32)
     both = recipe.ema_model(x)
-    torch.testing.assert_close(model.eval()(x), both[:, recipe.heads.index(BALANCED)])
+    torch.testing.assert_close(model.eval()(x), recipe.logits(both, BALANCED))
     assert not torch.equal(both[:, 0], both[:, 1])
     plain = published(recipe.ema_model.state_dict(), "main", model.default_cfg["classifier"])
     model.load_state_dict(plain)
     torch.testing.assert_close(model(x), both[:, 0])
 
 
-def test_where_the_logits_of_a_head_are_and_who_is_reversed() -> None:
-    headed = with_heads(timm.create_model("test_resnet", num_classes=3), DEBIASED, 3)
-    assert [headed.index(name) for name in (MAIN, PSEUDO, WORST)] == [0, 1, 2]
-    headed.reverse(0.75)
-    assert headed.heads[WORST].strength == 0.75
-    assert [*with_heads(headed.backbone, BALANCED, 3).heads] == [BALANCED]
-    assert not with_heads(headed.backbone, MAIN, 3).heads
+def test_where_the_logits_of_a_head_are_and_who_is_reversed(faces: Path) -> None:
+    recipe: OnlineMethod = recipe_of(faces, *ONLINE, "method.head=debiased")
+    headed: Any = recipe.model
+    outputs = torch.arange(6.0).reshape(1, 3, 2)
+    assert [headed.logits(outputs, name).tolist() for name in (MAIN, PSEUDO, WORST)] == [[[0, 1]], [[2, 3]], [[4, 5]]]
+    recipe.head.at(0.5)
+    assert headed.heads[WORST].strength == pytest.approx(0.1 * math.tanh(0.75))
+    assert [*BalancedHead.modules(4, 3)] == [BALANCED]
+    assert not Head.modules(4, 3)
 
 
 def test_heads_share_the_features() -> None:

@@ -15,12 +15,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ray_fer.jobs.backbone_context import build_model, build_recipe, plain_weights
+from ray_fer.jobs.backbone_context import build_method, build_model, plain_weights
 from ray_fer.jobs.backbone_inputs import open_inputs
-from ray_fer.methods.meta_feedback import MetaBatch, MetaFeedbackRecipe, Unlabeled
-from ray_fer.training.loop import Step
-from ray_fer.training.plain_engine import PlainEngine, run_epochs
+from ray_fer.methods import meta_feedback
+from ray_fer.methods.meta_feedback import MetaBatch, MetaFeedbackMethod, Unlabeled
+from ray_fer.training.plain_engine import PlainEngine
 from ray_fer.training.world import World
+from tests.training.epochs import loss_of, run_epochs
 from tests.training.toy import config, write_sets
 
 
@@ -31,18 +32,18 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_of(faces: Path, *arguments: str, world: World | None = None) -> Any:
     unlabeled = sorted(str(path) for path in (faces / "more").glob("*.png"))
-    settings = config(faces, f"unlabeled={faces / 'more'}", "recipe=meta_feedback", "batch_size=8", *arguments)
-    return build_recipe(open_inputs(settings), unlabeled, world or World(), {})
+    settings = config(faces, f"unlabeled={faces / 'more'}", "method=meta_feedback", "batch_size=8", *arguments)
+    return build_method(open_inputs(settings), world or World(), unlabeled)
 
 
 def test_a_step_that_helps_has_a_positive_h(faces: Path) -> None:
     """The sign: a student that got better on labelled faces makes the teacher more sure of its labels."""
-    recipe: MetaFeedbackRecipe = recipe_of(faces)
+    recipe: MetaFeedbackMethod = recipe_of(faces)
     step = next(recipe.steps(0))
     student = recipe.pair.student.eval()
     start = deepcopy(student.state_dict())
     weights = list(student.parameters())
-    slopes = torch.autograd.grad(F.cross_entropy(student(step.data.labeled), step.data.labels), weights)
+    slopes = torch.autograd.grad(F.cross_entropy(student(step.labeled), step.labels), weights)
     for direction, expected in ((1, 1.0), (-1, -1.0)):
         student.load_state_dict(start)
         recipe.moments = {"mean": 0.0, "square": 1e-8, "count": 5}
@@ -54,7 +55,7 @@ def test_a_step_that_helps_has_a_positive_h(faces: Path) -> None:
 
 def test_h_is_zero_for_a_student_that_does_not_move(faces: Path) -> None:
     """BatchNorm's statistics, which a forward pass moves, are no feedback."""
-    recipe: MetaFeedbackRecipe = recipe_of(faces)
+    recipe: MetaFeedbackMethod = recipe_of(faces)
     student = recipe.pair.student
     for step in itertools.islice(recipe.steps(0), 4):
         before = deepcopy(student.state_dict())
@@ -68,24 +69,25 @@ def test_h_is_zero_for_a_student_that_does_not_move(faces: Path) -> None:
 
 
 def test_the_baseline_takes_out_what_every_step_gains(faces: Path) -> None:
-    recipe: MetaFeedbackRecipe = recipe_of(faces)
+    recipe: MetaFeedbackMethod = recipe_of(faces)
     values = [recipe._standardised(0.1) for _ in range(50)]
     assert values == [0.0] * 50 or max(map(abs, values)) < 1e-6
     assert recipe._standardised(10.0) == 1.0
     assert recipe._standardised(-10.0) == -1.0
 
 
-def test_h_by_hand(faces: Path) -> None:
+def test_h_by_hand(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By moments of 1 and 2: mean 1.5, variance .25. From the third on momentum .5 outweighs the plain mean."""
-    recipe: MetaFeedbackRecipe = recipe_of(faces)
-    recipe.settings = replace(recipe.settings, momentum=0.5)
+    recipe: MetaFeedbackMethod = recipe_of(faces)
+    monkeypatch.setattr(meta_feedback, "_MOMENTUM", 0.5)
     assert recipe._standardised(1.0) == 0.0, "there is no baseline yet"
     assert recipe.moments == {"mean": 1.0, "square": 1.0, "count": 1}
     assert recipe._standardised(2.0) == 1.0
     assert recipe.moments == {"mean": 1.5, "square": 2.5, "count": 2}
     assert recipe._standardised(1.6) == pytest.approx(0.1 / (0.5 + 1e-3))
     assert recipe.moments == {"mean": pytest.approx(1.55), "square": pytest.approx(2.53), "count": 3}
-    recipe.settings, recipe.moments = replace(recipe.settings, momentum=0.9), {"mean": 0.0, "square": 0.0, "count": 0}
+    monkeypatch.setattr(meta_feedback, "_MOMENTUM", 0.9)
+    recipe.moments = {"mean": 0.0, "square": 0.0, "count": 0}
     for h in (1.0, 2.0, 1.6):
         recipe._standardised(h)
     assert recipe.moments["mean"] == pytest.approx(4.6 / 3)
@@ -94,7 +96,7 @@ def test_h_by_hand(faces: Path) -> None:
 
 def test_the_loss_by_hand(faces: Path) -> None:
     """Half-way up the ramp; where one of two faces is unreadable, the mean is still over both."""
-    recipe: MetaFeedbackRecipe = recipe_of(faces, "meta.consistency=3", "meta.strength=0.5", "label_smoothing=0")
+    recipe: MetaFeedbackMethod = recipe_of(faces, "method.consistency=3", "method.strength=0.5", "label_smoothing=0")
     recipe.h, recipe.pair.split = 0.4, 4
     logits = torch.tensor([2.0, 0.0, 0.0])
     total = math.log(math.exp(2) + 2)
@@ -103,27 +105,27 @@ def test_the_loss_by_hand(faces: Path) -> None:
     before = Unlabeled(torch.empty(0), mixed.repeat(2, 1), torch.tensor([1.0, 0.0]))
     now = Unlabeled(torch.empty(0), torch.tensor([[0.2, 0.7, 0.1], [0.6, 0.3, 0.1]]), torch.tensor([1.0, 1.0]))
     labels, readable = torch.tensor([0, 1]), torch.tensor([1.0, 0.0])
-    batch = MetaBatch(labels, readable, torch.empty(0), now, before, {}, 0.0, 0.05)
-    loss = recipe.loss(logits.repeat(6, 1), Step(torch.empty(0), [], batch)).item()
+    batch = MetaBatch(torch.empty(0), [], labels, readable, torch.empty(0), now, before, {}, 0.0, 0.05)
+    loss = loss_of(recipe, logits.repeat(6, 1), batch).item()
     teacher = (0.5 * 3 * (0.5 * first + 0.5 * other) + 0.5 * 0.4 * first) / 2
     assert loss == pytest.approx(first / 2 + teacher + (other + first) / 2, rel=1e-6)
     alone = replace(batch, before=None)
     recipe.pair.split = 2
-    loss = recipe.loss(logits.repeat(4, 1), Step(torch.empty(0), [], alone)).item()
+    loss = loss_of(recipe, logits.repeat(4, 1), alone).item()
     assert loss == pytest.approx(first / 2 + (other + first) / 2, rel=1e-6)
     tuned = replace(alone, unlabeled=None)
-    assert recipe.loss(logits.repeat(2, 1), Step(torch.empty(0), [], tuned)).item() == pytest.approx(first / 2)
+    assert loss_of(recipe, logits.repeat(2, 1), tuned).item() == pytest.approx(first / 2)
     late = replace(batch, progress=0.5)
     recipe.pair.split = 4
-    loss = recipe.loss(logits.repeat(6, 1), Step(torch.empty(0), [], late)).item()
+    loss = loss_of(recipe, logits.repeat(6, 1), late).item()
     teacher += 0.5 * 3 * (0.5 * first + 0.5 * other) / 2
     assert loss == pytest.approx(first / 2 + teacher + (other + first) / 2, rel=1e-6)
 
 
 def test_the_learning_rate_by_hand(faces: Path) -> None:
     """Of 60 steps the last 12 fine-tune: a cosine each, the second from three tenths of the rate."""
-    arguments = ("epochs=10", "warmup_epochs=1", "learning_rate=0.1", "meta.finetune=0.2")
-    recipe: MetaFeedbackRecipe = recipe_of(faces, *arguments)
+    arguments = ("epochs=10", "warmup_epochs=1", "learning_rate=0.1", "method.finetune=0.2")
+    recipe: MetaFeedbackMethod = recipe_of(faces, *arguments)
     assert recipe.steps_per_epoch == 6
     rates = [recipe.learning_rate(step) for step in range(60)]
     assert rates[:6] == sorted(rates[:6])
@@ -136,11 +138,11 @@ def test_the_learning_rate_by_hand(faces: Path) -> None:
 
 
 def test_teacher_and_student_learn_from_their_own_losses(faces: Path) -> None:
-    recipe: MetaFeedbackRecipe = recipe_of(faces)
+    recipe: MetaFeedbackMethod = recipe_of(faces)
     steps = recipe.steps(0)
     first = next(steps)
     assert len(first.inputs) == 8 + 16, "the first step has nothing of a step before"
-    recipe.loss(recipe.model(first.inputs), first).backward()
+    loss_of(recipe, recipe.model(first.inputs), first).backward()
     assert all(parameter.grad is not None for parameter in recipe.pair.parameters())
     recipe.after_step(recipe.model, [first])
     second = next(steps)
@@ -148,7 +150,7 @@ def test_teacher_and_student_learn_from_their_own_losses(faces: Path) -> None:
     outputs = recipe.model(second.inputs)
     outputs = outputs.detach().requires_grad_()
     recipe.h = 0.0
-    recipe.loss(outputs, second).backward()
+    loss_of(recipe, outputs, second).backward()
     assert outputs.grad is not None
     assert outputs.grad.any(dim=1).all()
 
@@ -158,14 +160,14 @@ def test_nothing_is_learned_from_unreadable_faces(faces: Path, tmp_path: Path) -
     bad = sorted((tmp_path / "more").glob("*.png"))[::20]
     for path in bad:
         path.write_bytes(b"no picture")
-    recipe: MetaFeedbackRecipe = recipe_of(tmp_path, "meta.ratio=8")
+    recipe: MetaFeedbackMethod = recipe_of(tmp_path, "method.ratio=8")
     steps = recipe.steps(0)
     first = next(steps)
     recipe.after_step(recipe.model, [first])
     recipe.h = 0.7
     second = next(steps)
     outputs = torch.randn(8 + 64 + 64, 3, requires_grad=True)
-    recipe.loss(outputs, second).backward()
+    loss_of(recipe, outputs, second).backward()
     assert outputs.grad is not None
     learned = outputs.grad[8:].any(dim=1).tolist()
     uris = first.uris[8:] + second.uris[8:]
@@ -176,35 +178,35 @@ def test_nothing_is_learned_from_unreadable_faces(faces: Path, tmp_path: Path) -
 
 def test_h_is_that_of_the_faces_it_weighs(faces: Path) -> None:
     """Two steps make one of the optimiser: h is the mean of their gains, and weighs the faces of these two."""
-    recipe: MetaFeedbackRecipe = recipe_of(faces, "accumulate=2", "epochs=1")
+    recipe: MetaFeedbackMethod = recipe_of(faces, "accumulate=2", "epochs=1")
     steps = recipe.steps(0)
     first, second = next(steps), next(steps)
-    assert first.data.before is second.data.before is None
+    assert first.before is second.before is None
     weight = recipe.pair.student.get_classifier().weight
     with torch.no_grad():
         weight.add_(0.1 * torch.randn(weight.shape))
     recipe.after_step(recipe.model, [first, second])
     student = recipe.pair.student.eval()
-    errors = [F.cross_entropy(student(step.data.labeled), step.data.labels).item() for step in (first, second)]
-    gain = (first.data.error + second.data.error - sum(errors)) / 2
+    errors = [F.cross_entropy(student(step.labeled), step.labels).item() for step in (first, second)]
+    gain = (first.error + second.error - sum(errors)) / 2
     assert recipe.moments["mean"] == pytest.approx(gain, abs=1e-6) != 0
     third, fourth = next(steps), next(steps)
-    assert (third.data.before, fourth.data.before) == (first.data.unlabeled, second.data.unlabeled)
+    assert (third.before, fourth.before) == (first.unlabeled, second.unlabeled)
     torch.testing.assert_close(third.inputs[8:24], first.inputs[8:])
 
 
 def test_faces_of_a_step_left_out_are_not_weighed(faces: Path) -> None:
-    recipe: MetaFeedbackRecipe = recipe_of(faces)
+    recipe: MetaFeedbackMethod = recipe_of(faces)
     steps = recipe.steps(0)
     first = next(steps)
     recipe.after_step(recipe.model, [first])
     next(steps)
-    assert next(steps).data.before is first.data.unlabeled
+    assert next(steps).before is first.unlabeled
 
 
 @pytest.mark.parametrize("arguments", [(), ("accumulate=2",)])
 def test_an_epoch_depends_on_nothing_but_weights_and_state(faces: Path, arguments: tuple[str, ...]) -> None:
-    recipe, twin = (recipe_of(faces, *arguments, "epochs=4", "meta.finetune=0.4") for _ in range(2))
+    recipe, twin = (recipe_of(faces, *arguments, "epochs=4", "method.finetune=0.4") for _ in range(2))
     engine = PlainEngine(recipe)
     run_epochs(recipe, range(1), engine)
     recipe.validate(0)
@@ -221,13 +223,13 @@ def test_an_epoch_depends_on_nothing_but_weights_and_state(faces: Path, argument
 def test_it_fine_tunes_and_repeats_itself(faces: Path) -> None:
     runs = []
     for _ in range(2):
-        recipe: MetaFeedbackRecipe = recipe_of(faces, "epochs=5", "learning_rate=0.01", "meta.finetune=0.4")
+        recipe: MetaFeedbackMethod = recipe_of(faces, "epochs=5", "learning_rate=0.01", "method.finetune=0.4")
         losses = run_epochs(recipe, range(5))
         runs.append((losses, recipe.validate(4)[0], recipe.state()))
     assert runs[0] == runs[1]
     assert runs[0][1] > 1 / 3
     assert recipe.pair.split == 0, "the student alone"
-    rates = [recipe.learning_rate(step) / recipe.settings.learning_rate for step in (0, 17, 18, 29)]
+    rates = [recipe.learning_rate(step) / recipe.config.learning_rate for step in (0, 17, 18, 29)]
     assert rates == pytest.approx([1.0, 0.0076, 0.3, 0.0051], abs=1e-3)
 
 
@@ -243,9 +245,9 @@ def test_checkpointed_activations_change_nothing(faces: Path) -> None:
 
 
 def test_the_student_is_published(faces: Path) -> None:
-    recipe: MetaFeedbackRecipe = recipe_of(faces, "epochs=1")
+    recipe: MetaFeedbackMethod = recipe_of(faces, "epochs=1")
     run_epochs(recipe, range(1))
-    inputs = open_inputs(config(faces, f"unlabeled={faces / 'more'}", "recipe=meta_feedback"))
+    inputs = open_inputs(config(faces, f"unlabeled={faces / 'more'}", "method=meta_feedback"))
     model, *_ = build_model(inputs)
     model.load_state_dict(plain_weights(inputs, recipe.ema_model.state_dict(), model))
     x = torch.randn(4, 3, 32, 32)

@@ -18,17 +18,20 @@ import torch.nn.functional as F
 
 from ray_fer.errors import UserError
 from ray_fer.evaluation.metrics import apply_temperature
-from ray_fer.jobs.backbone_context import build_recipe
+from ray_fer.feedback.formulas import Snapshot
+from ray_fer.jobs.backbone_context import build_method
 from ray_fer.jobs.backbone_inputs import open_inputs, warn_of_doubts
-from ray_fer.methods.online import OnlineRecipe
+from ray_fer.methods.base import read_snapshot
+from ray_fer.methods.online import MOMENTUM, OnlineMethod
 from ray_fer.selection import RULES, debias
-from ray_fer.training.loop import Step
-from ray_fer.training.plain_engine import PlainEngine, run_epochs
+from ray_fer.training.loop import Batch
+from ray_fer.training.plain_engine import PlainEngine
 from ray_fer.training.world import World
+from tests.training.epochs import loss_of, run_epochs
 from tests.training.toy import config, write_sets
 
-ONLINE = ("recipe=online", "feedback=none", "online.threshold=0.5", "batch_size=8")
-META = ("recipe=meta_feedback", "batch_size=8")
+ONLINE = ("method=online", "feedback=none", "method.threshold=0.5", "batch_size=8")
+META = ("method=meta_feedback", "batch_size=8")
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +42,10 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe_of(faces: Path, *arguments: str, world: World | None = None, **told: Any) -> Any:
     settings = config(faces, f"unlabeled={faces / 'more'}", *arguments)
     unlabeled = sorted(str(path) for path in (faces / "more").glob("*.png"))
-    return build_recipe(open_inputs(settings), unlabeled, world or World(), told)
+    return build_method(open_inputs(settings), world or World(), unlabeled, **told)
 
 
-def factors(**changed: Any) -> dict[str, Any]:
+def factors(**changed: Any) -> Snapshot:
     neutral = {
         "version": 1,
         "loss_weights": [1.0] * 3,
@@ -50,10 +53,10 @@ def factors(**changed: Any) -> dict[str, Any]:
         "thresholds": [0.8] * 3,
         "log_debiasing_prior": [-math.log(3)] * 3,
     }
-    return neutral | changed
+    return read_snapshot(neutral | changed)
 
 
-def step_of_known_logits(recipe: OnlineRecipe, epoch: int) -> tuple[Step, float]:
+def step_of_known_logits(recipe: OnlineMethod, epoch: int) -> tuple[Batch, float]:
     """The first step of ``epoch`` and its loss, after it was taken.
 
     What teacher and student say depends on the face alone, not on its augmentation, which every rank draws for itself.
@@ -61,27 +64,27 @@ def step_of_known_logits(recipe: OnlineRecipe, epoch: int) -> tuple[Step, float]
     uris = [*recipe.labeled.uris, *recipe.unlabeled.uris]
     logits = 2 * torch.randn(2, len(uris), 3, generator=torch.Generator().manual_seed(0))
     step = next(recipe.steps(epoch))
-    unlabeled = step.data[1]
+    unlabeled = step.unlabeled
     recipe.averaged_logits = lambda weak: logits[0, len(recipe.labeled) + unlabeled.rows]  # type: ignore[method-assign]
-    loss = recipe.loss(logits[1, [uris.index(uri) for uri in step.uris], None], step)
+    loss = loss_of(recipe, logits[1, [uris.index(uri) for uri in step.uris]], step)
     recipe.after_step(recipe.model, [step])
     return step, loss.item()
 
 
 def test_a_step_by_hand(faces: Path) -> None:
-    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.rule=threshold", "online.targets=hard")
+    recipe: OnlineMethod = recipe_of(faces, *ONLINE, "method.rule=threshold", "method.targets=hard")
     step = next(recipe.steps(0))
-    targets, unlabeled = step.data
+    targets, unlabeled = step.targets, step.unlabeled
     assert step.inputs.shape == (8 + 16, 3, 32, 32)
     assert [Path(uri).parent.name for uri in step.uris] == ["train"] * 8 + ["more"] * 16
     with torch.no_grad():
-        probs = recipe.ema_model(unlabeled.weak)[:, 0].softmax(dim=1)
-    outputs = torch.randn(24, 1, 3)
+        probs = recipe.ema_model(unlabeled.weak).softmax(dim=1)
+    outputs = torch.randn(24, 3)
     confidence, labels = probs.max(dim=1)
     taken = confidence >= 0.5
-    supervised = F.cross_entropy(outputs[:8, 0], targets.labels, label_smoothing=0.1)
-    pseudo = (F.cross_entropy(outputs[8:, 0], labels, reduction="none") * taken).sum() / 16
-    assert recipe.loss(outputs, step).item() == pytest.approx((supervised + pseudo).item(), rel=1e-5)
+    supervised = F.cross_entropy(outputs[:8], targets.labels, label_smoothing=0.1)
+    pseudo = (F.cross_entropy(outputs[8:], labels, reduction="none") * taken).sum() / 16
+    assert loss_of(recipe, outputs, step).item() == pytest.approx((supervised + pseudo).item(), rel=1e-5)
     assert recipe.named.eq(-1).all(), "a loss changes nothing: its step may be left out"
     recipe.after_step(recipe.model, [step])
     assert recipe.named[unlabeled.rows].tolist() == labels.tolist()
@@ -90,20 +93,20 @@ def test_a_step_by_hand(faces: Path) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_learns_online(faces: Path, rule: str) -> None:
-    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, f"online.rule={rule}", "epochs=8", "learning_rate=0.01")
+    recipe: OnlineMethod = recipe_of(faces, *ONLINE, f"method.rule={rule}", "epochs=8", "learning_rate=0.01")
     run_epochs(recipe, range(8))
     score, metrics = recipe.validate(7)
     assert 0 <= metrics["accepted_share"] <= 1
     assert score > 0.6
 
 
-@pytest.mark.parametrize("arguments", [("online.rule=softmatch",), ("online.rule=flexmatch", "online.head=balanced")])
+@pytest.mark.parametrize("arguments", [("method.rule=softmatch",), ("method.rule=flexmatch", "method.head=balanced")])
 def test_an_epoch_depends_on_nothing_but_weights_and_state(faces: Path, arguments: tuple[str, ...]) -> None:
-    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, *arguments, "epochs=4")
+    recipe: OnlineMethod = recipe_of(faces, *ONLINE, *arguments, "epochs=4")
     engine = PlainEngine(recipe)
     run_epochs(recipe, range(1), engine)
     recipe.validate(0)
-    twin: OnlineRecipe = recipe_of(faces, *ONLINE, *arguments, "epochs=4")
+    twin: OnlineMethod = recipe_of(faces, *ONLINE, *arguments, "epochs=4")
     twin.model.load_state_dict(recipe.model.state_dict())
     twin.ema_model.load_state_dict(recipe.ema_model.state_dict())
     tensors = {name: tensor.clone() for name, tensor in recipe.tensors().items()}
@@ -115,16 +118,16 @@ def test_an_epoch_depends_on_nothing_but_weights_and_state(faces: Path, argument
 
 
 def test_the_feedback_acts_in_all_four_places(faces: Path) -> None:
-    rule = ("online.rule=threshold", "online.calibrate=false")
+    rule = ("method.rule=threshold", "method.calibrate=false")
     told = factors(
         thresholds=[0.9, 0.8, 0.7], loss_weights=[0.5, 1.0, 1.5], log_debiasing_prior=np.log([0.5, 0.25, 0.25]).tolist()
     )
-    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, *rule, factors=told)
+    recipe: OnlineMethod = recipe_of(faces, *ONLINE, *rule, snapshot=told)
     np.testing.assert_allclose(recipe.known(0).thresholds, [0.6, 0.5, 0.5], err_msg="none falls below .5")
     step = next(recipe.steps(0))
-    _, unlabeled = step.data
+    unlabeled = step.unlabeled
     with torch.no_grad():
-        raw = recipe.ema_model(unlabeled.weak)[:, 0].softmax(dim=1)
+        raw = recipe.ema_model(unlabeled.weak).softmax(dim=1)
     accepted = recipe._pseudo_labels(unlabeled)
     tilted = raw / torch.tensor([0.5, 0.25, 0.25])
     np.testing.assert_allclose(accepted.targets, tilted / tilted.sum(dim=1, keepdim=True), rtol=1e-5)
@@ -139,12 +142,12 @@ def test_the_feedback_acts_in_all_four_places(faces: Path) -> None:
 
 @pytest.mark.parametrize("calibrate", [True, False])
 def test_margins_are_of_the_confidence_that_they_are_compared_with(faces: Path, calibrate: bool) -> None:
-    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "online.rule=ada_cm", f"online.calibrate={str(calibrate).lower()}")
+    recipe: OnlineMethod = recipe_of(faces, *ONLINE, "method.rule=ada_cm", f"method.calibrate={str(calibrate).lower()}")
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 600)
     sure_of = np.where(rng.random(600) < 0.7, labels, rng.integers(0, 3, 600))
     probs = (0.05 + 0.85 * np.eye(3)[sure_of]).astype(np.float32)  # .9 where four out of five are right
-    recipe.feedback_rows = np.arange(600) % 2 == 0
+    recipe.context = replace(recipe.context, feedback_rows=np.arange(600) % 2 == 0)
     recipe.predict = lambda faces: (probs, labels)  # type: ignore[method-assign]
     recipe.validate(0)
     assert recipe.temperature > 1.05
@@ -156,11 +159,11 @@ def test_margins_are_of_the_confidence_that_they_are_compared_with(faces: Path, 
 def test_what_the_teacher_sees_is_fed_back(faces: Path) -> None:
     told: list[dict[str, Any]] = []
 
-    def feedback(confusion: np.ndarray, epoch: int, **evidence: Any) -> dict[str, Any]:
+    def feedback(confusion: np.ndarray, epoch: int, **evidence: Any) -> Snapshot:
         told.append(evidence)
         return factors()
 
-    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, "epochs=2", feedback=feedback)
+    recipe: OnlineMethod = recipe_of(faces, *ONLINE, "epochs=2", feedback=feedback)
     run_epochs(recipe, range(1))
     recipe.validate(0)
     assert sum(told[0]["q_hat"]) == (recipe.named >= 0).sum().item() > 20
@@ -180,38 +183,38 @@ class Partly:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_unreadable_faces_say_nothing_of_the_others(faces: Path, rule: str) -> None:
-    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, f"online.rule={rule}")
+    recipe: OnlineMethod = recipe_of(faces, *ONLINE, f"method.rule={rule}")
     pictures = Partly(recipe.unlabeled.images, lambda rows: rows % 2 == 0)
     recipe.unlabeled = replace(recipe.unlabeled, images=pictures)
     step = next(recipe.steps(0))
-    _, unlabeled = step.data
+    unlabeled = step.unlabeled
     even = unlabeled.rows % 2 == 0
     assert 0 < even.sum() < 16
     start = dict(recipe.rule_state)
     probs = recipe.averaged_logits(unlabeled.weak).detach().softmax(dim=1)[even]
     debiased = debias(probs, recipe.known_now.log_prior)
-    recipe.loss(torch.randn(24, 1, 3), step)
+    loss_of(recipe, torch.randn(24, 3), step)
     recipe.after_step(recipe.model, [step])
-    measured = recipe.online.rule.measure(debiased, start, unlabeled.rows[even])
-    expected = recipe.online.rule.update(start, measured, recipe.online.momentum)
+    measured = recipe.rule.measure(debiased, start, unlabeled.rows[even])
+    expected = recipe.rule.update(start, measured, MOMENTUM)
     for name, value in expected.items():
         torch.testing.assert_close(recipe.rule_state[name], value)
     assert recipe.named[unlabeled.rows[even]].tolist() == probs.argmax(dim=1).tolist()
     assert recipe.named[unlabeled.rows[~even]].eq(-1).all()
-    seen = recipe.online.rule.accept(debiased, expected if recipe.online.rule.update_first else start, recipe.known_now)
+    seen = recipe.rule.accept(debiased, expected if recipe.rule.update_first else start, recipe.known_now)
     assert recipe.unlabeled_view()[1] == pytest.approx((seen.weights > 0).float().mean().item())
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_step_without_a_readable_face_leaves_all_as_it_was(faces: Path, rule: str) -> None:
-    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, f"online.rule={rule}")
+    recipe: OnlineMethod = recipe_of(faces, *ONLINE, f"method.rule={rule}")
     pictures = Partly(recipe.unlabeled.images, lambda rows: rows < 0)
     recipe.unlabeled = replace(recipe.unlabeled, images=pictures)
     step = next(recipe.steps(0))
     before = {name: tensor.clone() for name, tensor in recipe.tensors().items()}
-    outputs = torch.randn(24, 1, 3)
-    supervised = recipe.supervised_loss(outputs[:8, 0], step.data[0])
-    assert torch.equal(recipe.loss(outputs, step), supervised)
+    outputs = torch.randn(24, 3)
+    supervised = recipe.supervised_loss(outputs[:8], step.targets)
+    assert torch.equal(loss_of(recipe, outputs, step), supervised)
     recipe.after_step(recipe.model, [step])
     for name, value in recipe.tensors().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
@@ -219,15 +222,17 @@ def test_a_step_without_a_readable_face_leaves_all_as_it_was(faces: Path, rule: 
 
 
 def test_the_hybrid_has_three_kinds_of_faces(faces: Path) -> None:
-    recipe: OnlineRecipe = recipe_of(faces, *ONLINE, f"pseudo={faces / 'selection'}", "pseudo_ratio=1", "epochs=1")
+    recipe: OnlineMethod = recipe_of(
+        faces, *ONLINE, f"pseudo={faces / 'selection'}", "method.pseudo_ratio=1", "epochs=1"
+    )
     step = next(recipe.steps(0))
     assert len(step.uris) == len(step.inputs) == 8 + 8 + 16
-    assert step.data[1].first == 16
+    assert step.unlabeled.first == 16
     assert math.isfinite(run_epochs(recipe, range(1))[0])
 
 
 def test_ranks_share_a_step_and_its_loss(faces: Path) -> None:
-    arguments = (*ONLINE, "online.rule=threshold")  # which measures nothing: no rank waits for another
+    arguments = (*ONLINE, "method.rule=threshold")  # which measures nothing: no rank waits for another
     whole = recipe_of(faces, *arguments)
     parts = [recipe_of(faces, *arguments, world=World(rank, 2)) for rank in (0, 1)]
     (step, loss), *others = [step_of_known_logits(recipe, 2) for recipe in (whole, *parts)]
@@ -239,9 +244,9 @@ def test_ranks_share_a_step_and_its_loss(faces: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("recipe=online",), "recipe=online: needs unlabeled="),
-        (("unlabeled=there",), "recipe=supervised: takes no unlabeled="),
-        ((*META, "unlabeled=there", "pseudo=there"), "recipe=meta_feedback: takes neither pseudo= nor feedback="),
+        (("method=online",), "method=online: needs unlabeled="),
+        (("unlabeled=there",), "method=supervised: takes no unlabeled="),
+        ((*META, "unlabeled=there", "pseudo=there"), "method=meta_feedback: takes neither pseudo= nor feedback="),
     ],
 )
 def test_arguments_that_do_not_fit(faces: Path, arguments: tuple[str, ...], message: str) -> None:

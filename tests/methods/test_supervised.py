@@ -9,13 +9,17 @@ import pytest
 import torch
 
 from ray_fer.errors import UserError
-from ray_fer.jobs.backbone_context import build_recipe
+from ray_fer.feedback.formulas import Snapshot
+from ray_fer.jobs.backbone_context import build_method
 from ray_fer.jobs.backbone_inputs import open_inputs
-from ray_fer.methods.recipe import Faces, sampled_margin
-from ray_fer.methods.supervised import PseudoLabels, SupervisedRecipe, Targets, joint_loss
+from ray_fer.methods.base import sampled_margin
+from ray_fer.methods.batch import Faces, PseudoLabels, Targets
+from ray_fer.methods.supervised import SupervisedMethod, supervised_terms
 from ray_fer.selection.file import Selection, read_selection
-from ray_fer.training.plain_engine import PlainEngine, run_epochs
+from ray_fer.training.loop import total
+from ray_fer.training.plain_engine import PlainEngine
 from ray_fer.training.world import World
+from tests.training.epochs import loss_of, run_epochs
 from tests.training.toy import CLASSES, config, write_faces, write_selection, write_sets
 
 
@@ -24,9 +28,9 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sets(tmp_path_factory.mktemp("faces"), (10, 10, 10))
 
 
-def recipe_of(faces: Path, *arguments: str, world: World | None = None, **others: Any) -> SupervisedRecipe:
-    recipe = build_recipe(open_inputs(config(faces, *arguments)), [], world or World(), others)
-    assert isinstance(recipe, SupervisedRecipe)
+def recipe_of(faces: Path, *arguments: str, world: World | None = None, **others: Any) -> SupervisedMethod:
+    recipe = build_method(open_inputs(config(faces, *arguments)), world or World(), **others)
+    assert isinstance(recipe, SupervisedMethod)
     return recipe
 
 
@@ -43,8 +47,9 @@ def test_the_loss_by_hand() -> None:
     log_p = [[-math.log(1 + math.exp(-2)), -math.log(1 + math.exp(2))]]  # of rows 0 and 2, both 2 apart
     labelled = -(0.9 * log_p[0][0] + 0.1 * log_p[0][1]) * 0.5 / 2
     soft = -(0.25 * log_p[0][0] + 0.75 * log_p[0][1]) * (0.25 * 0.5 + 0.75 * 1.5)
-    loss = joint_loss(logits, targets, torch.tensor([0.5, 1.5]), label_smoothing=0.2, pseudo_weight=3.0)
-    assert loss.item() == pytest.approx(labelled + 3.0 * soft, rel=1e-6)
+    terms = supervised_terms(logits, targets, torch.tensor([0.5, 1.5]), label_smoothing=0.2, pseudo_weight=3.0)
+    assert total(terms).item() == pytest.approx(labelled + 3.0 * soft, rel=1e-6)
+    assert terms["labeled"].item() == pytest.approx(labelled, rel=1e-6)
 
 
 def test_the_margin_by_hand() -> None:
@@ -53,7 +58,7 @@ def test_the_margin_by_hand() -> None:
     assert margin.tolist() == pytest.approx([0.5 * math.log(share / 13) for share in (8, 4, 1)])
     targets = Targets(torch.tensor([1]), torch.ones(1), torch.empty(0, 3), torch.empty(0), 1, 0)
     logits = torch.tensor([[1.0, 2.0, 0.5]])
-    loss = joint_loss(logits, targets, torch.ones(3), 0.0, 1.0, torch.as_tensor(margin))
+    loss = total(supervised_terms(logits, targets, torch.ones(3), 0.0, 1.0, torch.as_tensor(margin)))
     odds = [math.exp(z) * math.sqrt(share) for z, share in zip((1.0, 2.0, 0.5), (8, 4, 1), strict=True)]
     assert loss.item() == pytest.approx(-math.log(odds[1] / sum(odds)))
 
@@ -64,18 +69,18 @@ def test_uniform_sampling_leaves_nothing_to_adjust(faces: Path) -> None:
     step, twin = next(plain.steps(0)), next(adjusted.steps(0))
     logits = torch.randn(len(step.uris), 3)
     assert step.uris == twin.uris
-    assert adjusted.loss(logits, twin).item() == pytest.approx(plain.loss(logits, step).item(), rel=1e-5)
+    assert loss_of(adjusted, logits, twin).item() == pytest.approx(loss_of(plain, logits, step).item(), rel=1e-5)
     natural = recipe_of(faces, "class_sampling=natural", "logit_adjustment=1", "epochs=1")
     steps = list(natural.steps(0))
     assert natural.margin.tolist() == pytest.approx([math.log(n / 51) for n in (25, 13, 13)], rel=1e-5)
-    drawn = np.bincount(np.concatenate([step.data.labels.numpy() for step in steps]), minlength=3)
+    drawn = np.bincount(np.concatenate([step.targets.labels.numpy() for step in steps]), minlength=3)
     assert drawn[0] > drawn[1:].max()
 
 
 def test_accumulation_and_layer_decay(faces: Path) -> None:
     recipe = recipe_of(faces, "batch_size=8", "accumulate=4", "epochs=2", "warmup_epochs=1", "layer_decay=0.5")
     assert recipe.steps_per_epoch == 8, "48 faces are six steps, but eight make whole optimiser steps"
-    rates = [recipe.learning_rate(step) / recipe.settings.learning_rate for step in range(4)]
+    rates = [recipe.learning_rate(step) / recipe.config.learning_rate for step in range(4)]
     assert rates == pytest.approx([0.5, 1, 1, 0.5])
     engine = PlainEngine(recipe)
     run_epochs(recipe, range(1), engine)
@@ -83,8 +88,8 @@ def test_accumulation_and_layer_decay(faces: Path) -> None:
     scales = {group["lr_scale"] for group in engine.groups}
     assert scales == {0.5**layer for layer in range(6)}
     head = next(group for group in engine.groups if group["params"][0] is recipe.model.get_classifier().weight)
-    assert head["lr"] == recipe.settings.learning_rate
-    assert head["weight_decay"] == recipe.settings.weight_decay
+    assert head["lr"] == recipe.config.learning_rate
+    assert head["weight_decay"] == recipe.config.weight_decay
 
 
 def test_checkpointed_activations_change_nothing(faces: Path) -> None:
@@ -97,15 +102,15 @@ def test_checkpointed_activations_change_nothing(faces: Path) -> None:
 
 
 def test_a_step_has_labelled_and_pseudo_labelled_faces(faces: Path) -> None:
-    recipe = recipe_of(faces, f"pseudo={faces / 'selection'}", "pseudo_ratio=2", "batch_size=8")
+    recipe = recipe_of(faces, f"pseudo={faces / 'selection'}", "method.pseudo_ratio=2", "batch_size=8")
     steps = list(recipe.steps(0))
     assert len(steps) == recipe.steps_per_epoch == 6  # 48 labelled faces
     assert recipe.images_per_epoch == 6 * 24
     for step in steps:
         assert step.inputs.shape == (24, 3, 32, 32)
         assert [Path(uri).parent.name for uri in step.uris] == ["train"] * 8 + ["more"] * 16
-        assert step.data.soft.shape == (16, 3)
-    drawn = np.bincount(np.concatenate([step.data.labels.numpy() for step in steps]), minlength=3)
+        assert step.targets.soft.shape == (16, 3)
+    drawn = np.bincount(np.concatenate([step.targets.labels.numpy() for step in steps]), minlength=3)
     assert drawn.sum() == 48
     pseudo = [uri for step in steps for uri in step.uris[8:]]
     assert {pseudo.count(uri) for uri in set(pseudo)} <= {3, 4}  # 96 draws of 30 equal weights
@@ -118,7 +123,7 @@ def test_ranks_share_a_step_and_its_loss(faces: Path) -> None:
     assert sorted(steps[0].uris) == sorted(steps[1].uris + steps[2].uris)
     logits = {uri: torch.randn(3) for uri in steps[0].uris}
     losses = [
-        recipe.loss(torch.stack([logits[uri] for uri in step.uris]), step)
+        loss_of(recipe, torch.stack([logits[uri] for uri in step.uris]), step)
         for recipe, step in zip((whole, *parts), steps, strict=True)
     ]
     assert (losses[1] + losses[2]).item() / 2 == pytest.approx(losses[0].item(), rel=1e-5)
@@ -154,9 +159,9 @@ def test_an_epoch_depends_on_nothing_but_weights_and_state(faces: Path) -> None:
     assert recipe.validate(3) == twin.validate(3)
 
 
-def factors(version: int, loss: list[float], sampling: list[float], log_prior: list[float]) -> dict[str, Any]:
-    weights = {"loss_weights": loss, "sampling_weights": sampling, "log_debiasing_prior": log_prior}
-    return {"version": version, "thresholds": [0.8] * 3, **weights}
+def factors(version: int, loss: list[float], sampling: list[float], log_prior: list[float]) -> Snapshot:
+    each = (np.array(values) for values in (loss, sampling, [0.8] * 3, log_prior))
+    return Snapshot(*each, version=version)
 
 
 def test_feedback_sets_the_weights_of_the_next_epoch(faces: Path) -> None:
@@ -165,12 +170,12 @@ def test_feedback_sets_the_weights_of_the_next_epoch(faces: Path) -> None:
 
     def feedback(
         confusion: np.ndarray, epoch: int, *, trained_under: int, prior_helps: bool, **unlabeled: Any
-    ) -> dict[str, Any]:
+    ) -> Snapshot:
         seen.append((confusion.sum(), epoch, trained_under, prior_helps))
         assert unlabeled == {"q_hat": None, "accepted_share": None}
         return factors(7, [0.5, 1.0, 1.5], [1.0, 1.0, 2.0], uniform)
 
-    recipe = recipe_of(faces, feedback=feedback, factors=factors(3, [1.5, 1.0, 0.5], [1.0] * 3, uniform))
+    recipe = recipe_of(faces, feedback=feedback, snapshot=factors(3, [1.5, 1.0, 0.5], [1.0] * 3, uniform))
     assert recipe.class_weights.tolist() == [1.5, 1.0, 0.5]
     _, metrics = recipe.validate(4)
     assert seen == [(15, 4, 3, True)]
@@ -188,14 +193,14 @@ def test_feedback_sets_the_weights_of_the_next_epoch(faces: Path) -> None:
 def test_only_the_choice_half_chooses_and_only_the_other_is_fed_back(faces: Path) -> None:
     told = []
 
-    def feedback(confusion: np.ndarray, epoch: int, **evidence: Any) -> dict[str, Any]:
+    def feedback(confusion: np.ndarray, epoch: int, **evidence: Any) -> Snapshot:
         told.append((confusion.tolist(), evidence["prior_helps"]))
-        return recipe.factors
+        return recipe.snapshot
 
     recipe = recipe_of(faces, "epochs=8", "learning_rate=0.01", feedback=feedback)
     run_epochs(recipe, range(8))
     for log_prior in ([math.log(1 / 3)] * 3, [-9.0, -9.0, 0.0]):
-        recipe.load_state({**recipe.state(), "factors": factors(1, [1.0] * 3, [1.0] * 3, log_prior)}, {})
+        recipe.load_state({**recipe.state(), "factors": factors(1, [1.0] * 3, [1.0] * 3, log_prior).to_json()}, {})
         score, metrics = recipe.validate(7)
         halves = metrics["feedback"], metrics["choice"]
         assert score == halves[1]["macro_f1"] > 0.8

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from ray_fer.config import load_config
 from ray_fer.jobs.extract_features import LabelledClip
 from ray_fer.jobs.train_temporal import choose_smoothing, common_step
-from ray_fer.methods.temporal import TemporalRecipe, balance, cut_windows
-from ray_fer.training.loop import Step
-from ray_fer.training.plain_engine import PlainEngine, run_epochs
+from ray_fer.methods.temporal import TemporalMethod, WindowBatch, balance, cut_windows
+from ray_fer.training.plain_engine import PlainEngine
 from ray_fer.training.world import World
 from ray_fer.video.config import TrainTemporalConfig
 from ray_fer.video.smoothing import choose_half_width
+from tests.training.epochs import loss_of, run_epochs
 
 CLASSES = ("neutral", "anger")
 RUN = 8  # frames of one expression
@@ -82,8 +82,8 @@ TRAIN = [relay(seed) for seed in range(24)]
 VAL = [relay(100 + seed) for seed in range(6)]
 
 
-def recipe_of(*arguments: str, world: World | None = None, train: Any = TRAIN, val: Any = VAL) -> TemporalRecipe:
-    return TemporalRecipe(config(*arguments), CLASSES, train, val, world or World())
+def recipe_of(*arguments: str, world: World | None = None, train: Any = TRAIN, val: Any = VAL) -> TemporalMethod:
+    return TemporalMethod(config(*arguments), CLASSES, train, val, world or World())
 
 
 def test_balance_by_hand() -> None:
@@ -136,7 +136,7 @@ def test_the_loss_by_hand() -> None:
     labels = torch.tensor([[0, -1, 0]])
     right, wrong = np.log1p(np.exp(-2.0)), np.log1p(np.exp(2.0))
     by_hand = 0.5 * ((0.9 * right + 0.1 * wrong) + (0.9 * wrong + 0.1 * right)) / 4
-    assert recipe.loss(logits, Step(logits, [], labels)).item() == pytest.approx(by_hand, rel=1e-5)
+    assert loss_of(recipe, logits, WindowBatch(logits, [], labels)).item() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_ranks_share_a_step_its_loss_and_its_windows() -> None:
@@ -146,8 +146,10 @@ def test_ranks_share_a_step_its_loss_and_its_windows() -> None:
     assert sorted(steps[0].uris) == sorted(steps[1].uris + steps[2].uris)
     assert torch.equal(steps[0].inputs[::2], steps[1].inputs)
     logits = torch.randn(6, 16, 2)
-    losses = [whole.loss(logits, steps[0])]
-    losses += [recipe.loss(logits[r::2], step) for r, (recipe, step) in enumerate(zip(parts, steps[1:], strict=True))]
+    losses = [loss_of(whole, logits, steps[0])]
+    losses += [
+        loss_of(recipe, logits[r::2], step) for r, (recipe, step) in enumerate(zip(parts, steps[1:], strict=True))
+    ]
     assert (losses[1] + losses[2]).item() / 2 == pytest.approx(losses[0].item(), rel=1e-5)
 
 

@@ -17,7 +17,7 @@ from ray_fer.training.loop import train_epoch
 from ray_fer.training.plain_engine import PlainEngine
 from ray_fer.training.world import World
 from tests.methods.test_meta_feedback import recipe_of
-from tests.training.counting import CountingRecipe
+from tests.training.counting import CountingMethod
 from tests.training.toy import write_faces
 
 EPOCHS = 3
@@ -40,7 +40,7 @@ def train_stages(rank: int, folder: str) -> None:
         for stage in range(4):
             for precision in ("float32", "bfloat16"):
                 world = World(rank, 2, 2, precision=precision)
-                recipe = CountingRecipe(EPOCHS, world, **options)
+                recipe = CountingMethod(EPOCHS, world, **options)
                 guard = FiniteGuard(world, recipe.steps_per_epoch, "skip")
                 engine = DeepSpeedEngine(recipe, world, stage, clip_norm=1.0)
                 for epoch in range(EPOCHS):
@@ -57,7 +57,7 @@ def train_stages(rank: int, folder: str) -> None:
 
 def train_circuit(world: World, stage: int, folder: Path) -> None:
     """Meta feedback: an epoch of teacher and student, and one of the student alone."""
-    recipe = recipe_of(folder, "epochs=2", "meta.finetune=0.5", "learning_rate=0.001", world=world)
+    recipe = recipe_of(folder, "epochs=2", "method.finetune=0.5", "learning_rate=0.001", world=world)
     engine = DeepSpeedEngine(recipe, world, stage, clip_norm=1.0)
     for epoch in range(2):
         train_epoch(recipe, engine, epoch, FiniteGuard(world, recipe.steps_per_epoch))
@@ -77,7 +77,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_stage_is_the_plain_loop(trained: Path, case: str) -> None:
-    recipe = CountingRecipe(EPOCHS, World(), **CASES[case])
+    recipe = CountingMethod(EPOCHS, World(), **CASES[case])
     guard = FiniteGuard(World(), recipe.steps_per_epoch, "skip")
     engine = PlainEngine(recipe)
     for epoch in range(EPOCHS):

@@ -15,10 +15,10 @@ from torch import nn
 
 from ray_fer.training.engine import DeepSpeedEngine
 from ray_fer.training.finite import FiniteGuard
-from ray_fer.training.loop import Step, train_epoch
+from ray_fer.training.loop import Batch, train_epoch
 from ray_fer.training.optimisation import Ema
 from ray_fer.training.world import World
-from tests.training.counting import CountingRecipe
+from tests.training.counting import CountingMethod
 
 State = dict[str, dict[str, torch.Tensor]]
 
@@ -67,7 +67,7 @@ class Net(nn.Module):
         return outputs
 
 
-class GroupedRecipe(CountingRecipe):
+class GroupedRecipe(CountingMethod):
     """Two groups of weights, and two steps to one of the optimiser."""
 
     def __init__(self, world: World, late: bool) -> None:
@@ -88,7 +88,7 @@ class GroupedRecipe(CountingRecipe):
             },
         ]
 
-    def steps(self, epoch: int) -> Iterator[Step]:
+    def steps(self, epoch: int) -> Iterator[Batch]:
         self.net.with_late = not self.late or epoch > 0
         return super().steps(epoch)
 

@@ -32,14 +32,14 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def online(faces: Path, out: Path, *more: str) -> list[str]:
-    return arguments(faces, out, "recipe=online", f"unlabeled={faces / 'more'}", "epochs=8", *more)
+    return arguments(faces, out, "method=online", f"unlabeled={faces / 'more'}", "epochs=8", *more)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(faces: Path) -> tuple[Path, dict[str, Any]]:
     """Two ranks, with a rule whose state is a table over the unlabeled faces, and DST's heads."""
     out = faces / "undisturbed"
-    rule = ("online.rule=flexmatch", "online.head=debiased", "online.threshold=0.6")
+    rule = ("method.rule=flexmatch", "method.head=debiased", "method.threshold=0.6")
     return out, run_job("train_backbone", *online(faces, out, "workers=2", *rule))
 
 
@@ -81,8 +81,8 @@ def test_a_rank_is_killed_while_faces_arrive(faces: Path, undisturbed: tuple[Pat
     more = faces / "growing"
     shutil.copytree(faces / "more", more)
     out = faces / "killed"
-    rule = ("online.rule=flexmatch", "online.head=debiased", "online.threshold=0.6")
-    job = arguments(faces, out, "recipe=online", f"unlabeled={more}", "epochs=8", "workers=2", *rule)
+    rule = ("method.rule=flexmatch", "method.head=debiased", "method.threshold=0.6")
+    job = arguments(faces, out, "method=online", f"unlabeled={more}", "epochs=8", "workers=2", *rule)
     process = start_job("train_backbone", *job)
     wait_for_epoch(out, 2, process)
     write_faces(more / "later", (5, 5, 5), seed=9)
@@ -99,7 +99,7 @@ def test_a_rank_is_killed_while_faces_arrive(faces: Path, undisturbed: tuple[Pat
 def test_the_circuit_of_meta_feedback(faces: Path) -> None:
     out = faces / "meta"
     place = f"unlabeled={faces / 'more'}"
-    summary = run_job("train_backbone", *arguments(faces, out, "recipe=meta_feedback", place, "epochs=6", "workers=2"))
+    summary = run_job("train_backbone", *arguments(faces, out, "method=meta_feedback", place, "epochs=6", "workers=2"))
     assert (summary["unlabeled"], summary["epochs"]) == (80, 6)
     assert timm.create_model(f"local-dir:{out}", pretrained=True).get_classifier().out_features == 3
     assert not (out / "feedback").exists()

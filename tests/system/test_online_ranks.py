@@ -21,12 +21,12 @@ CASES = [(rule, share) for rule in ("softmatch", "freematch", "debiaspl", "flexm
 
 def taken_step(folder: Path, rule: str, share: str, world: World) -> dict[str, Any]:
     """What a rank knows after one step of which ``share`` of the unlabeled faces could be read."""
-    recipe = recipe_of(folder, *ONLINE, f"online.rule={rule}", world=world)
+    recipe = recipe_of(folder, *ONLINE, f"method.rule={rule}", world=world)
     if share == "some":  # more of them on one rank than on the other
         recipe.unlabeled = replace(recipe.unlabeled, images=Partly(recipe.unlabeled.images, lambda rows: rows % 3 > 0))
     step, loss = step_of_known_logits(recipe, 2)
     recipe._exchange()
-    readable = len(step.data[1].readable)
+    readable = len(step.unlabeled.readable)
     return {"loss": loss, "readable": readable, "accepted": recipe.accepted, "tensors": recipe.tensors()}
 
 

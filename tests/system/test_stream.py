@@ -18,12 +18,12 @@ import ray
 from ray_fer import cluster
 from ray_fer.data import stream
 from ray_fer.data.stream import PictureStream, stream_order
-from ray_fer.jobs import backbone_context as build_recipe
+from ray_fer.jobs import backbone_context as build_method
 from ray_fer.jobs.backbone_inputs import open_inputs
-from ray_fer.methods.online import OnlineRecipe
-from ray_fer.training.plain_engine import run_epochs
+from ray_fer.methods.online import OnlineMethod
 from ray_fer.training.world import World
 from tests.system.jobs import processes
+from tests.training.epochs import run_epochs
 from tests.training.toy import config, write_faces
 
 BATCH, STEPS, RANKS = 5, 4, 2
@@ -121,14 +121,14 @@ def test_every_row_once_and_the_same_again(tmp_path: Path) -> None:
 def test_an_online_recipe_takes_the_stream_where_faces_do_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_recipe, "CACHE_BYTES", 1)
+    monkeypatch.setattr(build_method, "CACHE_BYTES", 1)
     monkeypatch.setattr(stream, "_BLOCKS", 1)  # an execution for every epoch
     for name, counts in (("train", (8, 8, 8)), ("val", (8, 8, 8)), ("more", (20, 10, 10))):
         write_faces(tmp_path / name, counts)
     uris = sorted(str(path) for path in (tmp_path / "more").glob("*.png"))
-    more = (f"unlabeled={tmp_path / 'more'}", "recipe=online", "feedback=none", "batch_size=8", "epochs=2")
-    recipe = build_recipe.build_recipe(open_inputs(config(tmp_path, *more)), uris, World(), {})
-    assert isinstance(recipe, OnlineRecipe)
+    more = (f"unlabeled={tmp_path / 'more'}", "method=online", "feedback=none", "batch_size=8", "epochs=2")
+    recipe = build_method.build_method(open_inputs(config(tmp_path, *more)), uris, World(), {})
+    assert isinstance(recipe, OnlineMethod)
     assert all(np.isfinite(run_epochs(recipe, range(2))))
     # 24 labelled faces are three steps of 16 unlabeled ones: after 96 draws each of 40 was seen.
     assert (recipe.named >= 0).all()

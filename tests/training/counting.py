@@ -1,4 +1,4 @@
-"""A recipe as small as can be that keeps a table of what it has seen, as rules over unlabeled faces do."""
+"""A method as small as can be that keeps a table of what it has seen, as rules over unlabeled faces do."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ray_fer.training.loop import Step
+from ray_fer.training.loop import Batch, Terms
 from ray_fer.training.optimisation import Ema, parameter_groups
 from ray_fer.training.world import World
 
@@ -21,7 +22,14 @@ ROWS = 24
 TRUTH = torch.tensor([1.0, 2.0, 3.0])
 
 
-class CountingRecipe:
+@dataclass(frozen=True, eq=False)
+class Rows(Batch):
+    """Rows of one rank, and those of all ranks together."""
+
+    together: torch.Tensor
+
+
+class CountingMethod:
     """Fits y = x . (1, 2, 3); an epoch sees 24 rows, a step its share of them, a rank its share of that.
 
     Args:
@@ -65,13 +73,14 @@ class CountingRecipe:
     def learning_rate(self, step: int) -> float:
         return 0.01 / (1 + step)
 
-    def steps(self, epoch: int) -> Iterator[Step]:
+    def steps(self, epoch: int) -> Iterator[Batch]:
         order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch)).reshape(self.steps_per_epoch, -1)
         for number, together in enumerate(order):
             if (epoch, number) == (1, 2) and self.world.rank == self.world.size - 1:
                 self._die_once()
             rows = together[self.world.rank :: self.world.size]
-            yield Step(self.inputs[rows].to(self.world.device), [f"row-{row}" for row in rows.tolist()], together)
+            uris = [f"row-{row}" for row in rows.tolist()]
+            yield Rows(self.inputs[rows].to(self.world.device), uris, together)
 
     def _die_once(self) -> None:
         if self.grave is not None and not self.grave.exists():
@@ -80,14 +89,14 @@ class CountingRecipe:
             self.grave.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def loss(self, outputs: torch.Tensor, step: Step) -> torch.Tensor:
-        loss = ((outputs[:, 0] - step.inputs @ TRUTH) ** 2).mean()
-        return loss + (0 * outputs.sum()).sqrt() if f"row-{self.kink}" in step.uris else loss
+    def losses(self, outputs: torch.Tensor, batch: Rows) -> Terms:
+        terms = {"square": ((outputs[:, 0] - batch.inputs @ TRUTH) ** 2).mean()}
+        return terms | ({"kink": (0 * outputs.sum()).sqrt()} if f"row-{self.kink}" in batch.uris else {})
 
-    def after_step(self, model: nn.Module, steps: list[Step]) -> None:
+    def after_step(self, model: nn.Module, batches: list[Rows]) -> None:
         self.ema.update(model)
-        for step in steps:
-            self.seen[step.data] += 1
+        for batch in batches:
+            self.seen[batch.together] += 1
 
     def validate(self, epoch: int) -> tuple[float, dict[str, Any]]:
         """The share of rows seen in every epoch so far, and how often all were seen together."""
@@ -105,5 +114,5 @@ class CountingRecipe:
         self.seen = tensors["seen"]
 
 
-def make_counting(epochs: int, options: dict[str, Any], world: World) -> CountingRecipe:
-    return CountingRecipe(epochs, world, **options)
+def make_counting(epochs: int, options: dict[str, Any], world: World) -> CountingMethod:
+    return CountingMethod(epochs, world, **options)

@@ -15,31 +15,32 @@ import torch
 
 from ray_fer.errors import UserError
 from ray_fer.training.finite import FiniteGuard
-from ray_fer.training.loop import Step
-from ray_fer.training.plain_engine import PlainEngine, run_epochs
+from ray_fer.training.loop import Batch
+from ray_fer.training.plain_engine import PlainEngine
 from ray_fer.training.world import World
-from tests.training.counting import ROWS, CountingRecipe
+from tests.training.counting import ROWS, CountingMethod
+from tests.training.epochs import run_epochs
 
-THIRD = int(list(CountingRecipe(1, World()).steps(0))[2].uris[0].removeprefix("row-"))
+THIRD = int(list(CountingMethod(1, World()).steps(0))[2].uris[0].removeprefix("row-"))
 """A row of the third step."""
 
 
-class Partial(CountingRecipe):
-    """What `CountingRecipe` would be if an epoch had only some of its steps, and its learning rate were constant."""
+class Partial(CountingMethod):
+    """What `CountingMethod` would be if an epoch had only some of its steps, and its learning rate were constant."""
 
     def __init__(self, numbers: Sequence[int], **options: Any) -> None:
         super().__init__(1, World(), norm=True, **options)
         self.numbers = numbers
 
-    def steps(self, epoch: int) -> Iterator[Step]:
+    def steps(self, epoch: int) -> Iterator[Batch]:
         return (step for number, step in enumerate(super().steps(epoch)) if number in self.numbers)
 
     def learning_rate(self, step: int) -> float:
         return 0.01
 
 
-def everything(recipe: CountingRecipe, engine: PlainEngine) -> list[torch.Tensor]:
-    """Weights, statistics, moments, averages and the recipe's own table."""
+def everything(recipe: CountingMethod, engine: PlainEngine) -> list[torch.Tensor]:
+    """Weights, statistics, moments, averages and the method's own table."""
     moments = [state for one in engine.optimizer.state.values() for state in one.values()]
     models = [*recipe.model.state_dict().values(), *recipe.ema_model.state_dict().values()]
     return deepcopy([*models, *moments, recipe.seen, torch.tensor(recipe.ema.updates)])
@@ -102,7 +103,7 @@ def test_too_many_are_no_accident(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_accumulated_steps_are_one_larger_step() -> None:
-    recipe, larger = CountingRecipe(3, World(), accumulate=2), CountingRecipe(3, World(), steps=2)
+    recipe, larger = CountingMethod(3, World(), accumulate=2), CountingMethod(3, World(), steps=2)
     losses = [run_epochs(one, range(3)) for one in (recipe, larger)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for mine, other in zip(recipe.ema_model.parameters(), larger.ema_model.parameters(), strict=True):
@@ -111,7 +112,7 @@ def test_accumulated_steps_are_one_larger_step() -> None:
 
 
 def test_a_group_scales_the_learning_rate() -> None:
-    recipe = CountingRecipe(1, World(), steps=1)
+    recipe = CountingMethod(1, World(), steps=1)
     recipe.parameter_groups = lambda: [  # type: ignore[method-assign]
         {"params": [parameter], "lr_scale": scale}
         for parameter, scale in zip(recipe.model.parameters(), (0.0, 1.0, 0.5, 1.0), strict=True)

@@ -7,8 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from ray_fer.methods.heads import with_heads
+from ray_fer.methods.heads import HeadedBackbone
 from ray_fer.methods.meta_feedback import TeacherAndStudent
+from ray_fer.methods.online_heads import DebiasedHead
 from ray_fer.training.optimisation import Ema, learning_rate_factor, parameter_groups
 
 
@@ -64,8 +65,8 @@ def rates(model: nn.Module, part: nn.Module, layer_decay: float | None) -> dict[
 @pytest.mark.parametrize(
     "wrap",
     [
-        lambda backbone: with_heads(backbone, "main", 2),
-        lambda backbone: with_heads(backbone, "debiased", 2),
+        lambda backbone: HeadedBackbone(backbone, {}),
+        lambda backbone: HeadedBackbone(backbone, DebiasedHead.modules(backbone.num_features, 2)),
         lambda backbone: TeacherAndStudent(timm.create_model("test_vit", num_classes=2), backbone),
         lambda backbone: TeacherAndStudent(backbone, timm.create_model("test_resnet", num_classes=2)),
     ],
@@ -81,7 +82,8 @@ def test_a_wrapper_changes_nothing_for_what_it_holds(
 
 
 def test_heads_learn_and_decay_as_the_classifier_does() -> None:
-    headed = with_heads(timm.create_model("test_vit", num_classes=2), "debiased", 2)
+    backbone: Any = timm.create_model("test_vit", num_classes=2)
+    headed = HeadedBackbone(backbone, DebiasedHead.modules(backbone.num_features, 2))
     found = rates(headed, headed.heads, 0.5)
     assert set(found.values()) == {(1.0, 0.1), (1.0, 0.0)}
     assert found["pseudo.0.weight"] == (1.0, 0.1)
