@@ -11,7 +11,7 @@ import difflib
 import importlib
 import re
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ray_fer.config_values import Plain, merged, parse_yaml, read_yaml, typed_fields
+from ray_fer.config_values import KeysOf, Plain, merged, parse_yaml, read_yaml, typed_fields
 from ray_fer.errors import UserError
 
 Minutes = Annotated[float, Field(ge=0)] | None
@@ -188,21 +188,40 @@ def section_config(section: str, job: str, values: Mapping[str, Any]) -> Any:
     return validate(section, schema, layered(schema, _defaults(job), given))
 
 
-def layered(schema: type[JobConfig], base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def layered(schema: type[BaseModel], base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """``over`` on top of ``base``; what ``base`` says of a section that ``over`` gives another name is dropped."""
     base, over = _expanded(schema, base), _expanded(schema, over)
-    for key, name in schema.shorthand.items():
+    for key, name in _shorthand(schema).items():
         known, given = base.get(key, {}).get(name), over.get(key, {}).get(name)
         if given is not None and known is not None and given != known:
             base = {**base, key: {}}
+    for key, section in _sections(schema):
+        if isinstance(base.get(key), Mapping) and isinstance(over.get(key), Mapping):
+            base = {**base, key: layered(section, base[key], over[key])}
     return dict(merged(base, over))
 
 
-def _expanded(schema: type[JobConfig], values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: {schema.shorthand[key]: value} if key in schema.shorthand and not isinstance(value, Mapping) else value
-        for key, value in values.items()
-    }
+def _expanded(schema: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` with the sections that are given as one value spelt out, also in the configs of other jobs."""
+    shorthand, sections = _shorthand(schema), dict(_sections(schema))
+    expanded = {}
+    for key, value in values.items():
+        if key in shorthand and not isinstance(value, Mapping):
+            value = {shorthand[key]: value}
+        expanded[key] = _expanded(sections[key], value) if key in sections and isinstance(value, Mapping) else value
+    return expanded
+
+
+def _shorthand(schema: type[BaseModel]) -> dict[str, str]:
+    return schema.shorthand if issubclass(schema, JobConfig) else {}
+
+
+def _sections(schema: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The fields that hold keys of other jobs."""
+    for key, field in schema.model_fields.items():
+        for each in field.metadata:
+            if isinstance(each, KeysOf):
+                yield key, each.schema
 
 
 def _by_name(where: str, schema: type[JobConfig], values: dict[str, Any]) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def test_numbers_have_the_types_of_their_method() -> None:
         (["method=online", "method.weight=-1"], "method=online: method.weight=-1: input should be greater than or eq"),
         (
             ["method=meta_feedback", "method.finetune=1"],
-            "method=meta_feedback: method.finetune=1.0: input should be le",
+            "method=meta_feedback: method.finetune=1: input should be less",
         ),
     ],
 )
