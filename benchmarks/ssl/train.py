@@ -102,7 +102,9 @@ class Run:
             if epoch == recipe.epochs - 1 or recipe.feedback or isinstance(recipe, OnlineRecipe):
                 recipe.validate(epoch)
         if recipe.feedback:
-            self.notes["feedback"] = {key: np.round(value, 3).tolist() for key, value in recipe.factors.items()}
+            self.notes["feedback"] = {
+                key: np.round(value, 3).tolist() for key, value in recipe.factors.to_json().items()
+            }
 
 
 def supervised(
@@ -218,7 +220,7 @@ class LocalFeedback:
         elif self.confusion == "shuffled":
             confusion = confusion[np.ix_(self.names, self.names)]
         self.state = feedback(confusion, state=self.state, config=self.config, **evidence)
-        return snapshot(self.state).to_json()
+        return snapshot(self.state)
 
 
 def quality(accepted: Accepted, labels: Indices) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from ray_fer.training import lease
 from ray_fer.training.run_folder import RUN, absolute, claim, digest, environment, identity_of, is_finished, must_run
 
 if TYPE_CHECKING:  # torch, timm and Ray take seconds to import, a mistyped path should not
+    from ray_fer.feedback.formulas import Snapshot
     from ray_fer.methods.recipe import BackboneRecipe
     from ray_fer.training.runner import Outcome
     from ray_fer.training.world import World
@@ -121,7 +122,7 @@ def make_recipe(config: TrainBackboneConfig, start: Start, folder: str, world: W
         classes = inputs.labeled.classes
         told = {
             "feedback": _Feedback(inputs.feedback, classes, config.feedback_parts, start.run_name),
-            "factors": load_snapshot(inputs.feedback, classes, start.feedback_version).to_json(),
+            "factors": load_snapshot(inputs.feedback, classes, start.feedback_version),
         }
     unlabeled = read_unlabeled(folder) if start.unlabeled else []
     return build_recipe(inputs, unlabeled, world, told)
@@ -136,14 +137,14 @@ class _Feedback:
     parts: Sequence[FeedbackPart]
     run_name: str
 
-    def __call__(self, confusion: NDArray[np.int64], epoch: int, **evidence: Any) -> dict[str, Any]:
+    def __call__(self, confusion: NDArray[np.int64], epoch: int, **evidence: Any) -> Snapshot:
         import ray
 
         from ray_fer.feedback.actor import get_feedback_actor
 
         actor = get_feedback_actor(self.uri, self.classes, self.parts)
         source = f"{self.run_name}/epoch-{epoch + 1}"
-        answer: dict[str, Any] = ray.get(actor.update.remote(confusion.tolist(), source, **evidence))
+        answer: Snapshot = ray.get(actor.update.remote(confusion.tolist(), source, **evidence))
         return answer
 
 
@@ -176,7 +177,7 @@ def _start(out: str, identity: Identity, inputs: Inputs) -> dict[str, Any]:
     feedback_version = None
     if inputs.feedback:
         store = FeedbackStore(inputs.feedback, inputs.labeled.classes, inputs.config.feedback_parts)
-        feedback_version = store.snapshot()["version"]
+        feedback_version = store.snapshot().version
     unlabeled = list_unlabeled(inputs, storage.join(out, RUN)) if inputs.config.unlabeled else (0, None)
     return asdict(Start(f"{out.rsplit('/', 1)[-1]}-{digest([out, identity])[:8]}", feedback_version, *unlabeled))
 

@@ -147,13 +147,13 @@ class OnlineRecipe(SupervisedRecipe):
         """What the rule may know in ``epoch``."""
         confidence = self.confidence_of_correct
         return Known(
-            thresholds=moved_thresholds(self.online.threshold, self.factors["thresholds"]),
+            thresholds=moved_thresholds(self.online.threshold, self.factors.thresholds),
             labelled_prior=smoothed_prior(self.labeled_counts),
             labelled_counts=self.labeled_counts,
             labelled_confidence=np.full(len(self.classes), np.nan)
             if confidence is None
             else np.array([math.nan if each is None else each for each in confidence]),
-            log_prior=np.asarray(self.factors["log_debiasing_prior"]),
+            log_prior=self.factors.log_debiasing_prior,
             epoch=float(epoch),
         )
 
@@ -265,7 +265,7 @@ class OnlineRecipe(SupervisedRecipe):
     def _unlabeled_rows(self, epoch: int) -> Indices:
         # (steps, unlabeled faces of a step over all ranks); a face that was not seen yet counts as the average one
         count = self.steps_per_epoch * self.unlabeled_per_step
-        counts, sampling = self._counts(), np.asarray(self.factors["sampling_weights"])
+        counts, sampling = self._counts(), self.factors.sampling_weights
         weights = np.ones(len(self.unlabeled))
         if counts.any():
             named = self.named.cpu().numpy()

@@ -19,7 +19,7 @@ from torch import nn
 from ray_fer.data.augment import STRONG, WEAK, Augmentation, augment, normalise
 from ray_fer.data.sampling import ClassUniformSampler
 from ray_fer.evaluation.halves import evaluate_halves, prior_helps
-from ray_fer.feedback.formulas import initial_state, sampling_probabilities, snapshot
+from ray_fer.feedback.formulas import Snapshot, initial_state, sampling_probabilities, snapshot
 from ray_fer.training.loop import Step
 from ray_fer.training.optimisation import Ema, learning_rate_factor, parameter_groups
 from ray_fer.training.world import World
@@ -28,8 +28,7 @@ VALIDATION_BATCH = 256
 VIEWS = {"weak": WEAK, "strong": STRONG}
 
 Indices = NDArray[np.int64]
-Factors = dict[str, Any]
-"""A feedback snapshot as `Snapshot.to_json` writes it."""
+Factors = Snapshot
 
 
 class Images(Protocol):
@@ -192,7 +191,7 @@ class BackboneRecipe(ABC):
         self.images_per_epoch = settings.batch_size * steps
         self.temperature = 1.0
         self.confidence_of_correct: list[float | None] | None = None
-        self.use(factors or snapshot(initial_state(len(self.classes))).to_json(), 0)
+        self.use(factors or snapshot(initial_state(len(self.classes))), 0)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For AdamW; norms and biases do not decay."""
@@ -220,14 +219,14 @@ class BackboneRecipe(ABC):
     def validate(self, epoch: int) -> tuple[float, dict[str, Any]]:
         """Macro-F1 on the choice half, and all metrics of the averaged model; feeds back what the other half shows."""
         probs, labels = self.predict(self.val)
-        prior = self.factors["log_debiasing_prior"]
+        prior = self.factors.log_debiasing_prior
         metrics = evaluate_halves(probs, labels, self.feedback_rows, self.classes, prior)
         half = metrics["feedback"]
         self.temperature, self.confidence_of_correct = metrics["temperature"], metrics["confidence_of_correct"]
         if self.feedback is not None:
-            metrics["trained_under_feedback"] = trained_under = self.factors["version"]
+            metrics["trained_under_feedback"] = trained_under = self.factors.version
             q_hat, accepted_share = self.unlabeled_view()
-            factors: Factors = {}
+            factors = self.factors
             if self.world.rank == 0:
                 factors = self.feedback(
                     np.asarray(half["confusion_matrix"]),
@@ -238,7 +237,7 @@ class BackboneRecipe(ABC):
                     accepted_share=accepted_share,
                 )
             self.use(self.world.broadcast(factors), epoch + 1)
-            metrics["feedback_version"] = self.factors["version"]
+            metrics["feedback_version"] = self.factors.version
         return float(metrics["choice"]["macro_f1"]), metrics
 
     def unlabeled_view(self) -> tuple[Sequence[float] | None, float | None]:
@@ -249,7 +248,7 @@ class BackboneRecipe(ABC):
         """What the next epoch needs besides weights."""
         return {
             "ema_updates": self.ema.updates,
-            "factors": self.factors,
+            "factors": self.factors.to_json(),
             "class_probs": self.sampler.schedule,
             "temperature": self.temperature,
             "confidence_of_correct": self.confidence_of_correct,
@@ -264,16 +263,15 @@ class BackboneRecipe(ABC):
         self.ema.updates, self.temperature = state["ema_updates"], state["temperature"]
         self.confidence_of_correct = state["confidence_of_correct"]
         self.sampler.schedule = state["class_probs"]
-        self.use(state["factors"], state["class_probs"][-1][0])
+        self.use(Snapshot.from_json(state["factors"]), state["class_probs"][-1][0])
 
     def use(self, factors: Factors, epoch: int) -> None:
         """Trains by ``factors`` from ``epoch`` on."""
         self.factors = factors
-        sampling, weights = (np.asarray(factors[name]) for name in ("sampling_weights", "loss_weights"))
         n_draws = self.steps_per_epoch * self.numbers.batch_size
-        probs = sampling_probabilities(sampling, self.neutral_probs, self.labeled_counts, n_draws)
+        probs = sampling_probabilities(factors.sampling_weights, self.neutral_probs, self.labeled_counts, n_draws)
         self.sampler.reweight(epoch, probs)
-        self.class_weights = self.tensor(weights / (probs @ weights))
+        self.class_weights = self.tensor(factors.loss_weights / (probs @ factors.loss_weights))
 
     @torch.inference_mode()
     def predict(self, faces: Faces) -> tuple[NDArray[np.float32], Indices]:

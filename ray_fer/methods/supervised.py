@@ -167,7 +167,7 @@ class SupervisedRecipe(BackboneRecipe):
         super().use(factors, epoch)
         if self.pseudo is not None:
             n_draws = self.steps_per_epoch * self.pseudo_per_step
-            self.pseudo_weights = self.pseudo.weights_under(np.asarray(factors["sampling_weights"]), n_draws)
+            self.pseudo_weights = self.pseudo.weights_under(factors.sampling_weights, n_draws)
 
     def steps(self, epoch: int) -> Iterator[Step]:
         """This rank's part of every step of ``epoch``."""

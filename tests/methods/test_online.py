@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from ray_fer.errors import UserError
 from ray_fer.evaluation.metrics import apply_temperature
+from ray_fer.feedback.formulas import Snapshot
 from ray_fer.jobs.backbone_context import build_recipe
 from ray_fer.jobs.backbone_inputs import open_inputs, warn_of_doubts
 from ray_fer.methods.online import OnlineRecipe
@@ -42,7 +43,7 @@ def recipe_of(faces: Path, *arguments: str, world: World | None = None, **told: 
     return build_recipe(open_inputs(settings), unlabeled, world or World(), told)
 
 
-def factors(**changed: Any) -> dict[str, Any]:
+def factors(**changed: Any) -> Snapshot:
     neutral = {
         "version": 1,
         "loss_weights": [1.0] * 3,
@@ -50,7 +51,7 @@ def factors(**changed: Any) -> dict[str, Any]:
         "thresholds": [0.8] * 3,
         "log_debiasing_prior": [-math.log(3)] * 3,
     }
-    return neutral | changed
+    return Snapshot.from_json(neutral | changed)
 
 
 def step_of_known_logits(recipe: OnlineRecipe, epoch: int) -> tuple[Step, float]:
@@ -156,7 +157,7 @@ def test_margins_are_of_the_confidence_that_they_are_compared_with(faces: Path, 
 def test_what_the_teacher_sees_is_fed_back(faces: Path) -> None:
     told: list[dict[str, Any]] = []
 
-    def feedback(confusion: np.ndarray, epoch: int, **evidence: Any) -> dict[str, Any]:
+    def feedback(confusion: np.ndarray, epoch: int, **evidence: Any) -> Snapshot:
         told.append(evidence)
         return factors()
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ray_fer.errors import UserError
+from ray_fer.feedback.formulas import Snapshot
 from ray_fer.jobs.backbone_context import build_recipe
 from ray_fer.jobs.backbone_inputs import open_inputs
 from ray_fer.methods.recipe import Faces, sampled_margin
@@ -154,9 +155,9 @@ def test_an_epoch_depends_on_nothing_but_weights_and_state(faces: Path) -> None:
     assert recipe.validate(3) == twin.validate(3)
 
 
-def factors(version: int, loss: list[float], sampling: list[float], log_prior: list[float]) -> dict[str, Any]:
+def factors(version: int, loss: list[float], sampling: list[float], log_prior: list[float]) -> Snapshot:
     weights = {"loss_weights": loss, "sampling_weights": sampling, "log_debiasing_prior": log_prior}
-    return {"version": version, "thresholds": [0.8] * 3, **weights}
+    return Snapshot.from_json({"version": version, "thresholds": [0.8] * 3, **weights})
 
 
 def test_feedback_sets_the_weights_of_the_next_epoch(faces: Path) -> None:
@@ -165,7 +166,7 @@ def test_feedback_sets_the_weights_of_the_next_epoch(faces: Path) -> None:
 
     def feedback(
         confusion: np.ndarray, epoch: int, *, trained_under: int, prior_helps: bool, **unlabeled: Any
-    ) -> dict[str, Any]:
+    ) -> Snapshot:
         seen.append((confusion.sum(), epoch, trained_under, prior_helps))
         assert unlabeled == {"q_hat": None, "accepted_share": None}
         return factors(7, [0.5, 1.0, 1.5], [1.0, 1.0, 2.0], uniform)
@@ -188,14 +189,15 @@ def test_feedback_sets_the_weights_of_the_next_epoch(faces: Path) -> None:
 def test_only_the_choice_half_chooses_and_only_the_other_is_fed_back(faces: Path) -> None:
     told = []
 
-    def feedback(confusion: np.ndarray, epoch: int, **evidence: Any) -> dict[str, Any]:
+    def feedback(confusion: np.ndarray, epoch: int, **evidence: Any) -> Snapshot:
         told.append((confusion.tolist(), evidence["prior_helps"]))
-        return recipe.factors
+        current: Snapshot = recipe.factors
+        return current
 
     recipe = recipe_of(faces, "epochs=8", "learning_rate=0.01", feedback=feedback)
     run_epochs(recipe, range(8))
     for log_prior in ([math.log(1 / 3)] * 3, [-9.0, -9.0, 0.0]):
-        recipe.load_state({**recipe.state(), "factors": factors(1, [1.0] * 3, [1.0] * 3, log_prior)}, {})
+        recipe.load_state({**recipe.state(), "factors": factors(1, [1.0] * 3, [1.0] * 3, log_prior).to_json()}, {})
         score, metrics = recipe.validate(7)
         halves = metrics["feedback"], metrics["choice"]
         assert score == halves[1]["macro_f1"] > 0.8
