@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from ray_fer.methods.recipe import Faces, Indices
 
 from ray_fer.expressions import SEVEN
+from ray_fer.methods.batch import Faces, Indices
 
 HELDOUT_SHARE = 1 / 6
 

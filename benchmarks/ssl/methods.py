@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from ray_fer.methods.recipe import BackboneRecipe, Faces
 
 from benchmarks.ssl.faces import TensorImages
 from benchmarks.ssl.train import FORWARD, LocalFeedback, Run, labelled_by, meta_feedback, online, partial, supervised
+from ray_fer.methods.base import BackboneMethod
+from ray_fer.methods.batch import Faces
 from ray_fer.selection import RULES
 
 PARTS = ("loss_weights", "sampling_weights", "thresholds", "debiasing")
@@ -27,9 +28,9 @@ def rounds(
     targets: str = "soft",
     calibrate: bool = True,
     labeled_view: str = "weak",
-) -> BackboneRecipe:
+) -> BackboneMethod:
     """A teacher from labels, then students from what their predecessor labelled, each from scratch."""
-    model: BackboneRecipe = supervised(run, passes * teacher_share, labeled_view=labeled_view)
+    model: BackboneMethod = supervised(run, passes * teacher_share, labeled_view=labeled_view)
     left = passes - run.spent - generations * len(run.sets.unlabeled) * FORWARD
     for _ in range(generations):
         pseudo = labelled_by(run, model, RULES[rule](), threshold, calibrate, targets)
@@ -37,7 +38,7 @@ def rounds(
     return model
 
 
-def warmed(run: Run, passes: float, warm: float = 0.25, offline: bool = False, **settings: Any) -> BackboneRecipe:
+def warmed(run: Run, passes: float, warm: float = 0.25, offline: bool = False, **settings: Any) -> BackboneMethod:
     """Online training that starts from a supervised model; with ``offline``, what that one labelled takes part too.
 
     Args:
@@ -45,7 +46,7 @@ def warmed(run: Run, passes: float, warm: float = 0.25, offline: bool = False, *
         passes: to spend.
         warm: share of them for the supervised model; 0 starts from nothing.
         offline: whether its pseudo-labels for all unlabeled faces are a third part of every step.
-        settings: of the online recipe.
+        settings: of the online method.
     """
     if not warm:
         return online(run, passes, **settings)
@@ -68,7 +69,7 @@ def continued(
     from_teacher: bool = True,
     feedback_parts: Sequence[str] | None = None,
     confusion: str = "measured",
-) -> BackboneRecipe:
+) -> BackboneMethod:
     """A teacher from labels that learns on, with what it labelled beside the labels.
 
     Args:
@@ -95,7 +96,7 @@ def continued(
     return supervised(run, passes - run.spent, pseudo, **settings)
 
 
-def all_labels(run: Run, passes: float) -> BackboneRecipe:
+def all_labels(run: Run, passes: float) -> BackboneMethod:
     """What the labels of the unlabeled faces would be worth: no method, the roof."""
     sets = run.sets
     both = TensorImages.joined(sets.labeled.images, sets.unlabeled.images)
@@ -107,7 +108,7 @@ def all_labels(run: Run, passes: float) -> BackboneRecipe:
 
 # What stood as ours before `continued`: labels made anew in every step, from the teacher's weights on.
 ONLINE: dict[str, Any] = {
-    "rule": RULES["softmatch"](),
+    "rule": "softmatch",
     "targets": "soft",
     "calibrate": True,
     "label_smoothing": 0.1,
@@ -131,13 +132,13 @@ REFERENCES: dict[str, Any] = {
     "supervised": partial(supervised),
     "supervised + logit adjustment": partial(supervised, class_sampling="natural", logit_adjustment=1.0),
     "pseudo-label": partial(rounds, rule="threshold", threshold=0.8, targets="hard", calibrate=False),
-    "fixmatch": partial(online, rule=RULES["threshold"](), threshold=0.95),
-    "flexmatch": partial(online, rule=RULES["flexmatch"](), threshold=0.95),
-    "freematch": partial(online, rule=RULES["freematch"]()),
-    "softmatch": partial(online, rule=RULES["softmatch"]()),
-    "debiaspl": partial(online, rule=RULES["debiaspl"](), threshold=0.8),
-    "fixmatch + abc": partial(online, rule=RULES["threshold"](), threshold=0.95, head="balanced"),
-    "dst": partial(online, rule=RULES["threshold"](), threshold=0.7, head="debiased"),
+    "fixmatch": partial(online, rule="threshold", threshold=0.95),
+    "flexmatch": partial(online, rule="flexmatch", threshold=0.95),
+    "freematch": partial(online, rule="freematch"),
+    "softmatch": partial(online, rule="softmatch"),
+    "debiaspl": partial(online, rule="debiaspl", threshold=0.8),
+    "fixmatch + abc": partial(online, rule="threshold", threshold=0.95, head="balanced"),
+    "dst": partial(online, rule="threshold", threshold=0.7, head="debiased"),
     "meta-feedback": partial(meta_feedback, warm=0.4, learning_rate=1e-3),
     "noisy student": partial(rounds, rule="top_k", threshold=0.6),
     "crest": partial(rounds, rule="crest", threshold=0.95, generations=3, targets="hard"),
@@ -159,7 +160,7 @@ CONTROLS: dict[str, Any] = {
 ONLINE_PARTS: dict[str, Any] = {
     "online form": online_form(),
     "online form - warm start": online_form(warm=0.0),
-    "online form - softmatch": online_form(rule=RULES["threshold"](), threshold=0.5),
+    "online form - softmatch": online_form(rule="threshold", threshold=0.5),
     "online form - soft targets": online_form(targets="hard"),
     "online form - calibration": online_form(calibrate=False),
     "online form - label smoothing": online_form(label_smoothing=0.0),
@@ -179,16 +180,16 @@ TRIED: dict[str, Any] = {
     "noisy student, strong view": partial(rounds, rule="top_k", threshold=0.6, labeled_view="strong"),
     "meta-feedback from scratch": partial(meta_feedback),
     "ours, online": partial(
-        warmed, warm=0.5, rule=RULES["threshold"](), threshold=0.5, label_smoothing=0.1, learning_rate=1e-3, **SOFT
+        warmed, warm=0.5, rule="threshold", threshold=0.5, label_smoothing=0.1, learning_rate=1e-3, **SOFT
     ),
     "supervised, label smoothing": partial(supervised, label_smoothing=0.1),
     "supervised, strong view": partial(supervised, labeled_view="strong"),
-    "soft targets at .8": partial(online, rule=RULES["threshold"](), threshold=0.8, **SOFT),
-    "soft targets at .5": partial(online, rule=RULES["threshold"](), threshold=0.5, **SOFT),
-    "soft targets, softmatch": partial(online, rule=RULES["softmatch"](), **SOFT),
+    "soft targets at .8": partial(online, rule="threshold", threshold=0.8, **SOFT),
+    "soft targets at .5": partial(online, rule="threshold", threshold=0.5, **SOFT),
+    "soft targets, softmatch": partial(online, rule="softmatch", **SOFT),
     "soft targets for all, offline": partial(rounds, rule="threshold", threshold=0.05),
     "soft targets for all, offline, 2 generations": partial(rounds, rule="threshold", threshold=0.05, generations=2),
-    "hybrid": partial(warmed, offline=True, rule=RULES["threshold"](), threshold=0.8, **SOFT),
+    "hybrid": partial(warmed, offline=True, rule="threshold", threshold=0.8, **SOFT),
 }
 
 METHODS: dict[str, Any] = {

@@ -11,22 +11,24 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import timm
 import torch
 from numpy.typing import NDArray
-from ray_fer.methods.recipe import BackboneRecipe, Factors, Indices
 
 from benchmarks.ssl.faces import Sets
+from ray_fer.config import load_config
 from ray_fer.evaluation.metrics import apply_temperature, evaluate_probs
 from ray_fer.expressions import SEVEN
-from ray_fer.feedback.formulas import FeedbackConfig, feedback, initial_state, snapshot
-from ray_fer.methods.heads import with_heads
-from ray_fer.methods.meta_feedback import MetaFeedbackRecipe, MetaSettings, TeacherAndStudent
-from ray_fer.methods.online import OnlineRecipe, OnlineSettings
-from ray_fer.methods.supervised import PseudoLabels, SupervisedRecipe, SupervisedSettings
+from ray_fer.feedback.formulas import FeedbackConfig, Snapshot, feedback, initial_state, snapshot
+from ray_fer.methods.base import BackboneMethod
+from ray_fer.methods.batch import Indices, PseudoLabels
+from ray_fer.methods.context import Context
+from ray_fer.methods.meta_feedback import MetaFeedbackMethod
+from ray_fer.methods.online import OnlineMethod
+from ray_fer.methods.supervised import SupervisedMethod
 from ray_fer.selection import Accepted, Known, Rule, debias, fit, harden, smoothed_prior
 from ray_fer.training.finite import FiniteGuard
 from ray_fer.training.loop import train_epoch
@@ -37,6 +39,8 @@ K = len(SEVEN)
 FORWARD = 1 / 3
 HALF = (0.5, 0.5, 0.5)
 QUARTER = (0.25, 0.25, 0.25)
+FIXMATCH = {"threshold": 0.95, "targets": "hard", "calibrate": False}
+Kind = TypeVar("Kind", bound=BackboneMethod)
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Run:
         return timm.create_model(self.size.backbone, num_classes=K)
 
     def schedule(self, passes: float, per_face: float) -> dict[str, Any]:
-        """The settings that make a recipe spend ``passes``, at ``per_face`` of them for every labelled face."""
+        """The settings that make a method spend ``passes``, at ``per_face`` of them for every labelled face."""
         epochs, per_step = self.size.epochs, self.size.batch * per_face
         steps = max(1, round(passes / per_step / epochs))
         self.spent += steps * epochs * per_step
@@ -80,29 +84,47 @@ class Run:
             "seed": self.seed,
         }
 
-    def shared(self) -> dict[str, Any]:
-        """The arguments that all recipes have."""
-        sets = self.sets
-        return {
-            "mean": HALF,
-            "std": QUARTER,
-            "labeled": sets.labeled,
-            "val": sets.val,
-            "feedback_rows": sets.feedback_rows,
-            "classes": SEVEN,
-            "world": self.world,
-        }
+    def method(
+        self,
+        kind: type[Kind],
+        start: torch.nn.Module,
+        settings: dict[str, Any],
+        pseudo: PseudoLabels | None = None,
+        feedback: LocalFeedback | None = None,
+    ) -> Kind:
+        """A method that begins with ``start``; ``settings`` are of the job and, under their names, the method's own."""
+        sets, given = self.sets, dict(settings)
+        steps = given.pop("steps_per_epoch")
+        own = {key: given.pop(key) for key in kind.Config.model_fields if key in given}
+        context = Context(
+            config=load_config("train_backbone", ["labeled=-", "val=-", "out=-"]).model_copy(update=given),
+            numbers=kind.Config(**own),
+            classes=SEVEN,
+            mean=HALF,
+            std=QUARTER,
+            backbone=functools.partial(copy.deepcopy, start),
+            labeled=sets.labeled,
+            val=sets.val,
+            feedback_rows=sets.feedback_rows,
+            pseudo=pseudo,
+            unlabeled=sets.unlabeled,
+            world=self.world,
+            feedback=feedback,
+            steps_per_epoch=steps,
+        )
+        return kind(context)
 
-    def train(self, recipe: BackboneRecipe) -> None:
+    def train(self, method: BackboneMethod) -> None:
         """All epochs; the last averaged weights are the result, whatever the validations say."""
-        engine = PlainEngine(recipe)
-        for epoch in range(recipe.epochs):
-            train_epoch(recipe, engine, epoch, FiniteGuard(self.world, recipe.steps_per_epoch))
+        engine, feedback = PlainEngine(method), method.context.feedback
+        for epoch in range(method.epochs):
+            train_epoch(method, engine, epoch, FiniteGuard(self.world, method.steps_per_epoch))
             # The others change nothing without feedback or labels that are calibrated while training.
-            if epoch == recipe.epochs - 1 or recipe.feedback or isinstance(recipe, OnlineRecipe):
-                recipe.validate(epoch)
-        if recipe.feedback:
-            self.notes["feedback"] = {key: np.round(value, 3).tolist() for key, value in recipe.factors.items()}
+            if epoch == method.epochs - 1 or feedback or isinstance(method, OnlineMethod):
+                method.validate(epoch)
+        if feedback and isinstance(method, SupervisedMethod):
+            factors = method.snapshot.to_json()
+            self.notes["feedback"] = {key: np.round(value, 3).tolist() for key, value in factors.items()}
 
 
 def supervised(
@@ -112,14 +134,13 @@ def supervised(
     init: Any = None,
     feedback: LocalFeedback | None = None,
     **settings: Any,
-) -> SupervisedRecipe:
+) -> SupervisedMethod:
     """Labelled faces, and pseudo-labels where there are any."""
     per_face = 1 + (settings.get("pseudo_ratio", 2) if pseudo else 0)
-    numbers = SupervisedSettings(**(run.schedule(passes, per_face) | settings))
-    model = init if init is not None else run.backbone()
-    recipe = SupervisedRecipe(settings=numbers, model=model, pseudo=pseudo, feedback=feedback, **run.shared())
-    run.train(recipe)
-    return recipe
+    start = init if init is not None else run.backbone()
+    method = run.method(SupervisedMethod, start, run.schedule(passes, per_face) | settings, pseudo, feedback)
+    run.train(method)
+    return method
 
 
 def online(
@@ -130,54 +151,45 @@ def online(
     pseudo: PseudoLabels | None = None,
     init: Any = None,
     **settings: Any,
-) -> OnlineRecipe:
+) -> OnlineMethod:
     """Labelled and unlabeled faces in every step, with or without feedback."""
     ratio, head = settings.get("ratio", 2), settings.get("head", "main")
     per_face = 1 + ratio * (1 + FORWARD + (head == "debiased")) + (settings.get("pseudo_ratio", 2) if pseudo else 0)
-    numbers = OnlineSettings(**(run.schedule(passes, per_face) | settings))
-    backbone = init if init is not None else run.backbone()
+    start = init if init is not None else run.backbone()
     told = None if feedback_parts is None else LocalFeedback(feedback_parts, confusion, run.seed)
-    unlabeled = run.sets.unlabeled
-    recipe = OnlineRecipe(
-        settings=numbers,
-        model=with_heads(backbone, numbers.head, K),
-        pseudo=pseudo,
-        unlabeled=unlabeled,
-        feedback=told,
-        **run.shared(),
-    )
-    run.train(recipe)
-    probs = recipe.predict(unlabeled)[0]
-    if numbers.calibrate:
-        probs = apply_temperature(probs, recipe.temperature).astype(np.float32)
-    state = {name: each.cpu().numpy() if torch.is_tensor(each) else each for name, each in recipe.rule_state.items()}
-    known = recipe.known(recipe.epochs)
-    accepted = numbers.rule.accept(debias(probs, known.log_prior), state, known.like(probs))
+    numbers = run.schedule(passes, per_face) | FIXMATCH | settings
+    method, unlabeled = run.method(OnlineMethod, start, numbers, pseudo, told), run.sets.unlabeled
+    run.train(method)
+    probs = method.predict(unlabeled)[0]
+    if method.numbers.calibrate:
+        probs = apply_temperature(probs, method.temperature).astype(np.float32)
+    state = {name: each.cpu().numpy() if torch.is_tensor(each) else each for name, each in method.rule_state.items()}
+    known = method.known(method.epochs)
+    accepted = method.rule.accept(debias(probs, known.log_prior), state, known.like(probs))
     run.notes["pseudo"] = quality(accepted, unlabeled.labels)
-    return recipe
+    return method
 
 
-def meta_feedback(run: Run, passes: float, warm: float = 0.0, **settings: Any) -> MetaFeedbackRecipe:
+def meta_feedback(run: Run, passes: float, warm: float = 0.0, **settings: Any) -> MetaFeedbackMethod:
     """The circuit, fine-tuning included.
 
     Args:
         run: the run.
         passes: to spend.
         warm: share of them for the supervised model that teacher and student start from; 0: they start from nothing.
-        settings: of the recipe.
+        settings: of the method.
     """
     start = supervised(run, passes * warm).ema_model.requires_grad_(True) if warm else run.backbone()
     ratio, share = settings.get("ratio", 2), settings.get("finetune", 0.2)
     together = 1 + ratio * (2 + FORWARD) + 2 * FORWARD
-    numbers = MetaSettings(**(run.schedule(passes - run.spent, (1 - share) * together + share) | settings))
-    model = TeacherAndStudent(start, copy.deepcopy(start))
-    recipe = MetaFeedbackRecipe(settings=numbers, model=model, unlabeled=run.sets.unlabeled, **run.shared())
-    run.train(recipe)
-    return recipe
+    numbers = run.schedule(passes - run.spent, (1 - share) * together + share) | settings
+    method = run.method(MetaFeedbackMethod, start, numbers)
+    run.train(method)
+    return method
 
 
 def labelled_by(
-    run: Run, teacher: BackboneRecipe, rule: Rule, threshold: float, calibrate: bool = True, targets: str = "soft"
+    run: Run, teacher: BackboneMethod, rule: Rule, threshold: float, calibrate: bool = True, targets: str = "soft"
 ) -> PseudoLabels:
     """A selection over all unlabeled faces, as `select_pseudo_labels` makes it from the table."""
     unlabeled = run.sets.unlabeled
@@ -211,14 +223,14 @@ class LocalFeedback:
         self.confusion = confusion
         self.names = np.roll(np.random.default_rng(seed).permutation(K), 1)
 
-    def __call__(self, confusion: NDArray[np.int64], epoch: int, *, trained_under: int, **evidence: Any) -> Factors:
-        """See `ray_fer.methods.recipe.Feedback`; every matrix comes from a model of the last version."""
+    def __call__(self, confusion: NDArray[np.int64], epoch: int, *, trained_under: int, **evidence: Any) -> Snapshot:
+        """See `ray_fer.methods.context.Feedback`; every matrix comes from a model of the last version."""
         if self.confusion == "identity":
             confusion = np.diag(confusion.sum(axis=1))
         elif self.confusion == "shuffled":
             confusion = confusion[np.ix_(self.names, self.names)]
         self.state = feedback(confusion, state=self.state, config=self.config, **evidence)
-        return snapshot(self.state).to_json()
+        return snapshot(self.state)
 
 
 def quality(accepted: Accepted, labels: Indices) -> dict[str, Any]:
@@ -241,16 +253,16 @@ def quality(accepted: Accepted, labels: Indices) -> dict[str, Any]:
     }
 
 
-def execute(method: Callable[[Run, float], BackboneRecipe], run: Run) -> dict[str, Any]:
+def execute(method: Callable[[Run, float], BackboneMethod], run: Run) -> dict[str, Any]:
     """Runs ``method`` and measures its model; one line of the results."""
     started = time.monotonic()
-    recipe = method(run, run.size.passes)
+    model = method(run, run.size.passes)
     scores: dict[str, Any] = {}
     for split in ("choice", "heldout"):
-        probs, labels = recipe.predict(getattr(run.sets, split))
+        probs, labels = model.predict(getattr(run.sets, split))
         metrics = evaluate_probs(probs, labels, SEVEN)
         scores[split] = {key: metrics[key] for key in ("macro_f1", "macro_f1_frequent", "accuracy", "ece", "n")}
-        calibrated = evaluate_probs(apply_temperature(probs, recipe.temperature), labels, SEVEN)
+        calibrated = evaluate_probs(apply_temperature(probs, model.temperature), labels, SEVEN)
         scores[split]["ece_calibrated"] = calibrated["ece"]
         for score in ("f1", "recall"):
             scores[split][score] = {key: each[score] for key, each in metrics["per_class"].items()}
@@ -259,7 +271,7 @@ def execute(method: Callable[[Run, float], BackboneRecipe], run: Run) -> dict[st
         "image_passes": round(run.spent),
         "seconds": round(time.monotonic() - started, 1),
         "device": device,
-        "temperature": recipe.temperature,
+        "temperature": model.temperature,
         **scores,
         **run.notes,
     }

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ray_fer.methods.recipe import BackboneRecipe
 
 from benchmarks.labeling.material import list_pictures
 from ray_fer import cluster
@@ -23,6 +22,7 @@ from ray_fer.data.sampling import ClassUniformSampler
 from ray_fer.jobs import backbone_context as builder
 from ray_fer.jobs.backbone_inputs import Inputs
 from ray_fer.methods import online, supervised
+from ray_fer.methods.base import BackboneMethod
 from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.models.backbone import build_backbone, normalisation
 from ray_fer.training.optimisation import Ema, parameter_groups
@@ -39,20 +39,20 @@ def ray_train(config: TrainBackboneConfig, folder: Path, streamed: bool = False)
         streamed: as if the unlabeled pictures did not fit in memory.
     """
     cluster.connect()
-    outcome = fit(Run(str(folder), functools.partial(measured_recipe, config, streamed), workers=1))
+    outcome = fit(Run(str(folder), functools.partial(measured_method, config, streamed), workers=1))
     clocks = ("seconds", "cpu_seconds", "wait_seconds", "first_wait_seconds")
     return [{key: row[key] for key in clocks} for row in outcome.history]
 
 
-def measured_recipe(config: TrainBackboneConfig, streamed: bool, world: World) -> BackboneRecipe:
-    """The recipe of the jobs, with clocks around its steps and its input."""
+def measured_method(config: TrainBackboneConfig, streamed: bool, world: World) -> BackboneMethod:
+    """The method of the jobs, with clocks around its steps and its input."""
     labeled = read_manifest(config.labeled)
     val = labeled.take(np.arange(64))
     inputs = Inputs(config, labeled, val, np.arange(64) < 32, None, None, None)
     if streamed:
         builder.CACHE_BYTES = len(labeled) * int(config.image_size or 0) ** 2 * 3  # type: ignore[attr-defined]
     unlabeled = list_pictures(str(config.unlabeled[0])) if config.unlabeled else []
-    recipe = builder.build_recipe(inputs, unlabeled, world, {})
+    method = builder.build_method(inputs, world, unlabeled)
     clocks = dict.fromkeys(("cpu_seconds", "wait_seconds", "first_wait_seconds"), 0.0)
 
     def steps(epoch: int) -> Iterator[Any]:
@@ -78,14 +78,14 @@ def measured_recipe(config: TrainBackboneConfig, streamed: bool, world: World) -
                 clocks["wait_seconds"] += time.perf_counter() - started
             yield one
 
-    original_steps, original_validate = recipe.steps, recipe.validate
-    recipe.steps, recipe.validate = steps, validate  # type: ignore[method-assign]
+    original_steps, original_validate = method.steps, method.validate
+    method.steps, method.validate = steps, validate  # type: ignore[method-assign]
     for module in (supervised, online):
         module.read_ahead = lambda *arguments: timed(read_ahead(*arguments))  # type: ignore[attr-defined]
-    if isinstance(recipe, online.OnlineRecipe) and recipe.stream is not None:
-        stream = recipe.stream
-        recipe.stream = lambda epoch: timed(stream(epoch))
-    return recipe
+    if isinstance(method, online.OnlineMethod) and method.stream is not None:
+        stream = method.stream
+        method.stream = lambda epoch: timed(stream(epoch))
+    return method
 
 
 def bare_loop(config: TrainBackboneConfig) -> list[dict[str, float]]:

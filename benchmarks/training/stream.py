@@ -1,6 +1,6 @@
 """Unlabeled pictures from a Ray Data stream against the same in memory: `python -m benchmarks.training.stream`.
 
-The recipe is online: every step trains on labelled faces, which are in memory for both, and on twice as many unlabeled
+The method is online: every step trains on labelled faces, which are in memory for both, and on twice as many unlabeled
 ones. Streamed, these are read and decoded anew by actors beside the worker, which on a machine without a GPU compute on
 the same cores as the model; so the ratio of the throughputs is what decoding takes from it, and the waiting says
 whether the stream keeps up. The stream starts in a run's first epoch and goes on from one to the next (a long one every
@@ -22,6 +22,7 @@ from benchmarks.results import RESULTS, write_results
 from benchmarks.training.contestants import ray_train
 from benchmarks.training.throughput import Runs, run_in_turn, write_manifest
 from ray_fer.config import load_config
+from ray_fer.methods.registry import numbers_of
 
 CONTESTANTS = ("in memory", "stream")
 LAST = 2  # epochs of a run that do not count
@@ -44,8 +45,9 @@ def main() -> None:
     manifest = write_manifest(sets[arguments.labeled])
     keys = {"backbone": arguments.backbone, "image_size": arguments.image_size, "epochs": arguments.epochs}
     places = {"labeled": manifest, "val": manifest, "out": "unused", "unlabeled": sets[arguments.unlabeled]}
-    given = {"recipe": "online", "feedback": "none"} | places | keys
+    given = {"method": "online", "feedback": "none"} | places | keys
     config: Any = load_config("train_backbone", [f"{key}={value}" for key, value in given.items()])
+    ratio = numbers_of(config.method).ratio
     if arguments.role:
         with tempfile.TemporaryDirectory() as name:
             epochs = ray_train(config, Path(name), streamed=arguments.role == "stream")
@@ -55,12 +57,12 @@ def main() -> None:
     steps = -(-arguments.labeled // config.batch_size)
     facts = keys | {
         "batch_size": config.batch_size,
-        "ratio": config.online.ratio,
+        "ratio": ratio,
         "labeled": arguments.labeled,
         "unlabeled": arguments.unlabeled,
         "steps_per_epoch": steps,
         "repeats": arguments.repeats,
-        "rows": [row(name, runs[name], steps * config.batch_size * (1 + config.online.ratio)) for name in CONTESTANTS],
+        "rows": [row(name, runs[name], steps * config.batch_size * (1 + ratio)) for name in CONTESTANTS],
     }
     write_results(arguments.out, "training-stream", facts, markdown)
 
@@ -86,7 +88,7 @@ def markdown(document: dict[str, Any]) -> str:
     lines = [
         "# Training from a stream",
         "",
-        f"{document['machine']}, {document['date']}. {document['backbone']} at {document['image_size']} px, recipe",
+        f"{document['machine']}, {document['date']}. {document['backbone']} at {document['image_size']} px, method",
         f"online, epochs of {document['steps_per_epoch']} steps, each of {document['batch_size']} labelled faces, in",
         f"memory, and {document['ratio']} times as many of {document['unlabeled']} JPEGs of 256 px, unlabeled; one",
         f"worker; medians over the epochs of {document['repeats']} runs each, in turn, without each run's first",

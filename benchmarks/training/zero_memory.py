@@ -44,20 +44,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
     ema = Ema(model, 0.99)
     if arguments.checkpoint_activations:
         checkpoint_activations(model, arguments.backbone)
-    recipe: Any = SimpleNamespace(
+    method: Any = SimpleNamespace(
         model=model,
         accumulate=1,
         parameter_groups=lambda: parameter_groups(model, 0.05),
         learning_rate=lambda step: 1e-3,
     )
     before = memory()["VmRSS"]
-    engine = DeepSpeedEngine(recipe, World(arguments.rank, RANKS, RANKS), arguments.stage, clip_norm=1.0)
+    engine = DeepSpeedEngine(method, World(arguments.rank, RANKS, RANKS), arguments.stage, clip_norm=1.0)
     started = memory()["VmRSS"]
     for _ in range(STEPS):
         inputs = torch.randn(arguments.batch // RANKS, 3, arguments.image_size, arguments.image_size)
         engine.backward(F.cross_entropy(engine(inputs), torch.randint(CLASSES, (len(inputs),))))
         engine.step()
-        with engine.whole():
+        with engine.gathered():
             ema.update(engine.model)
     after = memory()
     dist.destroy_process_group()

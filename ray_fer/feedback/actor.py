@@ -72,8 +72,8 @@ class FeedbackStore:
         q_hat: ArrayLike | None = None,
         accepted_share: float | None = None,
         prior_helps: bool = True,
-    ) -> Document:
-        """Applies one validation and answers with the snapshot that follows from it (see `snapshot`).
+    ) -> Snapshot:
+        """Applies one validation and returns the snapshot that follows from it.
 
         Args:
             confusion: validation counts (K, K), rows true, columns predicted.
@@ -89,7 +89,7 @@ class FeedbackStore:
         """
         for document in self._documents:
             if document["source"] == source:
-                return _answer(document)
+                return _snapshot(document)
         state = self._state(source)
         if trained_under is not None and trained_under != state.version:
             _find(self.uri, self.classes, self._documents, trained_under)
@@ -114,19 +114,15 @@ class FeedbackStore:
         }
         storage.write_json(storage.join(self.uri, file_name(following.version)), document)
         self._documents.append(document)
-        return _answer(document)
+        return _snapshot(document)
 
-    def snapshot(self, version: int | None = None) -> Document:
-        """One version, None for the newest, which is the neutral 0 before the first update.
-
-        Returns:
-            ``version``, ``source``, ``classes`` and, as lists of K numbers, ``loss_weights``, ``sampling_weights``,
-            ``thresholds`` and ``log_debiasing_prior``.
+    def snapshot(self, version: int | None = None) -> Snapshot:
+        """Returns the factors of one version; None is the newest, which is the neutral 0 before the first update.
 
         Raises:
             UserError: when there is no such version.
         """
-        return _answer(_find(self.uri, self.classes, self._documents, version))
+        return _snapshot(_find(self.uri, self.classes, self._documents, version))
 
     def history(self) -> list[Document]:
         """Every version as it is stored, oldest first."""
@@ -174,8 +170,7 @@ def load_snapshot(uri: str, classes: Sequence[str], version: int | None = None) 
         UserError: when the state is of other classes or damaged, or has no such version.
     """
     uri = storage.normalise(uri)
-    document = _find(uri, tuple(classes), read_history(uri, classes), version)
-    return snapshot(FeedbackState.from_json(document["state"]))
+    return _snapshot(_find(uri, tuple(classes), read_history(uri, classes), version))
 
 
 def _find(uri: str, classes: tuple[str, ...], documents: list[Document], version: int | None) -> Document:
@@ -183,16 +178,15 @@ def _find(uri: str, classes: tuple[str, ...], documents: list[Document], version
     if version is None:
         version = newest
     if version == 0:
-        return {"source": None, "classes": list(classes), "state": initial_state(len(classes)).to_json()}
+        return {"state": initial_state(len(classes)).to_json()}
     for document in documents:
         if document["version"] == version:
             return document
     raise UserError(f"feedback={uri}: no version {version} there (newest: {newest})")
 
 
-def _answer(document: Document) -> Document:
-    factors = snapshot(FeedbackState.from_json(document["state"]))
-    return {"source": document["source"], "classes": document["classes"], **factors.to_json()}
+def _snapshot(document: Document) -> Snapshot:
+    return snapshot(FeedbackState.from_json(document["state"]))
 
 
 def _run_of(source: str) -> str:

@@ -34,6 +34,8 @@ from ray_fer.evaluation.metrics import bootstrap_macro_f1_se, macro_f1
 
 Floats = NDArray[np.float64]
 
+FACTORS = ("loss_weights", "sampling_weights", "thresholds", "log_debiasing_prior")
+
 # Between these the feedback moves a threshold, unless its base is beyond: from .5 on at most one class can pass, and no
 # class is ever closed.
 LOWEST_THRESHOLD, HIGHEST_THRESHOLD = 0.5, 0.97
@@ -170,10 +172,20 @@ class Snapshot:
     log_debiasing_prior: Floats
     version: int
 
+    def __post_init__(self) -> None:
+        """Makes the arrays read-only."""
+        for name in FACTORS:
+            getattr(self, name).flags.writeable = False
+
     def to_json(self) -> dict[str, Any]:
-        """The version and, as lists of K numbers, the factors, each under its name."""
-        factors = ("loss_weights", "sampling_weights", "thresholds", "log_debiasing_prior")
-        return {"version": self.version, **{name: getattr(self, name).tolist() for name in factors}}
+        """Returns the version and the factors as lists of K numbers, for a file; `from_json` reads it."""
+        return {"version": self.version, **{name: getattr(self, name).tolist() for name in FACTORS}}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Snapshot:
+        """Rebuilds the snapshot that `to_json` wrote; other keys are ignored. Raises KeyError for a missing one."""
+        factors = {name: np.array(stored[name], dtype=np.float64) for name in FACTORS}
+        return cls(**factors, version=stored["version"])
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -416,15 +428,13 @@ def snapshot(state: FeedbackState, class_mix: ArrayLike | None = None) -> Snapsh
     """The factors that one round uses, from its state; `class_mix` (K,) as in `loss_weights`."""
     log_prior = -np.asarray(state.log_debias, dtype=np.float64)
     log_prior = log_prior - np.log(np.exp(log_prior).sum())
-    arrays = (
-        loss_weights(state.log_weights, state.loss_share, class_mix),
-        sampling_weights(state.log_weights, state.sampling_share),
-        np.array(state.thresholds, dtype=np.float64),
-        log_prior,
+    return Snapshot(
+        loss_weights=loss_weights(state.log_weights, state.loss_share, class_mix),
+        sampling_weights=sampling_weights(state.log_weights, state.sampling_share),
+        thresholds=np.array(state.thresholds, dtype=np.float64),
+        log_debiasing_prior=log_prior,
+        version=state.version,
     )
-    for array in arrays:
-        array.flags.writeable = False
-    return Snapshot(*arrays, version=state.version)
 
 
 def moved_thresholds(base: float, thresholds: ArrayLike) -> Floats:

@@ -161,7 +161,7 @@ def known_to(config: SelectPseudoLabelsConfig, teacher: Teacher) -> tuple[Known,
     if config.feedback:
         snapshot = load_snapshot(config.feedback, teacher.classes)
         thresholds = moved_thresholds(config.selection.threshold, snapshot.thresholds)
-        class_weights, log_prior = np.asarray(snapshot.sampling_weights), np.asarray(snapshot.log_debiasing_prior)
+        class_weights, log_prior = snapshot.sampling_weights, snapshot.log_debiasing_prior
         version = snapshot.version
     known = Known(thresholds, **_labelled(teacher), log_prior=log_prior)
     for name in RULES[config.selection.rule].needs:

@@ -176,7 +176,7 @@ def _start(out: str, identity: Identity, inputs: Inputs) -> dict[str, Any]:
     feedback_version = None
     if inputs.feedback:
         store = FeedbackStore(inputs.feedback, inputs.labeled.classes, inputs.config.feedback_parts)
-        feedback_version = store.snapshot()["version"]
+        feedback_version = store.snapshot().version
     unlabeled = list_unlabeled(inputs, storage.join(out, RUN)) if inputs.config.unlabeled else (0, None)
     return asdict(Start(f"{out.rsplit('/', 1)[-1]}-{digest([out, identity])[:8]}", feedback_version, *unlabeled))
 

@@ -7,7 +7,7 @@ benchmark and in a test. The file of a method adds what a step consists of, its 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -253,7 +253,7 @@ class LabeledMethod(BackboneMethod):
         """Restores what `state` and `tensors` returned."""
         super().load_state(state, tensors)
         self.sampler.schedule = state["class_probs"]
-        self.use(read_snapshot(state["factors"]), state["class_probs"][-1][0])
+        self.use(Snapshot.from_json(state["factors"]), state["class_probs"][-1][0])
 
     def use(self, factors: Snapshot, epoch: int) -> None:
         """Trains by ``factors`` from ``epoch`` on."""
@@ -262,11 +262,6 @@ class LabeledMethod(BackboneMethod):
         probs = sampling_probabilities(factors.sampling_weights, self.neutral_probs, self.labeled_counts, n_draws)
         self.sampler.reweight(epoch, probs)
         self.class_weights = self.tensor(factors.loss_weights / (probs @ factors.loss_weights))
-
-
-def read_snapshot(stored: Mapping[str, Any]) -> Snapshot:
-    """The snapshot of which `Snapshot.to_json` wrote ``stored``."""
-    return Snapshot(**{key: np.asarray(value) if isinstance(value, list) else value for key, value in stored.items()})
 
 
 def sampled_margin(class_probs: NDArray[np.float64], count: int, tau: float) -> NDArray[np.float64]:

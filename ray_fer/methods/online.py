@@ -116,7 +116,7 @@ class OnlineMethod(SupervisedMethod):
             labelled_confidence=np.full(len(self.classes), np.nan)
             if confidence is None
             else np.array([math.nan if each is None else each for each in confidence]),
-            log_prior=np.asarray(self.snapshot.log_debiasing_prior),
+            log_prior=self.snapshot.log_debiasing_prior,
             epoch=float(epoch),
         )
 
@@ -213,7 +213,7 @@ class OnlineMethod(SupervisedMethod):
     def _unlabeled_rows(self, epoch: int) -> Indices:
         # (steps, unlabeled faces of a step over all ranks); a face that was not seen yet counts as the average one
         count = self.steps_per_epoch * self.unlabeled_per_step
-        counts, sampling = self._counts(), np.asarray(self.snapshot.sampling_weights)
+        counts, sampling = self._counts(), self.snapshot.sampling_weights
         weights = np.ones(len(self.unlabeled))
         if counts.any():
             named = self.named.cpu().numpy()

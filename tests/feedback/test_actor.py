@@ -20,46 +20,46 @@ WEAK_ANGER = np.array([[90, 5, 5], [40, 50, 10], [5, 5, 90]])
 
 def test_versions_are_files_and_follow_the_formulas(tmp_path: Path) -> None:
     store = FeedbackStore(str(tmp_path / "f"), CLASSES)
-    assert store.snapshot()["version"] == 0
-    assert store.snapshot()["loss_weights"] == [1.0, 1.0, 1.0]
+    assert store.snapshot().version == 0
+    assert store.snapshot().loss_weights.tolist() == [1.0, 1.0, 1.0]
     first = store.update(WEAK_ANGER, "run/epoch-1")
     second = store.update(WEAK_ANGER, "run/epoch-2", q_hat=[0.6, 0.2, 0.2], accepted_share=0.5)
     state = feedback(WEAK_ANGER, None, initial_state(3))
-    assert first["loss_weights"] == snapshot(state).loss_weights.tolist()
+    assert first.loss_weights.tolist() == snapshot(state).loss_weights.tolist()
     state = feedback(WEAK_ANGER, [0.6, 0.2, 0.2], state, accepted_share=0.5)
-    assert second["log_debiasing_prior"] == snapshot(state).log_debiasing_prior.tolist()
-    assert second["loss_weights"][1] > first["loss_weights"][1] > 1
+    assert second.log_debiasing_prior.tolist() == snapshot(state).log_debiasing_prior.tolist()
+    assert second.loss_weights[1] > first.loss_weights[1] > 1
     assert sorted(path.name for path in (tmp_path / "f").iterdir()) == ["v000001.json", "v000002.json"]
     stored = json.loads((tmp_path / "f" / "v000002.json").read_text())
     assert stored["source"] == "run/epoch-2"
     assert stored["confusion_matrix"] == WEAK_ANGER.tolist()
     assert store.history()[1] == stored
-    assert store.snapshot(version=1) == first
+    assert store.snapshot(version=1).to_json() == first.to_json()
 
 
 def test_a_source_counts_once(tmp_path: Path) -> None:
     store = FeedbackStore(str(tmp_path), CLASSES)
     first = store.update(WEAK_ANGER, "run/epoch-1")
     store.update(WEAK_ANGER, "run/epoch-2")
-    assert store.update(np.eye(3) * 100, "run/epoch-1") == first
-    assert store.snapshot()["version"] == 2
+    assert store.update(np.eye(3) * 100, "run/epoch-1").to_json() == first.to_json()
+    assert store.snapshot().version == 2
 
 
 def test_a_matrix_that_cannot_be_trusted_changes_nothing(tmp_path: Path) -> None:
     store = FeedbackStore(str(tmp_path), CLASSES)
-    assert store.update(np.eye(3), "few")["version"] == 0
+    assert store.update(np.eye(3), "few").version == 0
     assert not list(tmp_path.iterdir())
 
 
 def test_a_late_matrix_only_learns_what_is_new(tmp_path: Path) -> None:
     store = FeedbackStore(str(tmp_path), CLASSES)
     first = store.update(WEAK_ANGER, "a/epoch-1", trained_under=0)
-    assert first["version"] == 1
-    assert store.update(np.eye(3) * 100, "b/epoch-1", trained_under=0) == first
-    assert store.update(np.eye(3) * 100, "b/epoch-2", trained_under=1)["version"] == 2
-    assert store.update(WEAK_ANGER, "a/epoch-2", trained_under=1)["version"] == 2, "older than the last applied one"
+    assert first.version == 1
+    assert store.update(np.eye(3) * 100, "b/epoch-1", trained_under=0).to_json() == first.to_json()
+    assert store.update(np.eye(3) * 100, "b/epoch-2", trained_under=1).version == 2
+    assert store.update(WEAK_ANGER, "a/epoch-2", trained_under=1).version == 2, "older than the last applied one"
     # Asked again after an interruption, an applied one is still the same.
-    assert store.update(WEAK_ANGER, "a/epoch-1", trained_under=0) == first
+    assert store.update(WEAK_ANGER, "a/epoch-1", trained_under=0).to_json() == first.to_json()
     assert [document["source"] for document in store.history()] == ["a/epoch-1", "b/epoch-2"]
     with pytest.raises(UserError, match=r"no version 9 there \(newest: 2\)"):
         store.update(WEAK_ANGER, "c/epoch-1", trained_under=9)
@@ -91,10 +91,10 @@ def test_a_first_epoch_is_no_loss_against_its_teachers_best(tmp_path: Path) -> N
 def test_each_part_can_be_left_out(tmp_path: Path, part: str, factor: str) -> None:
     parts = [other for other in PARTS if other != part]
     store, full = FeedbackStore(str(tmp_path / "a"), CLASSES, parts), FeedbackStore(str(tmp_path / "b"), CLASSES)
-    neutral = store.snapshot()
+    neutral = store.snapshot().to_json()
     for number in range(2):
-        some = store.update(WEAK_ANGER, f"run/epoch-{number}", q_hat=[0.6, 0.2, 0.2], accepted_share=0.01)
-        every = full.update(WEAK_ANGER, f"run/epoch-{number}", q_hat=[0.6, 0.2, 0.2], accepted_share=0.01)
+        some = store.update(WEAK_ANGER, f"run/epoch-{number}", q_hat=[0.6, 0.2, 0.2], accepted_share=0.01).to_json()
+        every = full.update(WEAK_ANGER, f"run/epoch-{number}", q_hat=[0.6, 0.2, 0.2], accepted_share=0.01).to_json()
     for name in ("loss_weights", "sampling_weights", "thresholds", "log_debiasing_prior"):
         assert some[name] == (neutral if name == factor else every)[name]
         assert every[name] != neutral[name]
@@ -107,9 +107,9 @@ def test_each_part_can_be_left_out(tmp_path: Path, part: str, factor: str) -> No
 
 def test_without_any_part_everything_stays_neutral(tmp_path: Path) -> None:
     store = FeedbackStore(str(tmp_path), CLASSES, [])
-    neutral = store.snapshot()
+    neutral = store.snapshot().to_json()
     answer = store.update(WEAK_ANGER, "run/epoch-1", q_hat=[0.6, 0.2, 0.2], accepted_share=0.01)
-    assert answer | {"version": 0, "source": None} == neutral
+    assert answer.to_json() | {"version": 0} == neutral
 
 
 def test_load_snapshot_without_an_actor(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_load_snapshot_without_an_actor(tmp_path: Path) -> None:
     answer = FeedbackStore(uri, CLASSES).update(WEAK_ANGER, "run/epoch-1")
     loaded = load_snapshot(uri, CLASSES)
     assert loaded.version == 1
-    assert loaded.thresholds.tolist() == answer["thresholds"]
+    assert loaded.thresholds.tolist() == answer.thresholds.tolist()
     assert load_snapshot(uri, CLASSES, version=0).loss_weights.tolist() == [1.0, 1.0, 1.0]
     with pytest.raises(UserError, match="no version 5 there"):
         load_snapshot(uri, CLASSES, version=5)
@@ -140,12 +140,12 @@ def call(reference: Any) -> Any:
 @pytest.mark.usefixtures("cluster")
 def test_a_killed_actor_comes_back_as_it_was(tmp_path: Path) -> None:
     actor = get_feedback_actor(str(tmp_path), CLASSES)
-    before = call(actor.update.remote(WEAK_ANGER.tolist(), "run/epoch-1"))
+    before = call(actor.update.remote(WEAK_ANGER.tolist(), "run/epoch-1")).to_json()
     pids = {call(actor.__ray_call__.remote(lambda self: os.getpid()))}
     os.kill(next(iter(pids)), signal.SIGKILL)
     time.sleep(0.2)
-    assert call(actor.update.remote(WEAK_ANGER.tolist(), "run/epoch-1")) == before
-    assert call(actor.update.remote(WEAK_ANGER.tolist(), "run/epoch-2"))["version"] == 2
+    assert call(actor.update.remote(WEAK_ANGER.tolist(), "run/epoch-1")).to_json() == before
+    assert call(actor.update.remote(WEAK_ANGER.tolist(), "run/epoch-2")).version == 2
     assert call(actor.__ray_call__.remote(lambda self: os.getpid())) not in pids
 
 
@@ -160,7 +160,7 @@ def test_one_actor_for_one_place(tmp_path: Path) -> None:
 def test_a_new_actor_goes_on_from_the_files(tmp_path: Path) -> None:
     FeedbackStore(str(tmp_path), CLASSES).update(WEAK_ANGER, "run/epoch-1")
     actor = get_feedback_actor(str(tmp_path), CLASSES)
-    assert call(actor.snapshot.remote())["version"] == 1
+    assert call(actor.snapshot.remote()).version == 1
     assert [row["source"] for row in call(actor.history.remote())] == ["run/epoch-1"]
     with pytest.raises(UserError, match="it is about the classes"):
         get_feedback_actor(str(tmp_path), CLASSES[:2])

@@ -128,7 +128,7 @@ def test_foreign_files_are_passed_over(folder: Path) -> None:
     for name in [*names, "V000004.json", ".v000004.json", "vx00004.json", "v000003-copy.json", "vocabulary.json"]:
         (folder / name).write_text("{}")
     assert load_snapshot(str(folder), CLASSES).to_json() == whole
-    assert FeedbackStore(str(folder), CLASSES).update(WEAK_ANGER, "run/epoch-4")["version"] == 4
+    assert FeedbackStore(str(folder), CLASSES).update(WEAK_ANGER, "run/epoch-4").version == 4
 
 
 def test_a_file_is_no_folder(folder: Path) -> None:
@@ -147,4 +147,4 @@ def test_what_an_earlier_version_wrote_is_read(folder: Path) -> None:
     for path in folder.iterdir():
         edit(path, lambda document: [document.pop(key) for key in ("parts", "prior_helps")])
     assert load_snapshot(str(folder), CLASSES).version == 3
-    assert FeedbackStore(str(folder), CLASSES).snapshot()["version"] == 3
+    assert FeedbackStore(str(folder), CLASSES).snapshot().version == 3

@@ -266,19 +266,19 @@ def test_feedback_moves_the_thresholds_around_the_config_s(tmp_path: Path, teach
     store = FeedbackStore(str(tmp_path / "feedback"), CLASSES)
     version = 0
     for epoch in range(5):
-        version = store.update(confusion, f"epoch-{epoch}")["version"]
+        version = store.update(confusion, f"epoch-{epoch}").version
     snapshot = store.snapshot()
-    moves = np.array(snapshot["thresholds"]) - 0.8
+    moves = snapshot.thresholds - 0.8
     assert np.ptp(moves) > 0.01
     summary, rows = select(tmp_path, teacher, f"feedback={tmp_path}/feedback", "selection.threshold=0.6")
     assert summary["feedback_version"] == version == 5
     np.testing.assert_allclose(list(summary["thresholds"].values()), 0.6 + moves, atol=1e-4)
-    tilted = np.array(PROBS) / np.exp(snapshot["log_debiasing_prior"])
+    tilted = np.array(PROBS) / np.exp(snapshot.log_debiasing_prior)
     debiased = {f"u{k}": p / p.sum() for k, p in enumerate(tilted)}
     assert {row["uri"] for row in rows} == {uri for uri, p in debiased.items() if p.max() >= 0.6 + moves[p.argmax()]}
     for row in rows:
         np.testing.assert_allclose(row["target"], debiased[row["uri"]], rtol=1e-5)
-        weight = snapshot["sampling_weights"][CLASSES.index(row["label"])]
+        weight = snapshot.sampling_weights[CLASSES.index(row["label"])]
         assert row["weight"] == pytest.approx(weight, rel=1e-5)
 
 
@@ -471,7 +471,7 @@ def test_feedback_applies_to_what_the_teachers_say_together(tmp_path: Path, teac
         write(str(tmp_path / "t"), model.model_id("float32"), [ok(f"u{n}", p) for n, p in enumerate(probs)])
     store = FeedbackStore(str(tmp_path / "feedback"), CLASSES)
     store.update([[80, 20, 0], [2, 98, 0], [60, 0, 40]], "epoch-0")
-    together = (np.array(PROBS) + OTHERS) / 2 / np.exp(store.snapshot()["log_debiasing_prior"])
+    together = (np.array(PROBS) + OTHERS) / 2 / np.exp(store.snapshot().log_debiasing_prior)
     wanted = together / together.sum(axis=1, keepdims=True)
     both = (f"teacher=[{teacher.uri},{other.uri}]", f"feedback={tmp_path}/feedback", "selection.threshold=0.05")
     _, rows = select(tmp_path, teacher, *both)

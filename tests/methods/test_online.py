@@ -21,7 +21,6 @@ from ray_fer.evaluation.metrics import apply_temperature
 from ray_fer.feedback.formulas import Snapshot
 from ray_fer.jobs.backbone_context import build_method
 from ray_fer.jobs.backbone_inputs import open_inputs, warn_of_doubts
-from ray_fer.methods.base import read_snapshot
 from ray_fer.methods.online import MOMENTUM, OnlineMethod
 from ray_fer.selection import RULES, debias
 from ray_fer.training.loop import Batch
@@ -53,7 +52,7 @@ def factors(**changed: Any) -> Snapshot:
         "thresholds": [0.8] * 3,
         "log_debiasing_prior": [-math.log(3)] * 3,
     }
-    return read_snapshot(neutral | changed)
+    return Snapshot.from_json(neutral | changed)
 
 
 def step_of_known_logits(recipe: OnlineMethod, epoch: int) -> tuple[Batch, float]:
