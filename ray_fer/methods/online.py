@@ -44,7 +44,7 @@ from ray_fer.methods.online_heads import (
     OnlineOutputs,
     Unlabeled,
 )
-from ray_fer.methods.supervised import Head, SupervisedMethod
+from ray_fer.methods.supervised import Head, PseudoConfig, SupervisedMethod
 from ray_fer.selection import RULES, Accepted, Known, Measured, debias, harden, move, smoothed_prior
 from ray_fer.selection.config import Rule
 from ray_fer.selection.rule import CONCATENATED
@@ -69,7 +69,7 @@ class OnlineMethod(SupervisedMethod):
         class_shares: float (K,), running shares of the classes that it names.
     """
 
-    class Config(SupervisedMethod.Config):
+    class Config(PseudoConfig):
         """The method's own numbers."""
 
         rule: Rule = "softmatch"
@@ -147,8 +147,16 @@ class OnlineMethod(SupervisedMethod):
             logits = logits + margin
         terms["unlabeled"] = scale * (F.cross_entropy(logits, soft, reduction="none") * weights).sum()
         shown = OnlineOutputs(
-            *(supervised, strong, outputs[first + m :], batch.targets),
-            *(labels, soft, weights, scale, self.class_shares, unlabeled),
+            supervised=supervised,
+            strong=strong,
+            weak=outputs[first + m :],
+            targets=batch.targets,
+            labels=labels,
+            soft=soft,
+            weights=weights,
+            scale=scale,
+            class_shares=self.class_shares,
+            unlabeled=unlabeled,
         )
         return self.scaled(terms | self.head.terms(shown))
 

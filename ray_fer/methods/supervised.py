@@ -144,6 +144,15 @@ class BalancedHead(Head):
         return {"balanced": self.method.supervised_loss(self.method.logits(outputs, BALANCED), of_draws, margin=0.0)}
 
 
+class PseudoConfig(MethodConfig):
+    """The numbers of methods that take selected pseudo-labels."""
+
+    pseudo_ratio: Count = 2
+    """pseudo-labelled faces per labelled face in a step"""
+    pseudo_weight: NonNegative = 1.0
+    """weight of the pseudo-label loss"""
+
+
 class SupervisedMethod(LabeledMethod):
     """See the module.
 
@@ -151,16 +160,12 @@ class SupervisedMethod(LabeledMethod):
         context: All that it is given.
     """
 
-    class Config(MethodConfig):
+    class Config(PseudoConfig):
         """The method's own numbers."""
 
         head: Literal["main", "balanced"] = MAIN
         """balanced: a second, class-balanced classifier, which is published (ABC). It is for classes that are not drawn
         alike: with class_sampling=natural or pseudo; logit_adjustment reaches main alone"""
-        pseudo_ratio: Count = 2
-        """pseudo-labelled faces per labelled face in a step"""
-        pseudo_weight: NonNegative = 1.0
-        """weight of the pseudo-label loss"""
 
     takes: ClassVar[tuple[str, ...]] = ("pseudo", "feedback")
     heads: ClassVar[dict[str, type[Head]]] = {MAIN: Head, BALANCED: BalancedHead}

@@ -16,7 +16,7 @@ PLACES = ["labeled=a", "val=b", "out=c"]
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_files_in_conf_are_what_the_methods_say(name: str) -> None:
-    """To renew one: ``python -m ray_fer.methods.config``."""
+    """The numbers stand in the class alone; the files are what `as_yaml` makes of it."""
     assert (conf_file("train_backbone").parent / "methods" / f"{name}.yaml").read_text() == as_yaml(
         name, find_method(name).Config
     )
