@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
@@ -13,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from ray_fer import plugins
 from ray_fer.config import Count, Device, FeedbackPart, JobConfig, Minutes, NonNegative, Seed, Share, Uri
 from ray_fer.data.source_config import Sources
 
@@ -42,20 +40,8 @@ def module_of(name: str) -> str:
 
 
 def is_there(name: str) -> bool:
-    """Whether the module of a method can be found; of ``a.b.c``, ``a`` and ``a.b`` are imported for that."""
-    if name in METHODS:
-        return True
-    if not all(part.isidentifier() for part in name.split(".")):
-        return False
-    # Python looks into the folder of the script alone; Ray's workers look into the driver's folder already.
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # it is there, and lacks another
-        return False
+    """Whether the module of a method can be found."""
+    return name in METHODS or plugins.is_there(name)
 
 
 def upgraded(arguments: Mapping[str, Any]) -> dict[str, Any]:

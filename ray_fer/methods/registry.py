@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import socket
 from typing import Any
 
 from pydantic import create_model
 
+from ray_fer import plugins
 from ray_fer.config import JobConfig, validate
 from ray_fer.errors import UserError
 from ray_fer.methods.base import BackboneMethod
-from ray_fer.methods.config import NO_FEEDBACK, MethodChoice, TrainBackboneConfig, is_there, module_of
+from ray_fer.methods.config import NO_FEEDBACK, MethodChoice, TrainBackboneConfig, module_of
 
 _TOGETHER = (("labeled",), ("unlabeled",), ("pseudo", "feedback"))
 _DATA = tuple(key for keys in _TOGETHER for key in keys)
@@ -24,9 +23,7 @@ def find_method(name: str) -> type[BackboneMethod]:
     Raises:
         UserError: when the module is not there, which on a worker it may not be, or has none.
     """
-    if not is_there(name):
-        raise UserError(f"method={name}: no such module on {socket.gethostname()}, in the current folder or installed")
-    module = importlib.import_module(module_of(name))
+    module = plugins.load(f"method={name}", module_of(name))
     method = getattr(module, "METHOD", None)
     if not (inspect.isclass(method) and issubclass(method, BackboneMethod)):
         file = getattr(module, "__file__", None) or "the module"

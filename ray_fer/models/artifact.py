@@ -65,8 +65,9 @@ class Artifact:
 
     @property
     def architecture(self) -> str:
-        """Timm's name of the backbone."""
-        return str(self.config["architecture"])
+        """The backbone as ``backbone=`` takes it: timm's name, after ``MODULE:`` for a net that a module registers."""
+        module = self.config.get("module")
+        return f"{module}:{self.config['architecture']}" if module else str(self.config["architecture"])
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -197,6 +198,8 @@ def save_artifact(
     from safetensors.torch import save_file
     from timm.models._hub import save_config_for_hf
 
+    from ray_fer.models.nets import module_of
+
     preprocessing = {
         "input_size": (len(mean), image_size, image_size),
         "mean": mean,
@@ -208,7 +211,9 @@ def save_artifact(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / WEIGHTS)
-        facts = {"label_names": list(classes), "temperature": temperature}
+        facts: dict[str, Any] = {"label_names": list(classes), "temperature": temperature}
+        if module := module_of(model):
+            facts["module"] = module
         save_config_for_hf(model, str(folder / CONFIG), facts, data_config=preprocessing)
         (folder / METRICS).write_text(storage.to_json(metrics, indent=2))
         (folder / PROVENANCE).write_text(storage.to_json(provenance, indent=2))
@@ -265,6 +270,9 @@ def load_model(artifact: Artifact) -> torch.nn.Module:
     """
     import timm
 
+    from ray_fer.models.nets import timm_name
+
+    timm_name(artifact.architecture)
     try:
         model: torch.nn.Module = timm.create_model(f"local-dir:{artifact.folder}", pretrained=True)
     except Exception as error:  # as many as timm has modules

@@ -18,6 +18,7 @@ from ray_fer import storage
 from ray_fer.errors import UserError, one_line
 from ray_fer.models.artifact import CONFIG, Artifact, load_model
 from ray_fer.models.folder_facts import architecture_of
+from ray_fer.models.nets import timm_name
 from ray_fer.models.weights import check_finite, state_of
 
 DEFAULT_BACKBONE = "resnet10t"
@@ -34,6 +35,7 @@ _SEARCH_SECONDS = 20.0
 
 def check_backbone(name: str) -> None:
     """Raises `UserError` when timm has no backbone of this name, with the closest ones it has."""
+    name = timm_name(name)
     if not timm.is_model(name):
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5)
         raise UserError(
@@ -53,7 +55,7 @@ def build_backbone(
     """A timm model with ``n_classes`` outputs.
 
     Args:
-        name: timm's model name.
+        name: timm's model name, or ``MODULE:NAME`` of a net that the module registers.
         n_classes: outputs of the head.
         image_size: input side in pixels; given to models whose weights depend on it (vision transformers).
         pretrained: a timm folder or a weight file (``.safetensors``, or a ``.pth`` read without unpickling code); its
@@ -64,6 +66,7 @@ def build_backbone(
     Raises:
         UserError: when the backbone cannot have that size, with sizes that it can have, or the weights do not fit it.
     """
+    name = timm_name(name)
     try:
         if pretrained is not None:
             model = _from_pretrained(name, pretrained, _arguments(name, n_classes, image_size))
@@ -247,7 +250,9 @@ def _start_from(model: torch.nn.Module, init: Artifact, *, keep_head: bool) -> N
     head = set() if keep_head else _head_names(model)
     state = {key: value for key, value in state.items() if key not in head}
     missing, unexpected = model.load_state_dict(state, strict=False)
-    wrong = [*unexpected, *(key for key in missing if key not in head)]
+    # What a net adds to another one it may start without.
+    added = tuple(getattr(model, "added", ()))
+    wrong = [*unexpected, *(key for key in missing if key not in head and not (added and key.startswith(added)))]
     if wrong:
         raise RuntimeError(f"{wrong[0]} does not match")
 

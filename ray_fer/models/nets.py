@@ -1,0 +1,32 @@
+"""Nets that timm does not have: a module of the user's registers them with timm, and a run names that module.
+
+``backbone=my.nets:resnet10t_wide`` imports ``my.nets``, in which ``timm.models.register_model`` decorates
+``resnet10t_wide``. The artifact records the module, so that the model opens again wherever that can be imported; timm
+itself opens it once the module is imported.
+"""
+
+from __future__ import annotations
+
+import timm
+import torch
+
+from ray_fer import plugins
+
+
+def timm_name(backbone: str) -> str:
+    """The name by which timm knows a backbone given as ``NAME`` or ``MODULE:NAME``; imports the module.
+
+    Raises:
+        UserError: when there is no such module.
+    """
+    module, _, name = backbone.rpartition(":")
+    if module:
+        plugins.load(f"backbone={backbone}", module)
+    return name
+
+
+def module_of(model: torch.nn.Module) -> str | None:
+    """The module that registered the net that ``model`` is; None for timm's own."""
+    name = str(getattr(model, "default_cfg", {}).get("architecture", ""))
+    module = timm.model_entrypoint(name).__module__ if timm.is_model(name) else "timm"
+    return None if module.partition(".")[0] == "timm" else module
