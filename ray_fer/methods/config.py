@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ray_fer import plugins
-from ray_fer.config import Count, Device, FeedbackPart, JobConfig, Minutes, NonNegative, Seed, Share, Uri
+from ray_fer.config import Count, Device, FeedbackPart, JobConfig, Minutes, NonNegative, Seed, Share, Uri, conf_file
 from ray_fer.data.source_config import Sources
 
 METHODS = ("supervised", "online", "meta_feedback")
@@ -132,8 +132,12 @@ class TrainBackboneConfig(JobConfig):
     @classmethod
     def further_help(cls, arguments: Sequence[str]) -> str:
         """The numbers of the method that is asked about, else of all of ours."""
-        from ray_fer.methods.registry import find_method  # imports torch
-
         given = (argument.partition("=") for argument in arguments)
         asked = [value for key, _, value in given if key in ("method", "method.name")]
-        return "\n".join(as_yaml(name, find_method(name).Config) for name in asked or METHODS)
+        return "\n".join(_help_of(name) for name in asked or METHODS)
+
+
+def _help_of(name: str) -> str:
+    if name in METHODS:
+        return conf_file(f"methods/{name}").read_text()
+    return as_yaml(name, plugins.load(f"method={name}", name).METHOD.Config)

@@ -17,9 +17,7 @@ PLACES = ["labeled=a", "val=b", "out=c"]
 @pytest.mark.parametrize("name", METHODS)
 def test_the_files_in_conf_are_what_the_methods_say(name: str) -> None:
     """The numbers stand in the class alone; the files are what `as_yaml` makes of it."""
-    assert (conf_file("train_backbone").parent / "methods" / f"{name}.yaml").read_text() == as_yaml(
-        name, find_method(name).Config
-    )
+    assert conf_file(f"methods/{name}").read_text() == as_yaml(name, find_method(name).Config)
 
 
 def test_the_help_has_every_number_with_its_text() -> None:
