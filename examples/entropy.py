@@ -11,8 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from ray_fer.data.augment import WEAK
-from ray_fer.methods.base import LabeledMethod
 from ray_fer.methods.config import MethodConfig
+from ray_fer.methods.labeled import LabeledMethod
 from ray_fer.training.loop import Batch, Terms
 
 

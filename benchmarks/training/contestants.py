@@ -26,7 +26,8 @@ from ray_fer.methods.base import BackboneMethod
 from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.models.backbone import build_backbone, normalisation
 from ray_fer.training.optimisation import Ema, parameter_groups
-from ray_fer.training.runner import Run, fit
+from ray_fer.training.rank import TrainSpec
+from ray_fer.training.runner import fit
 from ray_fer.training.world import World
 
 
@@ -39,7 +40,7 @@ def ray_train(config: TrainBackboneConfig, folder: Path, streamed: bool = False)
         streamed: as if the unlabeled pictures did not fit in memory.
     """
     cluster.connect()
-    outcome = fit(Run(str(folder), functools.partial(measured_method, config, streamed), workers=1))
+    outcome = fit(TrainSpec(str(folder), functools.partial(measured_method, config, streamed), workers=1))
     clocks = ("seconds", "cpu_seconds", "wait_seconds", "first_wait_seconds")
     return [{key: row[key] for key in clocks} for row in outcome.history]
 

@@ -81,14 +81,18 @@ def build_method(
         snapshot=snapshot,
     )
     method = find_method(config.method.name)(context)
-    published = plain_weights(inputs, method.ema_model.state_dict(), start)
-    if wrong := plain.items() ^ _shapes(published).items():
-        raise UserError(f"method={config.method.name}: what it publishes is no {config.backbone}, see {min(wrong)[0]}")
+    _check_published(inputs, plain_weights(inputs, method.ema_model.state_dict(), start), plain)
     # After the averaged copy was made, which needs no gradients.
     if config.checkpoint_activations:
         for each in backbones:
             checkpoint_activations(each, str(config.backbone))
     return method
+
+
+def _check_published(inputs: Inputs, weights: Weights, plain: dict[str, tuple[int, ...]]) -> None:
+    if wrong := plain.items() ^ _shapes(weights).items():
+        config = inputs.config
+        raise UserError(f"method={config.method.name}: what it publishes is no {config.backbone}, see {min(wrong)[0]}")
 
 
 def _faces(

@@ -21,8 +21,8 @@ from ray_fer import storage
 from ray_fer.documents import MissingDocumentError, check_document, read_document
 from ray_fer.errors import UserError, one_line
 from ray_fer.feedback.history import read_history
-from ray_fer.jobs.backbone_inputs import UNLABELED
 from ray_fer.jobs.config import LineageConfig
+from ray_fer.jobs.held_out import UNLABELED
 from ray_fer.labeling.table import OK, open_table
 from ray_fer.models.artifact import METRICS, PROVENANCE
 from ray_fer.models.records import EncoderMetrics, Provenance, Scored, Trained

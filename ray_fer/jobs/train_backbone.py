@@ -21,16 +21,8 @@ from ray_fer.config import FeedbackPart
 from ray_fer.data.manifests import Manifest
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
-from ray_fer.jobs.backbone_inputs import (
-    UNLABELED,
-    Inputs,
-    check_selection,
-    list_unlabeled,
-    open_inputs,
-    read_unlabeled,
-    warn_of_copies,
-    warn_of_doubts,
-)
+from ray_fer.jobs.backbone_inputs import Inputs, open_inputs, warn_of_doubts
+from ray_fer.jobs.held_out import UNLABELED, check_selection, list_unlabeled, read_unlabeled, warn_of_copies
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig, upgraded
 from ray_fer.models.artifact import PROVENANCE, open_artifact, save_artifact
 from ray_fer.models.records import BackboneMetrics, Identity, Trained
@@ -208,7 +200,8 @@ def _run(inputs: Inputs, out: str, start: Start, held: lease.Lease) -> Outcome:
     from ray_fer.feedback.actor import get_feedback_actor
     from ray_fer.jobs.backbone_context import build_model
     from ray_fer.models.backbone import checkpoint_activations
-    from ray_fer.training.runner import Run, fit
+    from ray_fer.training.rank import TrainSpec
+    from ray_fer.training.runner import fit
 
     config, folder = inputs.config, storage.join(out, RUN)
     model, *_ = build_model(inputs)  # weights that do not fit are found here
@@ -230,7 +223,7 @@ def _run(inputs: Inputs, out: str, start: Start, held: lease.Lease) -> Outcome:
         ),
     )
     warn_of_doubts(inputs)
-    run = Run(
+    run = TrainSpec(
         folder=folder,
         make=functools.partial(make_method, config, start, folder),
         device=config.device,

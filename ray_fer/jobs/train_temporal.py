@@ -168,14 +168,15 @@ def _check(config: TrainTemporalConfig) -> None:
 
 
 def _run(config: TrainTemporalConfig, inputs: Inputs, folder: str, held: lease.Lease) -> Outcome:
-    from ray_fer.training.runner import Run, fit
+    from ray_fer.training.rank import TrainSpec
+    from ray_fer.training.runner import fit
 
     cluster.connect()
     log.info(
         "training a temporal encoder on %d labelled frames of %d clips, validating on %d of %d",
         *(inputs.counts[key][what] for key in ("features", "val") for what in ("labelled", "clips")),
     )
-    run = Run(
+    run = TrainSpec(
         folder=folder,
         make=functools.partial(make_method, config),
         device=config.device,

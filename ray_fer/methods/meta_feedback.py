@@ -36,10 +36,11 @@ from ray_fer.config import Count, NonNegative, Share
 from ray_fer.data.augment import STRONG, WEAK
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
-from ray_fer.methods.base import VIEWS, LabeledMethod, Weights
+from ray_fer.methods.base import VIEWS, Weights
 from ray_fer.methods.batch import Indices
 from ray_fer.methods.config import MethodConfig
 from ray_fer.methods.context import Context
+from ray_fer.methods.labeled import LabeledMethod
 from ray_fer.training.loop import Batch, Terms
 from ray_fer.training.optimisation import learning_rate_factor
 

@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ray_fer.methods.base import sampled_margin
 from ray_fer.methods.batch import LabeledBatch, Targets
 from ray_fer.methods.heads import BALANCED, MAIN, PSEUDO, WORST, ReversedHead, keep_rates, pseudo_head
-from ray_fer.methods.supervised import BalancedHead, Head, SupervisedMethod, balanced
+from ray_fer.methods.labeled import sampled_margin
+from ray_fer.methods.supervised import BalancedHead, Head, SupervisedMethod
+from ray_fer.methods.terms import balanced
 from ray_fer.selection import Measured
 from ray_fer.training.loop import Terms
 

@@ -18,12 +18,10 @@ min n / n_c of its class c, where n is how often each class is drawn (ABC, arXiv
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ray_fer.config import Count, NonNegative
@@ -31,56 +29,14 @@ from ray_fer.data.augment import STRONG
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
 from ray_fer.feedback.formulas import Snapshot
-from ray_fer.methods.base import VIEWS, LabeledMethod, Weights
+from ray_fer.methods.base import VIEWS, Weights
 from ray_fer.methods.batch import Indices, LabeledBatch, Targets
 from ray_fer.methods.config import MethodConfig
 from ray_fer.methods.context import Context
 from ray_fer.methods.heads import BALANCED, MAIN, HeadedBackbone, keep_rates, published
+from ray_fer.methods.labeled import LabeledMethod
+from ray_fer.methods.terms import balanced, supervised_terms
 from ray_fer.training.loop import Terms, total
-
-
-def supervised_terms(
-    logits: torch.Tensor,
-    targets: Targets,
-    class_weights: torch.Tensor,
-    label_smoothing: float,
-    pseudo_weight: float,
-    margin: torch.Tensor | float = 0.0,
-) -> Terms:
-    """The two terms of the module's docstring, this rank's share of the sums over the whole step's counts.
-
-    Args:
-        logits: (B + M, K), any float type.
-        targets: Of the same rows.
-        class_weights: w, float (K,).
-        label_smoothing: Share of the target spread evenly over the classes.
-        pseudo_weight: Weight of the second term.
-        margin: m, float (K,).
-
-    Returns:
-        ``labeled``, and ``pseudo`` where the step has such faces.
-    """
-    logits = logits.float()
-    n = len(targets.labels)
-    errors = F.cross_entropy(logits[:n] + margin, targets.labels, label_smoothing=label_smoothing, reduction="none")
-    terms = {"labeled": (errors * targets.label_weights * class_weights[targets.labels]).sum() / targets.label_count}
-    if targets.soft_count:
-        errors = F.cross_entropy(logits[n:], targets.soft, reduction="none")
-        importance = targets.soft_weights * (targets.soft @ class_weights)
-        terms["pseudo"] = pseudo_weight * (errors * importance).sum() / targets.soft_count
-    return terms
-
-
-def balanced(targets: Targets, labeled: torch.Tensor, pseudo: torch.Tensor | None = None) -> Targets:
-    """``targets`` with each face weighted by its class, for a soft target the likeliest one.
-
-    Args:
-        targets: Of one step.
-        labeled: Weight of the labelled faces of each class, float (K,).
-        pseudo: Weight of the pseudo-labelled faces of each class; None leaves them as they are.
-    """
-    soft_weights = targets.soft_weights if pseudo is None else targets.soft_weights * pseudo[targets.soft.argmax(dim=1)]
-    return replace(targets, label_weights=targets.label_weights * labeled[targets.labels], soft_weights=soft_weights)
 
 
 class Head:

@@ -18,7 +18,8 @@ from ray_fer.data.items import Item, Read
 from ray_fer.data.read import read_objects
 from ray_fer.data.sources.uris import Face
 from ray_fer.errors import UserError
-from ray_fer.jobs.backbone_inputs import check_selection, list_unlabeled, open_inputs, read_unlabeled, warn_of_copies
+from ray_fer.jobs.backbone_inputs import open_inputs
+from ray_fer.jobs.held_out import check_selection, list_unlabeled, read_unlabeled, warn_of_copies
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.table import FILE_SCHEMA, create_table, write_file
 from tests.shards import parquet_of, tar_of

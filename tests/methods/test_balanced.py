@@ -12,7 +12,8 @@ from ray_fer.jobs.backbone_context import build_method, build_model, plain_weigh
 from ray_fer.jobs.backbone_inputs import open_inputs
 from ray_fer.methods.batch import Targets
 from ray_fer.methods.registry import numbers_of
-from ray_fer.methods.supervised import BalancedHead, SupervisedMethod, balanced, supervised_terms
+from ray_fer.methods.supervised import BalancedHead, SupervisedMethod
+from ray_fer.methods.terms import balanced, supervised_terms
 from ray_fer.selection.file import Selection
 from ray_fer.training.loop import total
 from ray_fer.training.world import World

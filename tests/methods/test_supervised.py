@@ -12,9 +12,10 @@ from ray_fer.errors import UserError
 from ray_fer.feedback.formulas import Snapshot
 from ray_fer.jobs.backbone_context import build_method
 from ray_fer.jobs.backbone_inputs import open_inputs
-from ray_fer.methods.base import sampled_margin
 from ray_fer.methods.batch import Faces, PseudoLabels, Targets
-from ray_fer.methods.supervised import SupervisedMethod, supervised_terms
+from ray_fer.methods.labeled import sampled_margin
+from ray_fer.methods.supervised import SupervisedMethod
+from ray_fer.methods.terms import supervised_terms
 from ray_fer.selection.file import Selection, read_selection
 from ray_fer.training.loop import total
 from ray_fer.training.plain_engine import PlainEngine

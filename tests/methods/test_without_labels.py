@@ -11,7 +11,8 @@ import torch
 
 from ray_fer.errors import UserError
 from ray_fer.jobs.backbone_context import build_method
-from ray_fer.jobs.backbone_inputs import list_unlabeled, open_inputs, read_unlabeled
+from ray_fer.jobs.backbone_inputs import open_inputs
+from ray_fer.jobs.held_out import list_unlabeled, read_unlabeled
 from ray_fer.methods.base import BackboneMethod
 from ray_fer.models.artifact import save_artifact
 from ray_fer.models.backbone import build_backbone

@@ -14,7 +14,7 @@ import pytest
 import timm
 
 from ray_fer.config import load_config
-from ray_fer.jobs.backbone_inputs import UNLABELED
+from ray_fer.jobs.held_out import UNLABELED
 from ray_fer.jobs.lineage import lineage
 from ray_fer.training.run_folder import digest
 from tests.system.jobs import HUNG, run_job, start_job

@@ -15,7 +15,8 @@ import torch
 
 from ray_fer import cluster
 from ray_fer.errors import UserError
-from ray_fer.training.runner import Outcome, Run, fit
+from ray_fer.training.rank import TrainSpec
+from ray_fer.training.runner import Outcome, fit
 from tests.training.counting import ROWS, make_counting
 
 
@@ -26,8 +27,8 @@ def connected() -> Iterator[None]:
     ray.shutdown()
 
 
-def counting(folder: Path, epochs: int, options: dict[str, Any] | None = None, **run: Any) -> Run:
-    return Run(folder=str(folder), make=functools.partial(make_counting, epochs, options or {}), **run)
+def counting(folder: Path, epochs: int, options: dict[str, Any] | None = None, **run: Any) -> TrainSpec:
+    return TrainSpec(folder=str(folder), make=functools.partial(make_counting, epochs, options or {}), **run)
 
 
 def rows(outcome: Outcome) -> list[dict[str, Any]]:
