@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray_fer import cluster, storage
-from ray_fer.config import layered, section_config
 from ray_fer.data.sources import check_sources
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
@@ -33,12 +32,12 @@ from ray_fer.evaluation.halves import prior_helps
 from ray_fer.feedback.actor import FeedbackStore, get_feedback_actor
 from ray_fer.jobs.backbone_inputs import open_start
 from ray_fer.jobs.config import SelfTrainConfig
+from ray_fer.jobs.loop_configs import FROM_TEACHER, LoopConfigs
 from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.jobs.select_pseudo_labels import predicted_counts, select_pseudo_labels
 from ray_fer.jobs.train_backbone import check_trained, train_backbone
-from ray_fer.labeling.config import PseudoLabelConfig, SelectPseudoLabelsConfig
+from ray_fer.labeling.config import SelectPseudoLabelsConfig
 from ray_fer.labeling.exclusions import read_exclusions
-from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.models.artifact import Artifact, made_with, open_artifact
 from ray_fer.models.records import BackboneMetrics, Round
 from ray_fer.reports.loop import loop_report
@@ -49,14 +48,6 @@ from ray_fer.training import lease
 log = logging.getLogger(__name__)
 
 Summary = dict[str, Any]
-
-_FROM_TEACHER = "teacher"
-_SHARED = ("labeled", "val", "feedback_val", "seed", "feedback_parts")
-_SET_BY_LOOP = {
-    "train": (*_SHARED, "out", "init", "pseudo", "feedback"),
-    "student": (*_SHARED, "out", "pseudo", "feedback"),
-    "label": ("source", "teacher", "table", "select", "feedback", "selection", "watch", "dry_run"),
-}
 
 
 def self_train(config: SelfTrainConfig) -> Summary:
@@ -152,25 +143,14 @@ def _spelt(value: Any) -> Any:
     return [storage.normalise(uri) for uri in value] if isinstance(value, list) else value
 
 
-class _Loop:
-    """The configs of the jobs that the loop runs, made from its own."""
-
-    def __init__(self, config: SelfTrainConfig) -> None:
-        self.config = config
-        self.out = storage.normalise(config.out)
-        for section, keys in _SET_BY_LOOP.items():
-            if taken := sorted(set(getattr(config, section)) & set(keys)):
-                raise UserError(f"self_train: {section}.{taken[0]}: set by the loop")
-
-    def place(self, *parts: str) -> str:
-        """A URI under ``out``."""
-        return storage.join(self.out, *parts)
+class _Loop(LoopConfigs):
+    """The loop: its checks and its rounds."""
 
     def check(self) -> None:
         """Finds what is wrong with the sections and the sources before anything is started."""
-        sections = {"train": self._teacher_config(), "student": self._student_config(1, _FROM_TEACHER)}
-        label = self._label_config(self.out)
-        self._select_config(1, self.out)
+        sections = {"train": self.teacher_config(), "student": self.student_config(1, FROM_TEACHER)}
+        label = self.label_config(self.out)
+        self.select_config(1, self.out)
         for device in (label.device, *(config.device for config in sections.values())):
             check_device(device)
         if self.config.rounds:
@@ -180,7 +160,7 @@ class _Loop:
         for section, config in sections.items():
             check_arguments(config)
             try:
-                open_start(config.model_copy(update={"init": None}) if config.init == _FROM_TEACHER else config)
+                open_start(config.model_copy(update={"init": None}) if config.init == FROM_TEACHER else config)
             except UserError as error:
                 raise UserError(f"self_train: {section}: {error}") from None
 
@@ -188,11 +168,11 @@ class _Loop:
         """Reads what no pseudo-label may be of: else a selection would end the loop, after hours of labelling."""
         rounds = self.config.rounds
         if rounds and not storage.exists(self.place(f"round-{rounds}", "round.json")):
-            read_exclusions(self._select_config(1, self.out).selection)
+            read_exclusions(self.select_config(1, self.out).selection)
 
     def train_teacher(self) -> Artifact:
         """The model from labelled faces alone."""
-        teacher = open_artifact(train_backbone(self._teacher_config())["model"])
+        teacher = open_artifact(train_backbone(self.teacher_config())["model"])
         log.info("teacher: %s", teacher.uri)
         return teacher
 
@@ -205,7 +185,7 @@ class _Loop:
         log.info("round %d: the teacher is %s", number, teacher.uri)
         theirs = _scores(teacher)
         selection = self._selected(number, teacher)
-        student = open_artifact(train_backbone(self._student_config(number, teacher.uri))["model"])
+        student = open_artifact(train_backbone(self.student_config(number, teacher.uri))["model"])
         ours = _scores(student)
         better, reason = replaces(ours["choice"], theirs["choice"])
         summary = {
@@ -241,26 +221,26 @@ class _Loop:
         Raises:
             UserError: naming what was another.
         """
-        config = self._select_config(number, done["labelled_by"])
+        config = self.select_config(number, done["labelled_by"])
         found = storage.join(config.out, selection_file.INFO)
         if storage.exists(found):
             self._check_selection(number, config, read_document(found, selection_file.Outcome))
-        check_trained(self._student_config(number, done["labelled_by"]))
+        check_trained(self.student_config(number, done["labelled_by"]))
 
     def _check_selection(self, number: int, config: SelectPseudoLabelsConfig, found: selection_file.Outcome) -> None:
-        label = self._label_config(config.teacher[0])
+        label = self.label_config(config.teacher[0])
         asked = {"selection": config.selection.model_dump(), "label": label.model_dump()}
         if others := other_settings(asked, found):
             raise UserError(f"out={self.config.out} holds round {number} with {', '.join(others)}; choose another out")
 
     def _selected(self, number: int, teacher: Artifact) -> Summary:
-        config = self._select_config(number, teacher.uri)
+        config = self.select_config(number, teacher.uri)
         found = storage.join(config.out, selection_file.INFO)
         if storage.exists(found):
             info = read_document(found, selection_file.Outcome)
             self._check_selection(number, config, info)
             return dict(info)
-        pseudo_label(self._label_config(teacher.uri))
+        pseudo_label(self.label_config(teacher.uri))
         self._feed_back(number, teacher, config)
         selection = select_pseudo_labels(config)
         if not selection["accepted"]:
@@ -288,64 +268,6 @@ class _Loop:
         source = f"round-{number}/teacher-{teacher.id}"
         evidence = {"q_hat": counts.tolist(), "accepted_share": share, "prior_helps": prior_helps(half)}
         ray.get(actor.update.remote(half["confusion_matrix"], source, **evidence))
-
-    def _teacher_config(self) -> TrainBackboneConfig:
-        return self._train_config("train", "teacher", self.config.train, {})
-
-    def _student_config(self, number: int, teacher: str) -> TrainBackboneConfig:
-        folder = f"round-{number}"
-        mine = dict(self.config.student)
-        if mine.get("init") == _FROM_TEACHER:
-            mine["init"] = teacher
-        fixed = {"pseudo": self.place(folder, "selection"), "feedback": self.place("feedback")}
-        values = layered(TrainBackboneConfig, self.config.train, mine)
-        return self._train_config("student", f"{folder}/student", values, fixed)
-
-    def _train_config(
-        self, section: str, place: str, values: Mapping[str, Any], fixed: Mapping[str, Any]
-    ) -> TrainBackboneConfig:
-        shared = {key: getattr(self.config, key) for key in _SHARED}
-        config: TrainBackboneConfig = section_config(
-            f"self_train: {section}",
-            "train_backbone",
-            {**self._where(values), **values, **shared, **fixed, "out": self.place(place)},
-        )
-        return config
-
-    def _label_config(self, teacher: str) -> PseudoLabelConfig:
-        fixed = {"source": self.config.model_dump()["source"], "teacher": teacher, "table": self.place("predictions")}
-        label = self.config.label
-        config: PseudoLabelConfig = section_config(
-            "self_train: label",
-            "pseudo_label",
-            {**self._where(label), **label, **fixed, "select": None, "feedback": None},
-        )
-        return config
-
-    def _where(self, section: Mapping[str, Any]) -> dict[str, Any]:
-        """The loop's ``device`` and ``workers`` for a job whose section has none of its own."""
-        own = {"device": self.config.device, "workers": self.config.workers}
-        return {"device": own["device"]} if "actors" in section else own
-
-    def _select_config(self, number: int, teacher: str) -> SelectPseudoLabelsConfig:
-        mine = dict(self.config.selection)
-        # A picture with a true label needs no pseudo-label, and one of the validation set must not have any.
-        held_out = [uri for uri in (self.config.val, self.config.feedback_val) if uri]
-        mine["exclude"] = [self.config.labeled, *held_out, *mine.get("exclude", ())]
-        config: SelectPseudoLabelsConfig = section_config(
-            "self_train: selection",
-            "select_pseudo_labels",
-            {
-                "table": self.place("predictions"),
-                "teacher": teacher,
-                "out": self.place(f"round-{number}", "selection"),
-                "feedback": self.place("feedback"),
-                "flip": self.config.label.get("flip"),
-                "faces": self.config.label.get("faces"),
-                "selection": mine,
-            },
-        )
-        return config
 
 
 def _scores(artifact: Artifact) -> Summary:

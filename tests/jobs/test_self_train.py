@@ -116,7 +116,7 @@ def a_finished_round(tmp_path: Path) -> list[str]:
     """The arguments of a loop of one round, with what that left."""
     arguments = ["labeled=/l.csv", "val=/v.csv", "source=s", f"out={tmp_path}", "student={epochs: 3}", "rounds=1"]
     loop = self_train._Loop(load_config("self_train", arguments))
-    selection, student = loop._select_config(1, "/t"), loop._student_config(1, "/t")
+    selection, student = loop.select_config(1, "/t"), loop.student_config(1, "/t")
     storage.write_json(
         f"{selection.out}/selection.json",
         {
@@ -208,7 +208,7 @@ def test_a_method_that_takes_no_pseudo_labels_is_told_before_anything_is_trained
         self_train._Loop(load_config("self_train", given)).check()
     loop = self_train._Loop(load_config("self_train", [*given, "student.method=supervised"]))
     loop.check()
-    assert loop._student_config(1, "teacher").method.model_extra == {}, "they are of another method"
+    assert loop.student_config(1, "teacher").method.model_extra == {}, "they are of another method"
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_its_jobs_compute_where_it_is_told_to(tmp_path: Path) -> None:
 
     def places(*sections: str) -> list[tuple[str, int | None]]:
         loop = self_train._Loop(load_config("self_train", [*given, *sections]))
-        configs = loop._teacher_config(), loop._student_config(1, "teacher"), loop._label_config("teacher")
+        configs = loop.teacher_config(), loop.student_config(1, "teacher"), loop.label_config("teacher")
         return [(config.device, config.workers) for config in configs]
 
     assert places() == [("cuda", 4)] * 3
