@@ -138,6 +138,7 @@ class TrainBackboneConfig(JobConfig):
 
 
 def _help_of(name: str) -> str:
-    if name in METHODS:
-        return conf_file(f"methods/{name}").read_text()
-    return as_yaml(name, plugins.load(f"method={name}", name).METHOD.Config)
+    written = conf_file(f"methods/{name}")
+    if name in METHODS and written.exists():  # importing the method takes seconds
+        return written.read_text()
+    return as_yaml(name, plugins.load(f"method={name}", module_of(name)).METHOD.Config)
