@@ -18,6 +18,7 @@ METHODS = ("supervised", "online", "meta_feedback")
 NO_FEEDBACK = "none"
 """What ``feedback=`` says where there shall be none."""
 _WIDTH, _COLUMN = 118, 24
+_EARLIER = {"supervised": "supervised", "online": "online", "meta_feedback": "meta"}  # sections of earlier versions
 
 
 class MethodConfig(JobConfig):
@@ -51,7 +52,7 @@ def upgraded(arguments: Mapping[str, Any]) -> dict[str, Any]:
         return old
     name = old.pop("recipe")
     pseudo = {key: old.pop(key) for key in ("pseudo_ratio", "pseudo_weight") if key in old}
-    own = {ours: old.pop(key, {}) for ours, key in zip(METHODS, ("supervised", "online", "meta"), strict=True)}
+    own = {ours: old.pop(key, {}) for ours, key in _EARLIER.items()}
     given = old.pop("settings", None) or {}
     numbers = {**(pseudo if name in ("supervised", "online") else {}), **own.get(name, {}), **given}
     return {**old, "method": {"name": name, **numbers}}
