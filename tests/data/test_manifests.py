@@ -78,7 +78,9 @@ def test_byte_order_mark_windows_lines_and_spaces(tmp_path: Path) -> None:
 
 
 def test_blanks_belong_to_paths_in_parquet(tmp_path: Path) -> None:
-    pyarrow.parquet.write_table(pa.table({"path": [" a.png", "a.png"], "label": ["sad ", "happy"]}), tmp_path / "m.parquet")
+    pyarrow.parquet.write_table(
+        pa.table({"path": [" a.png", "a.png"], "label": ["sad ", "happy"]}), tmp_path / "m.parquet"
+    )
     manifest = read_manifest(str(tmp_path / "m.parquet"))
     assert (manifest.uris, names(manifest)) == ([f"{tmp_path}/ a.png", f"{tmp_path}/a.png"], ["sadness", "happiness"])
 
