@@ -209,7 +209,7 @@ class TrainBackboneConfig(JobConfig):
     backbone: Annotated[str, Field(min_length=1)] | None
     pretrained: Uri | None
     image_size: Annotated[int, Field(ge=16, le=1024)] | None
-    classes: Annotated[list[str], Field(min_length=2)] | None
+    classes: list[str] | None
     epochs: Count
     batch_size: Count
     accumulate: Count
