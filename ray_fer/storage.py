@@ -30,8 +30,8 @@ from ray_fer.errors import UserError, one_line
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _FILE_URI = re.compile(r"file:(?://(?:localhost)?(/.*)|(/(?!/).*))", re.IGNORECASE | re.DOTALL)
-# As a path it would be a folder of that name, which nobody means.
-_ONE_SLASH = re.compile(r"(s3[an]?|gs|https?):/(?!/)", re.IGNORECASE)
+# For an output a mistake that would go unnoticed: it would be written into a folder of that name.
+_ONE_SLASH = re.compile(r"s3[an]?:/(?!/)", re.IGNORECASE)
 
 
 def is_remote(uri: str) -> bool:
@@ -53,12 +53,11 @@ def normalise(uri: str) -> str:
     are literal: ``//`` and ``..`` belong to them. Symbolic links are not followed.
 
     Raises:
-        UserError: for a scheme other than ``file:`` and ``s3://``, also with one slash, a file on another host, and a
-            NUL byte.
+        UserError: for a scheme other than ``file:`` and ``s3://``, a file on another host, and a NUL byte.
     """
     if "\0" in uri:
         raise UserError(f"{uri!r}: a NUL byte in a path")
-    if is_remote(uri) or _ONE_SLASH.match(uri):
+    if is_remote(uri):
         if not uri.startswith("s3://") or uri.removeprefix("s3://")[:1] in ("", "/"):
             raise UserError(f"{uri}: not a local path and not an s3://bucket/key URI")
         return uri.rstrip("/")
@@ -207,6 +206,8 @@ def check_writable(key: str, uri: str, *, folder: bool = True) -> None:
     Raises:
         UserError: naming the key, when nothing can be written there.
     """
+    if _ONE_SLASH.match(uri):
+        raise UserError(f"{key}={uri}: an s3 URI has two slashes, s3://bucket/key")
     uri = normalise_argument(key, uri)
     try:
         if is_remote(uri):
