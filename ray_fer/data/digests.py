@@ -15,7 +15,7 @@ import xxhash
 from ray_fer.data.decode import has_image_extension, starts_like_picture
 from ray_fer.data.items import Item, Read
 from ray_fer.data.read import read_objects
-from ray_fer.data.sources.uris import Row, parse, split_face
+from ray_fer.data.sources.uris import parse, split_face
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +55,10 @@ class Contents:
                 yield read.item
 
     def _may_be(self, item: Item) -> bool:
-        # The size of a table's row is the mean of its neighbours.
-        return item.size in self.sizes or not item.size or isinstance(parse(split_face(item.uri)[0]), Row)
+        if item.size in self.sizes or not item.size:
+            return True
+        place = parse(split_face(item.uri)[0])
+        return place is not None and not place.exact_size
 
 
 def told(unread: Sequence[Read], count: int) -> str:

@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from ray_fer.data.decode import IMAGE_EXTENSIONS
 
 _EXTENSIONS = "|".join(extension[1:] for extension in sorted(IMAGE_EXTENSIONS))
+IMAGE_NAME = rf"(?i)\.({_EXTENSIONS})$"
+"""The pattern of what a listing takes for an image by its name, for columns of URIs."""
 # "." and ".." are no names, and "a/.jpg" is what a program writes whose picture has an empty name.
 _DOTTED = rf"\.(?!\.?(?:/|\Z))(?!\.*(?:{_EXTENSIONS})\Z)"
 _FOLDERS = (

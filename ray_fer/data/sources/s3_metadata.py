@@ -6,9 +6,9 @@ sequence number is its state, a version that was deleted for good is none, and t
 unless it is a delete marker. A version is as new as its last record other than ``UPDATE_METADATA``: lifecycle rules
 touch old ones.
 
-For that, the columns that are needed are spread by key over files in the temporary folder, and these are looked at one
-after the other: memory holds a `PARTS`-th of the table, or `READERS` of its data files. An inventory of a bucket that
-never had versions names every object once and is streamed.
+For that, the needed columns are spread by key over files in the temporary folder, which are read one after the other:
+memory holds a `PARTS`-th of the table, or `READERS` of its data files. An inventory of a bucket that never had versions
+names every object once and is streamed.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from ray_fer import storage
 from ray_fer.data.sources.ahead import interleaved
 from ray_fer.data.sources.columns import guarded, keys_of
 from ray_fer.data.sources.lists import identified
+from ray_fer.data.sources.spec import Format, Source
+from ray_fer.data.sources.tar import images_among
 from ray_fer.errors import UserError, one_line
 
 PARTS = 64
@@ -49,17 +51,26 @@ _SCHEMA = pa.schema(
 _NEEDED = ("bucket", "key", "sequence_number")
 
 
-def list_s3_metadata(place: str, counts: Counter[str]) -> Iterator[pa.Table]:
-    """Tables of `KEY_SCHEMA` of the objects that are there by a journal or live inventory table of S3 Metadata.
+class S3Metadata(Format):
+    """The objects that are there by a journal or live inventory table of S3 Metadata.
 
-    Args:
-        place: URI of the Iceberg table's ``….metadata.json``, or ``CATALOG.NAMESPACE.TABLE`` with a catalog that is
-            configured as pyiceberg's are (``~/.pyiceberg.yaml``, ``PYICEBERG_CATALOG__…``).
-        counts: ``skipped`` grows by records that name no object that is there, or not its last state.
-
-    Raises:
-        UserError: naming the table, or that pyiceberg is not installed.
+    A source is the URI of the Iceberg table's ``….metadata.json``, or ``CATALOG.NAMESPACE.TABLE``. The catalog is then
+    configured as pyiceberg's are (``~/.pyiceberg.yaml``, ``PYICEBERG_CATALOG__…``).
     """
+
+    is_feed = True
+    may_be_empty = True
+
+    def normalise(self, uri: str) -> str:
+        """A table's name in a catalog stays as it is."""
+        return super().normalise(uri) if "/" in uri else uri
+
+    def list_images(self, source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
+        """Lists the images that are there; ``skipped`` counts records of other states too."""
+        return images_among(source, _list_objects(source.uri, counts), counts)
+
+
+def _list_objects(place: str, counts: Counter[str]) -> Iterator[pa.Table]:
     table = _open(place)
     names = [field.name for field in table.schema().fields]
     for needed in _NEEDED:
