@@ -42,7 +42,7 @@ def row_at(before: str, first: int = 1) -> int:
     return len(_LINE_END.findall(before)) + first
 
 
-def whole(cell: str) -> int | None:
+def parse_int(cell: str) -> int | None:
     """The whole number that a cell holds, also as ``3.0``, which is how columns with gaps are saved; None for none."""
     found = _WHOLE.fullmatch(cell)
     return int(found[1]) if found else None
