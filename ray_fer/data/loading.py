@@ -1,11 +1,12 @@
-"""Labelled pictures by index: read, decoded once, kept as pixels, and ready before the model asks.
+"""Labelled pictures by index: read, decoded once, kept as pixels, and ready before the model needs them.
 
 A labelled set is small (thousands to a few hundred thousand crops) and is seen dozens of times, so the cheapest loader
-is memory: at 48 px a million pictures are 7 GB. What fits the budget is decoded once into one uint8 array; what does
-not is read anew, with many requests in flight where the store is remote. No worker processes: the decoders release the
-GIL, so a few threads do, and nothing is pickled. One batch is made in the background while the model works on another.
+is memory: at 48 px a million pictures are 7 GB. A set that fits the budget is decoded once into one uint8 array; any
+other is read anew, with many requests in flight where the store is remote. There are no worker processes: the decoders
+release the GIL, so a few threads are enough, and nothing is pickled. One batch is made in the background while the
+model works on another.
 
-A picture that cannot be read or decoded is a row that says so, never an exception, until there are too many of them.
+A picture that cannot be read or decoded is marked in its row, and raises nothing until there are too many of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_fer.data.crop import decode_uri_into
-from ray_fer.data.decode import DecodeError
+from ray_fer.data.decode import DecodeError, Pixels
 from ray_fer.data.read import Item, Read, read_objects
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.errors import UserError
@@ -32,12 +33,11 @@ MAX_PICTURE_BYTES = 64 << 20
 NAMED = 10
 _MAX_THREADS = 8
 
-Pixels = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 
 
 class ImageLoader:
-    """Pixels of ``uris`` by index. One thread at a time may ask.
+    """Pixels of ``uris`` by index. Only one thread at a time may use it.
 
     Args:
         uris: all local paths, or all ``s3://`` URIs.
@@ -47,7 +47,7 @@ class ImageLoader:
         name: what messages call the set, for example ``labeled``.
 
     Attributes:
-        bad: why each unreadable picture met so far is unreadable, by URI.
+        bad: the reason for each unreadable picture so far, by URI.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class ImageLoader:
 
 
 def decode_read(read: Read, out: Pixels) -> str | None:
-    """What is wrong with the picture, or None once it is in ``out`` uint8 (S, S, 3)."""
+    """Decodes a picture into ``out`` uint8 (S, S, 3); returns what is wrong with it, where ``out`` is zero, or None."""
     problem: str | None = f"{read.status}: {read.error}"
     if read.data is not None:
         try:

@@ -64,7 +64,7 @@ def build_recipe(inputs: Inputs, unlabeled: Sequence[str], world: World, told: d
             epochs=config.epochs,
             rank=world.rank,
             ranks=world.size,
-            share=world.broadcast,
+            broadcast=world.broadcast,
             seed=config.seed,
         ).epoch
 

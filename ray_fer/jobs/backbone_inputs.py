@@ -17,7 +17,7 @@ from PIL import Image
 
 from ray_fer import storage
 from ray_fer.data.decode import DecodeError, one_error
-from ray_fer.data.digests import Contents, contents_of, told
+from ray_fer.data.digests import Contents, contents_of, describe_unread
 from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
 from ray_fer.data.read import Item, Read, read_objects
@@ -86,7 +86,8 @@ class Inputs:
         doubtful = [read for read in self.val_contents.unread if not _surely_gone(read)]
         if doubtful:
             raise UserError(
-                f"val: {told(doubtful, len(self.val))}, and a copy could be trained on; take it out of its manifest"
+                f"val: {describe_unread(doubtful, len(self.val))}, and a copy could be trained on; "
+                "take it out of its manifest"
             )
         return self.val_contents
 
@@ -249,7 +250,7 @@ def warn_of_copies(inputs: Inputs) -> None:
         ("val", inputs.val, inputs.val_contents),
     ):
         if contents.unread:
-            log.warning("%s: %s; copies of them are not found", name, told(contents.unread, len(manifest)))
+            log.warning("%s: %s; copies of them are not found", name, describe_unread(contents.unread, len(manifest)))
     ours, theirs = inputs.labeled_contents.digests, inputs.val_contents.digests
     found = sorted((ours[each], theirs[each]) for each in ours.keys() & theirs.keys())
     if found:

@@ -17,7 +17,8 @@ import ray
 
 from ray_fer import cluster
 from ray_fer.data import stream
-from ray_fer.data.stream import PictureStream, stream_order
+from ray_fer.data.sampling import PICTURES, shuffled
+from ray_fer.data.stream import PictureStream
 from ray_fer.jobs import backbone_context as build_recipe
 from ray_fer.jobs.backbone_inputs import open_inputs
 from ray_fer.methods.online import OnlineRecipe
@@ -73,7 +74,7 @@ def rank_of(rank: int, uris: list[str], board: Any, epochs: list[int], left: int
     numbers = {"batch": BATCH, "steps": STEPS, "epochs": epochs[-1] + 1, "rank": rank, "ranks": RANKS}
     if kill:
         stream._WAITING = 0
-    pictures = PictureStream(uris, 32, **numbers, share=share, seed=3, decoders=2)
+    pictures = PictureStream(uris, 32, **numbers, broadcast=share, seed=3, decoders=2)
     first = []
     for batch in islice(pictures.epoch(epochs[0]), left):
         if kill and not first and rank == 0:
@@ -103,7 +104,7 @@ def test_every_row_once_and_the_same_again(tmp_path: Path) -> None:
         rows = np.concatenate([rows for rank in epoch for rows, _, _ in rank])
         assert Counter(rows.tolist()) == dict.fromkeys(range(40), 1)
     for number, epoch in enumerate((first, second)):
-        order = stream_order(40, number * 40, 40, seed=3).reshape(STEPS, RANKS, BATCH)
+        order = shuffled(40, number * 40, 40, 3, PICTURES).reshape(STEPS, RANKS, BATCH)
         for rank in range(RANKS):
             assert [rows.tolist() for rows, _, _ in epoch[rank]] == order[:, rank].tolist()
     [alone], [_, after_one_left] = run(uris, [1]), run(uris, [0, 1], left=2)

@@ -81,7 +81,7 @@ def text_lines(file: str) -> Iterator[str]:
 
 
 def column_names(file: str) -> list[str]:
-    """The columns of a Parquet file, of structs their fields like ``image.path``, or of a CSV by its header."""
+    """The columns of a CSV, or of a Parquet file; of a struct its fields, like ``image.path``."""
     if ending(file) == ".parquet":
         with open_parquet(file) as (table, _):
             return [part.name for field in table.schema_arrow for part in field.flatten()]
@@ -89,7 +89,7 @@ def column_names(file: str) -> list[str]:
 
 
 def batches(file: str, names: Sequence[str], wanted: Sequence[str], headless: bool = False) -> Iterator[pa.Table]:
-    """Some columns of a CSV or Parquet file, a page at a time.
+    """Yields some columns of a CSV or Parquet file, a page at a time.
 
     Args:
         file: URI.
@@ -122,12 +122,12 @@ def batches(file: str, names: Sequence[str], wanted: Sequence[str], headless: bo
 
 
 def plain(name: str) -> str:
-    """A column's name as all spell it: ``ETag``, ``e_tag`` and ``etag`` are one."""
+    """The plain spelling of a column's name: ``ETag``, ``e_tag`` and ``etag`` are one."""
     return name.strip().lower().replace("_", "")
 
 
 def keys_of(uri: Any, identity: Any, size: Any) -> pa.Table:
-    """A table of `KEY_SCHEMA` from columns of strings; of ETags the plain spelling; what is not known is empty or 0.
+    """A table of `KEY_SCHEMA` from columns of strings, with ETags in their plain spelling; 0 and "" are unknown.
 
     Raises:
         pyarrow.ArrowInvalid: naming the URI whose size is no whole number.

@@ -30,7 +30,7 @@ def is_one_file(source: Source) -> bool:
 
 
 def files_of(source: Source, counts: Counter[str]) -> list[str]:
-    """The files that ``source`` is made of, told by their endings where there are several.
+    """The files that ``source`` is made of, recognised by their endings where there are several.
 
     Args:
         source: of a format with ``endings``.

@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 
 
 def list_sources(sources: Sequence[str | SourceConfig], counts: Counter[str]) -> Iterator[pa.Table]:
-    """Pages of the images of all sources, one source after the other.
+    """Yields pages of the images of all sources, one source after the other.
 
     Args:
         sources: URIs of folders, prefixes, patterns, single files, or entries with a format and other options.
-        counts: grows while the pages are drawn: ``listed`` images, and ``skipped`` objects that are none (without an
-            image's extension, compressed archives, empty lines and old versions in lists, what cannot be listed);
-            ``unlisted``, places that cannot be listed or not to their end, so that images may be missing.
+        counts: grows while the pages are drawn. ``listed`` counts images. ``skipped`` counts objects that are none:
+            without an image's extension, compressed archives, empty lines and old versions in lists, and what cannot be
+            listed. ``unlisted`` counts places that cannot be listed to their end, so that images may be missing.
 
     Yields:
         Tables of `PAGE_SCHEMA`, none empty.
@@ -61,7 +61,7 @@ def list_sources(sources: Sequence[str | SourceConfig], counts: Counter[str]) ->
 
 
 def check_sources(sources: Sequence[str | SourceConfig]) -> None:
-    """Raises `UserError` for the first source that is not there, holds no image or names what cannot be.
+    """Raises `UserError` for the first source that is not there, holds no image, or names what can be no image.
 
     At most a page of each is listed, and a single list or file of events read to its end.
     """
@@ -72,7 +72,7 @@ def check_sources(sources: Sequence[str | SourceConfig]) -> None:
 
 
 def _outermost(sources: Sequence[Source]) -> list[Source]:
-    """Sources without repetitions and without those that lie inside another one."""
+    """``sources`` without repetitions and without those that lie inside another one."""
     kept: list[Source] = []
     for source in sorted(dict.fromkeys(sources), key=lambda source: source.uri):
         inside = next((outer for outer in kept if outer.plain and source.uri.startswith(outer.uri + "/")), None)

@@ -1,8 +1,8 @@
 """Lists of URIs made by others, in text, CSV or Parquet files.
 
-A list, an inventory and event records say what was there once. Where they give ETags, these are taken as
-identities; where they give none, every object is looked at, many at a time. Event records are always looked at: they
-come late, twice and in any order, and only the store knows which object is there now.
+A list, an inventory and event records name what was there once. Where they give ETags, these are taken as identities;
+where they give none, every object is looked at, many at a time. The objects of event records are always looked at: the
+records come late, twice and in any order, and only the store knows which object is there now.
 
 An object may have another identity by the time that it is read: it was overwritten, or the list comes from a store or
 a copy of the bucket that gives other ETags. It is labelled as what is read, and its row keeps the identity in the list

@@ -1,10 +1,9 @@
 """S3 Metadata: the Apache Iceberg tables in which S3 itself keeps what a bucket holds.
 
 A *journal* has a record per event, several of one object and some of them twice; a *live inventory* has a row per
-version of an object. What is there now is told as AWS's own queries tell it: the record of a version with the largest
-sequence number is its state, a version that was deleted for good is none, and the newest of the others is the object,
-unless it is a delete marker. A version is as new as its last record other than ``UPDATE_METADATA``: lifecycle rules
-touch old ones.
+version of an object. As in AWS's own queries, the record of a version with the largest sequence number is its state. A
+version that was deleted for good is left out, and the newest of the others is the object, unless it is a delete marker.
+A version is as new as its last record other than ``UPDATE_METADATA``, because lifecycle rules touch old ones.
 
 For that, the needed columns are spread by key over files in the temporary folder, which are read one after the other:
 memory holds a `PARTS`-th of the table, or `READERS` of its data files. An inventory of a bucket that never had versions

@@ -100,7 +100,11 @@ class Source:
 
     Attributes:
         uri: normalised; a pattern where ``glob`` is set; of S3 Metadata it may be the table's name in a catalog.
-        format: never ``auto`` for what is told by its extension; ``auto`` means loose images and tar shards.
+        format: its name; ``auto`` means loose images and tar shards, never a format that an extension shows.
+        column: as given.
+        include: patterns, as given.
+        exclude: patterns, as given.
+        glob: whether ``uri`` is a pattern.
     """
 
     uri: str
@@ -118,7 +122,7 @@ class Source:
 
     @property
     def label(self) -> str:
-        """What the pages' column ``source`` says; of a feed, its format too."""
+        """The value of the pages' column ``source``: the URI, of a feed with its format."""
         return f"{self.format}:{self.uri}" if self.kind.is_feed else self.uri
 
     @property
@@ -128,17 +132,18 @@ class Source:
 
     @property
     def root(self) -> str:
-        """The folder or prefix that paths in patterns start below; what is there itself is always meant."""
+        """The folder or prefix that paths in patterns start below; its own name hides nothing."""
         return literal_prefix(self.uri).rpartition("/")[0] if self.glob else self.uri
 
     def below(self, uri: str) -> str:
-        """The path of ``uri`` below `root`; of a member or a row that of the file, then its own name."""
+        """The path of ``uri`` below `root`; of a member or a row the path of the file, then its own name."""
         return uri.removeprefix(self.root).removeprefix("!").lstrip("/")
 
     def chooser(self) -> Callable[[str], bool] | None:
-        """Whether a URI is wanted, by the path below the source, of a feed by all of it; None where all are.
+        """A function that tells whether a URI is included and not excluded; None where all are.
 
-        A member or row is where it itself or the file that it is in is.
+        Patterns are compared with the path below the source, of a feed with the whole URI. Of a member or row they are
+        compared with its own name and with that of its file.
         """
         if not (self.include or self.exclude):
             return None
@@ -154,7 +159,7 @@ class Source:
         return decide
 
     def opens(self, file: str) -> bool:
-        """Whether the table, shard or list ``file`` may hold what is wanted, by its path below the source."""
+        """Whether the table, shard or list ``file`` may hold wanted images, by its path below the source."""
         place = self.below(file) or file
         if matcher(self.exclude)(place):
             return False
@@ -162,11 +167,11 @@ class Source:
         return not by_file or matcher(self.include)(place)
 
     def hides(self, file: str) -> bool:
-        """Whether a file, or a folder if it ends with a slash, is nobody's (see `data.names`)."""
+        """Whether a file, or a folder if it ends with a slash, is hidden (see `data.names`)."""
         return is_hidden(self._unspelt(self.below(file)), table=bool(self.kind.endings))
 
     def hidden(self, objects: pa.ChunkedArray) -> pa.Array:
-        """Which objects that were listed, or that a feed names, are nobody's pictures or shards, bool (N,)."""
+        """Which objects that were listed, or that a feed names, are hidden, bool (N,)."""
         if self.kind.takes_any_name:
             return pa.repeat(False, len(objects))
         if self.kind.is_feed:
@@ -180,7 +185,7 @@ class Source:
 
     @functools.cached_property
     def _spelt(self) -> list[re.Pattern[str]]:
-        """What patterns say of hidden names: who spells them out means them."""
+        """The hidden names that patterns spell out: these files are meant."""
         patterns = [*([self.below(self.uri)] if self.glob else []), *self.include]
         names = {name for pattern in patterns for name in pattern.split("/") if is_hidden(f"{name}/", table=True)}
         return [translate(name) for name in sorted(names)]
