@@ -97,7 +97,7 @@ class Lance(Format):
 
     def parse(self, uri: str) -> LanceRow | None:
         """The row that ``uri`` names."""
-        found = _ROW.fullmatch(uri) if "#column=" in uri else None
+        found = _ROW.fullmatch(uri) if "&rowid=" in uri else None
         return LanceRow(found[1], unquote(found[2]), int(found[3])) if found else None
 
     def stat(self, places: Sequence[LanceRow]) -> list[Stat]:

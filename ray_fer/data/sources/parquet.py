@@ -78,7 +78,7 @@ class Parquet(Format):
 
     def parse(self, uri: str) -> Row | None:
         """The row that ``uri`` names."""
-        found = _ROW.fullmatch(uri) if "#column=" in uri else None
+        found = _ROW.fullmatch(uri) if "&row=" in uri else None
         return Row(found[1], unquote(found[2]), int(found[3])) if found else None
 
     def stat(self, places: Sequence[Row]) -> list[Stat]:

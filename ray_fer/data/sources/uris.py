@@ -18,7 +18,9 @@ it. Two names of one file (links, a file system that ignores case) stay two; com
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -107,11 +109,16 @@ def split_face(uri: str) -> tuple[str, Face | None]:
 def parse(uri: str) -> Place | None:
     """The place of the picture ``uri`` (see `split_face`) inside a file, or None for a loose object."""
     if "!/" in uri or "#" in uri:
-        for name in FORMATS:
-            place: Place | None = load_format(name).parse(uri)
-            if place is not None:
+        for each in _parsers():
+            if (place := each(uri)) is not None:
                 return place
     return None
+
+
+@functools.cache
+def _parsers() -> tuple[Callable[[str], Place | None], ...]:
+    formats = map(load_format, FORMATS)
+    return tuple(each.parse for each in formats if "parse" in vars(type(each)))
 
 
 def parse_range(identity: str) -> Range | None:
