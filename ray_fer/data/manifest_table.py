@@ -25,7 +25,7 @@ from ray_fer.expressions import canonical, class_name, class_order
 
 REQUIRED = ("path", "label")
 _NAMES = ("subject", "group", "split", "video")
-OPTIONAL = (*_NAMES, "frame")
+_OPTIONAL = (*_NAMES, "frame")
 READING_ERRORS = (OSError, botocore.exceptions.BotoCoreError)
 _PARSER_ROW = re.compile(r"Row #(\d+): (.*)")
 
@@ -88,7 +88,7 @@ class ManifestTable:
 
     def uris(self) -> list[str]:
         """The URI of each row's picture, resolved against the manifest's folder."""
-        folder = parent(self.uri)
+        folder = storage.normalise(self.uri).rsplit("/", 1)[0]
         uris = []
         for row, path in enumerate(self.columns["path"].to_pylist()):
             if not path:
@@ -155,13 +155,13 @@ class ManifestTable:
         """The file's names of the columns that a manifest has, with the plain names."""
         ours = {name: name.strip().lower() for name in names}
         counts = Counter(ours[name] for name in names)
-        for name in (*REQUIRED, *OPTIONAL):
+        for name in (*REQUIRED, *_OPTIONAL):
             if counts[name] > 1:
                 raise UserError(f"two columns `{name}`")
         for name in required:
             if not counts[name]:
                 raise UserError(f"no column `{name}` (has: {' '.join(', '.join(names).splitlines())[:300]})")
-        return {theirs: name for theirs, name in ours.items() if name in REQUIRED or name in OPTIONAL}
+        return {theirs: name for theirs, name in ours.items() if name in REQUIRED or name in _OPTIONAL}
 
     def _unreadable(self, error: Exception) -> UserError:
         """The error that a reader raised, with the row as `number` counts it where the reader names one."""
@@ -214,8 +214,3 @@ def _label_name(spelling: str, classes: tuple[str, ...] | None) -> str | None:
     if index >= len(classes):
         raise UserError(f"label {spelling} is beyond the {len(classes)} classes {', '.join(classes)}")
     return classes[index]
-
-
-def parent(uri: str) -> str:
-    """The folder of the file ``uri``."""
-    return storage.normalise(uri).rsplit("/", 1)[0]

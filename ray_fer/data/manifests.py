@@ -10,8 +10,6 @@ where the classes are declared; empty or -1 for no label), and optionally ``subj
 resolved as those in lists of URIs are (`resolve`), so that one picture has one spelling, and one label.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -22,9 +20,9 @@ from numpy.typing import NDArray
 from ray_fer import storage
 from ray_fer.data.decode import has_image_extension
 from ray_fer.data.layouts import LayoutUri, parse_layout
-from ray_fer.data.manifest_table import OPTIONAL, READING_ERRORS, REQUIRED, ManifestTable, parent
+from ray_fer.data.manifest_table import READING_ERRORS, REQUIRED, ManifestTable
 from ray_fer.data.names import is_hidden
-from ray_fer.data.sources.uris import resolve, split_face
+from ray_fer.data.sources.uris import split_face
 from ray_fer.errors import UserError, one_line
 from ray_fer.expressions import EXPRESSIONS, canonical, class_name, class_order
 
@@ -226,28 +224,6 @@ def declared_classes(classes: Sequence[str]) -> tuple[str, ...]:
     if repeated is not None or not names:
         raise UserError(f"classes: {repeated} is there twice" if names else "classes: none")
     return names
-
-
-def write_manifest(uri: str, manifest: Manifest, splits: Sequence[str] | None = None) -> None:
-    """Writes a manifest as CSV; pictures under the CSV's folder get relative paths, so that the folder can move."""
-    folder = parent(uri)
-    columns: dict[str, Sequence[object]] = {
-        "path": [_relative(folder, path) for path in manifest.uris],
-        "label": [manifest.classes[label] if label >= 0 else "" for label in manifest.labels.tolist()],
-    }
-    optional = (manifest.subjects, manifest.groups, splits, manifest.videos, manifest.frames)
-    columns |= {name: values for name, values in zip(OPTIONAL, optional, strict=True) if values is not None}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    storage.write_bytes(uri, text.getvalue().encode())
-
-
-def _relative(folder: str, uri: str) -> str:
-    """``uri`` from ``folder``, where that names the same: a key may have ``..`` in it."""
-    path = uri.removeprefix(f"{folder}/")
-    return path if resolve(folder, path) == uri else uri
 
 
 def check_disjoint(train: Manifest, val: Manifest, names: str = "training and validation") -> None:

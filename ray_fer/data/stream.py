@@ -15,7 +15,6 @@ and reads on while the ranks validate. Its input, the URIs of its pictures, has 
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,12 +30,9 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from ray_fer import cluster
 from ray_fer.data.decode import Pixels
-from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES, NAMED, Indices, decode_read
+from ray_fer.data.loading import MAX_PICTURE_BYTES, Indices, decode_read, report_bad
 from ray_fer.data.read import Item, read_objects
 from ray_fer.data.sampling import PICTURES, shuffled
-from ray_fer.errors import UserError
-
-log = logging.getLogger(__name__)
 
 _THREADS = 4  # of a decoder
 _AHEAD = 2  # batches that wait at a rank
@@ -126,13 +122,7 @@ class PictureStream:
             if not problem or row in self.bad:
                 continue
             self.bad.add(row)
-            if len(self.bad) <= NAMED:
-                log.warning("unlabeled: %s is left out: %s", self.uris[row], problem)
-            if len(self.bad) > MAX_BAD_SHARE * seen:
-                raise UserError(
-                    f"unlabeled: {len(self.bad)} of {seen} pictures cannot be read, more than {MAX_BAD_SHARE:.0%}; "
-                    f"the last: {self.uris[row]} ({problem})"
-                )
+            report_bad("unlabeled", self.uris[row], problem, len(self.bad), seen)
 
     def _split(self, epochs: range) -> list[Any]:
         cluster.prepare_data()
