@@ -1,7 +1,7 @@
 """PNG and WebP files without the chunks that no pixel depends on.
 
-Texts and colour profiles are ignored anyhow. Damaged, they cost a strict decoder the picture; compressed, they may
-inflate to gigabytes. So they are left out before a decoder sees them.
+Texts and colour profiles are ignored. Where they are damaged, a strict decoder refuses the picture; compressed, they
+may inflate to gigabytes. So they are left out before a decoder sees them.
 """
 
 import struct
@@ -130,7 +130,7 @@ def _png_size(data: bytes) -> int:
 
 
 def _inflated(data: bytes, limit: int, checked: bool) -> tuple[int, bool]:
-    """How many bytes the pixels inflate to, up to a little more than `limit`, and whether their stream is whole."""
+    """How many bytes the pixels inflate to, up to a little more than `limit`, and whether their stream is complete."""
     stream, size = zlib.decompressobj(zlib.MAX_WBITS if checked else -zlib.MAX_WBITS), 0
     rest = b"".join(chunk.body for chunk in _png_chunks(data) if chunk.kind == b"IDAT")
     rest = rest if checked else rest[_ZLIB_HEADER:]

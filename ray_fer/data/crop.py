@@ -4,9 +4,9 @@ A crop depends on nothing but the picture's bytes, the `Face` and the crop's sid
 the very pixels that labelling saw, without the detector. A JPEG is shrunk inside the inverse DCT
 by the smallest m/8 that leaves the face S pixels, so a large face in a large photo costs a fraction of its decoding.
 Then the face's surroundings are shrunk by Pillow's BILINEAR filter (a triangle as wide as the shrink: antialiased) to
-two pixels per pixel of the crop, turned by bilinear interpolation, and shrunk to S by the filter that leaves crops as
-sharp as what `decode` makes of ready ones (half a level apart on average). What lies beyond the picture is
-`BACKGROUND`.
+two pixels per pixel of the crop, and turned by bilinear interpolation. The last filter, which shrinks to S, leaves
+crops as sharp as those that `decode` makes of ready ones (half a level apart on average). Beyond the picture the crop
+is `BACKGROUND`.
 """
 
 from __future__ import annotations

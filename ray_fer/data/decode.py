@@ -10,8 +10,8 @@ then squashed to (S, S) by Pillow's BILINEAR filter, a triangle as wide as the s
 first shrunk inside the inverse DCT by the smallest m/8 that leaves both sides >= S (libjpeg-turbo's accurate
 integer DCT: bit-exact on every machine), which makes it two to three times as fast as Pillow. The DCT's low-pass is
 not the triangle's. On pictures with natural (1/f) spectra and 47 levels of contrast the result differs from a full
-decode by 1-5 levels on average, no more than two usual resize filters differ from one another, and is aligned with it
-to a fraction of a pixel. Colour profiles are ignored.
+decode by 1-5 levels on average, no more than two usual resize filters differ from one another. It is aligned with it to
+a fraction of a pixel. Colour profiles are ignored.
 
 A file that misses no pixel is a picture, whatever else is wrong with it: stray bytes, no end marker, something behind
 it, damaged or huge metadata. A file that misses pixels is refused, and the error gives the missing share where that can
@@ -102,7 +102,7 @@ def decode(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> Pixels:
     """Decodes an image object and squashes it to a square.
 
     Args:
-        data: Encoded image in any of JPEG, MPO, PNG, WebP, GIF, BMP, TIFF; the format is told by content, not by name.
+        data: Encoded image in any of JPEG, MPO, PNG, WebP, GIF, BMP, TIFF; the content shows the format, not the name.
         size: Side S of the result in pixels.
         max_pixels: Refuse pictures that declare more pixels than this, before decoding them. (Pillow's own limit of
             179 Mpx stays in force for everything but JPEG.)
@@ -219,7 +219,7 @@ def _open_jpeg(data: bytes, least: Callable[[int, int], tuple[int, int]], max_pi
         reason = str(error)
     files = list(jpeg.mended(data))
     for file in files:
-        if file.whole:
+        if file.complete:
             with suppress(ValueError, KeyError):
                 return _turbo(file.data, least, max_pixels)
     if not files:

@@ -94,13 +94,13 @@ class Mended:
 
     Attributes:
         data: The file, with an end marker.
-        whole: Whether it had an end marker, or every coefficient of every component is coded to its last bit.
+        complete: Whether it had an end marker, or every coefficient of every component is coded to its last bit.
         scans: The number of scans.
         progressive: Whether these refine each other.
     """
 
     data: bytes
-    whole: bool
+    complete: bool
     scans: int
     progressive: bool
 
@@ -116,7 +116,7 @@ class Mended:
         rows = np.flatnonzero(
             sum((cut != pixels_of(body + other + _END)).any(axis=(1, 2)) for other in _OTHER_CODED_DATA)
         )
-        if not rows.size and self.whole:
+        if not rows.size and self.complete:
             return None
         share = max(1, round(100 * (1 - int(rows[0]) / len(cut)))) if rows.size else 0
         if self.progressive and self.scans > 1:

@@ -1,8 +1,8 @@
 """Labelled pictures: a manifest in CSV or Parquet, a folder per class, or a set in the layout it is published in.
 
-A manifest is what a person edits by hand and exports from a spreadsheet, so everything that can be wrong with it is
-said in one line with the row as an editor counts it (the CSV's header is line 1). It is read whole: a million rows take
-about a second and 150 MB, and sampling by class needs every label anyway.
+People edit manifests by hand and export them from spreadsheets. So an error is one line with the row as an editor
+counts it (the CSV's header is line 1). A manifest is read into memory: a million rows take about a second and 150 MB,
+and sampling by class needs every label anyway.
 
 Columns: ``path`` (a URI, or relative to the manifest's folder), ``label`` (class name in any case or alias; an index
 where the classes are declared; empty or -1 for no label), and optionally ``subject``, ``group`` (near-duplicates),

@@ -1,4 +1,4 @@
-"""What Pillow leaves to its user: pictures of any mode in 8 bits, and warnings that concern nobody."""
+"""Converts Pillow's pictures of any mode to 8 bits, and silences its warnings."""
 
 import threading
 import warnings

@@ -42,7 +42,7 @@ _TURN = 0.05  # seconds, at least, of the scheduler
 
 
 class PictureStream:
-    """Batches of pictures for every rank; all ranks have to make one, and to go through the same epochs to their ends.
+    """Batches of pictures for every rank. All ranks have to make one, and iterate over the same epochs to their ends.
 
     Args:
         uris: N pictures, the same on every rank; only rank 0 reads them.
@@ -80,7 +80,7 @@ class PictureStream:
         self._drawn = 0
         self._batches: Iterator[Any] = iter(())
         self._goes_on = range(0)  # epochs that are still to come from there
-        self._open = False  # whether an epoch has not been gone through to its end
+        self._open = False  # whether an epoch was begun and not iterated to its end
 
     def epoch(self, epoch: int) -> Iterator[tuple[Indices, Pixels, NDArray[np.bool_]]]:
         """This rank's batch of every step.
@@ -132,9 +132,9 @@ class PictureStream:
             pa.table({"row": rows, "uri": [self.uris[row] for row in rows]}) for rows in order.reshape(-1, self.batch)
         ]
         decoders = self.decoders or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        # No CPU is requested: the ranks may hold them all, and would wait for pictures for ever. `from_arrow` is no
-        # option, because it looks at every block in a task of one CPU. Nor are tasks: Ray ends a process that has idled
-        # for a second, and starting one for every block takes twenty times as long as decoding it.
+        # No CPU is requested: the ranks may hold them all, and would then wait without end. `from_arrow` is
+        # no option, because it looks at every block in a task of one CPU. Nor are tasks: Ray ends a process that has
+        # idled for a second, and starting one for every block takes twenty times as long as decoding it.
         decoded = ray.data.from_blocks(blocks).map_batches(
             Decoder,
             fn_constructor_args=(self.image_size,),

@@ -77,13 +77,13 @@ def _inventory(file: str, part: str, header: list[str] | None, counts: Counter[s
     encoded = ending(part) != ".parquet"
     for table in batches(part, names, wanted, headless=header is not None):
         column = {plain(name): table[name].cast(pa.string()) for name in wanted}
-        gone = pc.equal(pc.utf8_lower(_or(column.get("isdeletemarker"), "false", table)), "true")
+        deleted = pc.equal(pc.utf8_lower(_or(column.get("isdeletemarker"), "false", table)), "true")
         old = pc.equal(pc.utf8_lower(_or(column.get("islatest"), "true", table)), "false")
         key = _decoded(column["key"]) if encoded else column["key"]
         uri = pc.binary_join_element_wise("s3://", column["bucket"], "/", key, "")
         keys = keys_of(uri.combine_chunks(), _or(column.get("etag"), "", table), _or(column.get("size"), "0", table))
         # What ends with a slash is a folder's mark, not an object.
-        current = keys.filter(pc.invert(pc.or_(pc.or_(gone, old), pc.ends_with(uri, "/"))))
+        current = keys.filter(pc.invert(pc.or_(pc.or_(deleted, old), pc.ends_with(uri, "/"))))
         counts["skipped"] += keys.num_rows - current.num_rows
         yield from identified(current)
 

@@ -50,7 +50,7 @@ class _Object(ReadBatch):
     def read(self, max_bytes: int) -> list[Read]:
         (item,) = self.items
         try:
-            # Without O_NONBLOCK, a pipe that has taken the file's place would be waited for for ever.
+            # Without O_NONBLOCK, opening a pipe that has taken the file's place would never return.
             with open(os.open(self.file, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
                 status = os.fstat(file.fileno())
                 identity = local_identity(status)

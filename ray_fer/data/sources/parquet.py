@@ -184,7 +184,7 @@ def common_column(place: str, files: Sequence[str]) -> str | None:
         try:
             with open_parquet(file) as (table, _):
                 names.update(found if len(found := image_columns(table.schema_arrow)) == 1 else ())
-        except OPENING_ERRORS:  # whoever lists it will say why
+        except OPENING_ERRORS:  # listing it will say why
             continue
     if not names:
         return None

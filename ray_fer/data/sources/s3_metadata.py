@@ -174,13 +174,13 @@ def last_states(records: pl.DataFrame) -> pl.DataFrame:
     """
     made = pl.col("sequence_number").filter(pl.col("record_type").ne_missing("UPDATE_METADATA")).last()
     marker = pl.col("is_delete_marker").fill_null(False)
-    gone = pl.col("record_type").eq_missing("DELETE") & ~marker
+    deleted = pl.col("record_type").eq_missing("DELETE") & ~marker
     versions = (
         records.with_columns(pl.col("version_id").fill_null(""))
         .sort("sequence_number")
         .group_by("bucket", "key", "version_id")
         .agg(pl.all().last(), made.alias("made"))
-        .filter(~gone)
+        .filter(~deleted)
     )
     objects = versions.sort("made", "sequence_number", nulls_last=False).group_by("bucket", "key").last()
     return objects.filter(~marker).select(records.columns)

@@ -14,6 +14,8 @@ from ray_fer.data.items import UNKNOWN, Stat
 from ray_fer.data.sources.etags import object_identity, plain_etag
 
 HEADS_IN_FLIGHT = 64
+# A name that no bucket or key may have; what is not there, or the reader will say why.
+_HEAD_ERRORS = (botocore.exceptions.ParamValidationError, OSError, TimeoutError, aiohttp.ClientError)
 _TRIES = 4
 _PAUSE_SECONDS = 0.2
 
@@ -79,8 +81,6 @@ async def _head(fs: Any, free: asyncio.Semaphore, uri: str) -> Stat:
     async with free:
         try:
             answer = await fs._call_s3("head_object", Bucket=bucket, Key=key)
-        except botocore.exceptions.ParamValidationError:  # no name that a bucket or key may have
-            return UNKNOWN
-        except (OSError, TimeoutError, aiohttp.ClientError):  # not there, or the reader will say why
+        except _HEAD_ERRORS:
             return UNKNOWN
     return object_identity(answer, answer["ContentLength"]), answer["ContentLength"]
