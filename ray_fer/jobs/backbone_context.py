@@ -123,7 +123,7 @@ def _stream(inputs: Inputs, world: World, unlabeled: Sequence[str], per_step: in
         epochs=config.epochs,
         rank=world.rank,
         ranks=world.size,
-        share=world.broadcast,
+        broadcast=world.broadcast,
         seed=config.seed,
     ).epoch
 

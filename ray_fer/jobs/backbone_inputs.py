@@ -13,7 +13,7 @@ from PIL import Image
 
 from ray_fer import storage
 from ray_fer.data.decode import DecodeError, one_error
-from ray_fer.data.digests import Contents, contents_of, told
+from ray_fer.data.digests import Contents, contents_of, describe_unread
 from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
 from ray_fer.data.read import Item, Read, read_objects
@@ -76,7 +76,8 @@ class Inputs:
         doubtful = [read for read in self.val_contents.unread if not _surely_gone(read)]
         if doubtful:
             raise UserError(
-                f"val: {told(doubtful, len(self.val))}, and a copy could be trained on; take it out of its manifest"
+                f"val: {describe_unread(doubtful, len(self.val))}, and a copy could be trained on; "
+                "take it out of its manifest"
             )
         return self.val_contents
 

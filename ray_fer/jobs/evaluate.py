@@ -28,11 +28,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ray_fer import storage
-from ray_fer.data.crop import decode_uri_into
-from ray_fer.data.decode import DecodeError
-from ray_fer.data.loading import MAX_PICTURE_BYTES
+from ray_fer.data.loading import MAX_PICTURE_BYTES, decode_read
 from ray_fer.data.manifests import Manifest, read_manifest
-from ray_fer.data.read import Item, Read, read_objects
+from ray_fer.data.read import Item, read_objects
 from ray_fer.errors import UserError
 from ray_fer.evaluation.metrics import (
     apply_temperature,
@@ -176,7 +174,7 @@ def predict_pictures(
         good: list[int] = []
         reads = read_objects((Item(uris[row], "", 0) for row in rows), MAX_PICTURE_BYTES)
         for row, read in zip(rows, reads, strict=True):
-            problem = _decode(read, pixels[len(good)])
+            problem = decode_read(read, pixels[len(good)])
             if problem is None:
                 good.append(row)
             else:
@@ -262,13 +260,3 @@ def _predictions(manifest: Manifest, probs: NDArray[np.float32], errors: dict[in
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns, metadata={"classes": ",".join(manifest.classes)}), buffer)
     return buffer.getvalue()
-
-
-def _decode(read: Read, out: NDArray[np.uint8]) -> str | None:
-    if read.data is None:
-        return f"{read.status}: {read.error}"
-    try:
-        decode_uri_into(read.item.uri, read.data, out)
-    except DecodeError as error:
-        return str(error)
-    return None

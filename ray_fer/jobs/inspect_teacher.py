@@ -11,12 +11,12 @@ from PIL import Image
 
 from ray_fer import storage
 from ray_fer.data.crop import decode_uri
-from ray_fer.data.decode import DecodeError
+from ray_fer.data.decode import DecodeError, Pixels
 from ray_fer.data.sources.uris import split_face
 from ray_fer.errors import UserError
 from ray_fer.jobs.config import InspectTeacherConfig
 from ray_fer.models.artifact import Artifact
-from ray_fer.models.engines import Pixels, centre, make_engine
+from ray_fer.models.engines import centre, make_engine
 from ray_fer.models.onnx_net import net_input
 from ray_fer.models.softmax import softmax, why_not_finite
 from ray_fer.models.teacher import OnnxTeacher, Teacher, TimmTeacher, check_teacher, open_teacher

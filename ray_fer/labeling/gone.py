@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from ray_fer.data.names import IMAGE_NAME
 from ray_fer.data.source_config import SourceConfig
-from ray_fer.data.sources.listing import IMAGE_NAME
 from ray_fer.data.sources.spec import resolve
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.key_sets import Bools, Halves

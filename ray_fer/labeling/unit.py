@@ -22,14 +22,14 @@ import pyarrow as pa
 import xxhash
 
 from ray_fer.data.crop import Picture
-from ray_fer.data.decode import DecodeError, decode_into_each
+from ray_fer.data.decode import DecodeError, Pixels, decode_into_each
 from ray_fer.data.read import Item, read_objects
 from ray_fer.labeling.table import FILE_SCHEMA, NO_FACE, NOT_FINITE, OK, TRANSIENT
 from ray_fer.models.face_detector import face_detector
 from ray_fer.models.softmax import softmax, why_not_finite
 
 if TYPE_CHECKING:
-    from ray_fer.models.engines import Engine, Pixels
+    from ray_fer.models.engines import Engine
 
 # Of a key without the column ``teachers``.
 EVERY_TEACHER = -1

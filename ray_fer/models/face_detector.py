@@ -21,11 +21,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from ray_fer.data.crop import Picture, cut_image
+from ray_fer.data.decode import Pixels
 from ray_fer.data.sources.uris import Face
 from ray_fer.errors import UserError
 
 Floats = npt.NDArray[np.float32]
-Pixels = npt.NDArray[np.uint8]
 
 SIDE = 960
 NEAR_SIDE = 320

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ray_fer.data.decode import Pixels
 from ray_fer.models.artifact import Artifact, load_model
 from ray_fer.models.teacher import TimmTeacher, load_timm
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 # The share of red, green and blue in grey, ITU-R BT.601, as in Pillow, OpenCV and OpenVINO.
 LUMA = (0.299, 0.587, 0.114)
-Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 
 
