@@ -110,7 +110,7 @@ def _predict(model: ClipModel, uri: str, name: str, out: str) -> dict[str, Any]:
     probs = clip.smoothed(smoothing)
     labels, confidence = probs.argmax(axis=1), probs.max(axis=1)
     storage.write_bytes(storage.join(out, f"{name}.csv"), _csv(clip.frames, times, probs, model.classes))
-    figure = expression_timeline(labels, model.classes, fps=fps, confidence=confidence, title=name)
+    figure = expression_timeline(labels, confidence, model.classes, fps=fps, title=name)
     storage.write_bytes(storage.join(out, f"{name}.png"), figure)
     guessed = [number for number in clip.frames.tolist() if number in clip.problems]
     problem = video.problem

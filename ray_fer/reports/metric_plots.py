@@ -1,4 +1,4 @@
-"""Pictures of how good a classifier is, as PNG bytes, so that a job on any node can write them to any bucket."""
+"""Plots of how good a classifier is. They return PNG bytes, so that a job on any node can write them to any bucket."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from ray_fer.reports.plot_style import (
 )
 
 
-def confusion_plot(confusion: ArrayLike, classes: Sequence[str], *, title: str = "Confusion matrix") -> bytes:
-    """Confusion matrix, (K, K) counts: colour and percentage are shares of the true class, counts stand below.
+def confusion_plot(confusion: ArrayLike, classes: Sequence[str]) -> bytes:
+    """Draw a confusion matrix, (K, K) counts: colour and percentage are shares of the true class, counts stand below.
 
     Rows are true, columns predicted. A class without examples keeps an empty row.
     """
@@ -39,7 +39,7 @@ def confusion_plot(confusion: ArrayLike, classes: Sequence[str], *, title: str =
     names = [plain(name) for name in classes]
     side = 1.9 + 0.72 * len(classes)
     figure = Figure(figsize=(side + 0.6, side), layout="constrained")
-    axes = axes_of(figure, title, legend=False)
+    axes = axes_of(figure, "Confusion matrix", legend=False)
     image = axes.imshow(shares, cmap=BLUES, vmin=0, vmax=1)
     axes.set_xticks(range(len(classes)), names, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(classes)), [f"{name}\n({n[0]:,})" for name, n in zip(names, support, strict=True)])
@@ -70,10 +70,10 @@ def confusion_plot(confusion: ArrayLike, classes: Sequence[str], *, title: str =
     return png(figure)
 
 
-def class_score_bars(scores: ClassScores, classes: Sequence[str], *, title: str = "F1 per class") -> bytes:
-    """F1 bar per class with its precision and recall as markers, and macro-F1 as a line; undefined F1 is "n/a"."""
+def class_score_bars(scores: ClassScores, classes: Sequence[str]) -> bytes:
+    """Draw F1 per class as bars, precision and recall as markers, and macro-F1 as a line; undefined F1 is "n/a"."""
     figure = Figure(figsize=(2.2 + 0.85 * len(classes), 4.0), layout="constrained")
-    axes = axes_of(figure, title)
+    axes = axes_of(figure, "F1 per class")
     x = np.arange(len(classes))
     axes.bar(x, np.nan_to_num(scores.f1), width=0.62, color=class_colours(classes), zorder=2)
     for values, marker, name, shift in (
@@ -108,13 +108,13 @@ def class_score_bars(scores: ClassScores, classes: Sequence[str], *, title: str 
     return png(figure)
 
 
-def reliability_plot(bins: Reliability, *, title: str = "Calibration") -> bytes:
-    """Accuracy against confidence per bin with the gap to perfect calibration, above the share of examples per bin."""
+def reliability_plot(bins: Reliability) -> bytes:
+    """Draw accuracy against confidence with the gap to perfect calibration, above the share of examples per bin."""
     figure = Figure(figsize=(5.0, 5.2), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     total = max(int(bins.count.sum()), 1)
     gap = np.nansum(bins.count * np.abs(bins.accuracy - bins.confidence)) / total
-    frame(upper, f"{title} (ECE {gap:.3f})", legend=True)
+    frame(upper, f"Calibration (ECE {gap:.3f})", legend=True)
     frame(lower)
     width, centres = np.diff(bins.edges), (bins.edges[:-1] + bins.edges[1:]) / 2
     accuracy, confidence = np.nan_to_num(bins.accuracy), np.nan_to_num(bins.confidence)
@@ -138,41 +138,29 @@ def reliability_plot(bins: Reliability, *, title: str = "Calibration") -> bytes:
     return png(figure)
 
 
-def coverage_plot(
-    confidence: ArrayLike,
-    correct: ArrayLike | None = None,
-    *,
-    threshold: float | None = None,
-    title: str = "Confidence and coverage",
-) -> bytes:
-    """Histogram of the confidence (scaled to its peak) and the share that each threshold accepts with their accuracy.
+def coverage_plot(confidence: ArrayLike, correct: ArrayLike) -> bytes:
+    """Draw what each threshold accepts, with its accuracy, over a histogram of the confidence scaled to its peak.
 
     Args:
         confidence: Largest probability of each example, (N,).
-        correct: Whether each prediction is right, (N,) bool; None for unlabelled examples.
-        threshold: A threshold to mark.
-        title: Title of the picture.
+        correct: Whether each prediction is right, bool (N,).
     """
     values = np.asarray(confidence, dtype=np.float64)
     order = np.argsort(-values, kind="stable")
     levels = np.linspace(0, 1, 201)
     accepted = values.size - np.searchsorted(np.sort(values), levels, side="left")
     figure = Figure(figsize=(6.4, 3.9), layout="constrained")
-    axes = axes_of(figure, title)
+    axes = axes_of(figure, "Confidence and coverage")
     share, edges = np.histogram(values, bins=40, range=(0, 1))
     axes.bar(
         edges[:-1], share / max(share.max(), 1), np.diff(edges) * 0.94, align="edge", color=GREY, alpha=0.65,
         label="distribution", zorder=1,
     )  # fmt: skip
     axes.plot(levels, accepted / max(values.size, 1), color=BLUE, linewidth=2, label="accepted")
-    if correct is not None:
-        hits = np.concatenate([[0], np.cumsum(np.asarray(correct, dtype=np.float64)[order])])
-        rate = np.where(accepted > 0, hits[accepted] / np.maximum(accepted, 1), np.nan)
-        axes.plot(levels, rate, color=RED, linewidth=2, linestyle=(0, (5, 1.5)), label="accuracy of accepted")
-    if threshold is not None:
-        axes.vlines(threshold, 0, 1, color=INK, linewidth=1.2, linestyle=":")
-        axes.text(threshold, 1.02, f"τ = {threshold:.2f}", ha="center", va="bottom", fontsize=8, color=INK)
-    axes.set(xlim=(0, 1), ylim=(0, 1.1 if threshold is not None else 1.02), yticks=np.linspace(0, 1, 6))
+    hits = np.concatenate([[0], np.cumsum(np.asarray(correct, dtype=np.float64)[order])])
+    rate = np.where(accepted > 0, hits[accepted] / np.maximum(accepted, 1), np.nan)
+    axes.plot(levels, rate, color=RED, linewidth=2, linestyle=(0, (5, 1.5)), label="accuracy of accepted")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), yticks=np.linspace(0, 1, 6))
     axes.yaxis.set_major_formatter(PERCENT)
     axes.set_xlabel("confidence threshold")
     add_legend(axes, columns=3)

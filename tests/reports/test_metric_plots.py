@@ -15,15 +15,14 @@ LABELS = np.random.default_rng(1).integers(0, 3, 100)
 RIGHT = PROBS.argmax(axis=1) == LABELS
 
 PICTURES: dict[str, Callable[[list[str]], bytes]] = {
-    "confusion": lambda names: confusion_plot(COUNTS, names, title=names[1]),
+    "confusion": lambda names: confusion_plot(COUNTS, names),
     "confusion of nothing": lambda names: confusion_plot(np.zeros((3, 3)), names),
     "scores": lambda names: class_score_bars(class_scores(COUNTS), names),
     "scores of nothing": lambda names: class_score_bars(class_scores(np.zeros((3, 3))), names),
-    "reliability": lambda names: reliability_plot(reliability_bins(PROBS, LABELS), title=names[1]),
-    "reliability of nothing": lambda names: reliability_plot(reliability_bins(np.empty((0, 3)), [])),
-    "coverage": lambda names: coverage_plot(PROBS.max(axis=1), RIGHT, threshold=0.8, title=names[1]),
-    "coverage without labels": lambda names: coverage_plot(PROBS.max(axis=1)),
-    "coverage of nothing": lambda names: coverage_plot([], []),
+    "reliability": lambda _: reliability_plot(reliability_bins(PROBS, LABELS)),
+    "reliability of nothing": lambda _: reliability_plot(reliability_bins(np.empty((0, 3)), [])),
+    "coverage": lambda _: coverage_plot(PROBS.max(axis=1), RIGHT),
+    "coverage of nothing": lambda _: coverage_plot([], []),
 }
 
 
