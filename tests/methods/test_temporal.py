@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ray_fer.config import load_config
-from ray_fer.jobs.extract_features import LabelledClip
-from ray_fer.jobs.train_temporal import choose_smoothing, common_step
 from ray_fer.methods.temporal import TemporalRecipe, balance, cut_windows
 from ray_fer.training.loop import Step
 from ray_fer.training.plain_engine import PlainEngine, run_epochs
 from ray_fer.training.world import World
 from ray_fer.video.config import TrainTemporalConfig
-from ray_fer.video.smoothing import choose_half_width
+from ray_fer.video.features import LabelledClip
+from ray_fer.video.smoothing import choose_half_width, choose_smoothing
+from ray_fer.video.windows import common_step
 
 CLASSES = ("neutral", "anger")
 RUN = 8  # frames of one expression
