@@ -211,7 +211,7 @@ def _publish(
     scored = _scored(config, manifest, probs, errors)
     metrics = evaluate_probs(probs[scored], manifest.labels[scored], manifest.classes)
     figures = evaluation_figures(metrics, probs[scored], manifest.labels[scored])
-    page = evaluation_report(metrics, title="Evaluation", model=config.model, data=config.data, figures=figures)
+    page = evaluation_report(metrics, model=config.model, data=config.data, figures=figures)
     files = {f"{name}.png": png for name, png in figures.items()}
     files |= {"report.html": page.encode(), "predictions.parquet": _predictions(manifest, probs, errors)}
     for name, content in files.items():

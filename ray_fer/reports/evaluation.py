@@ -81,19 +81,16 @@ def evaluation_figures(metrics: Metrics, probs: ArrayLike, labels: ArrayLike) ->
     return metric_figures(metrics) | more
 
 
-def evaluation_report(
-    metrics: Metrics, *, title: str, model: str, data: str, figures: Mapping[str, bytes] | None = None
-) -> str:
+def evaluation_report(metrics: Metrics, *, model: str, data: str, figures: Mapping[str, bytes]) -> str:
     """Render the HTML page of one evaluation.
 
     Args:
         metrics: The result of `ray_fer.evaluation.metrics.evaluate_probs`.
-        title: Heading of the page.
         model: Which model was evaluated, e.g. its id or URI.
         data: On which labelled set.
-        figures: Pictures from `evaluation_figures`; None draws those that the metrics alone allow.
+        figures: The result of `evaluation_figures` or of `metric_figures`.
     """
-    report = Report(title, f"model {model} on {data}")
+    report = Report("Evaluation", f"model {model} on {data}")
     report.key_numbers(
         {
             "macro-F1": metrics["macro_f1"],
@@ -117,7 +114,7 @@ def evaluation_report(
         "n/a is a ratio without examples or without predictions.",
     )
     report.section("Figures")
-    for name, png in (figures or metric_figures(metrics)).items():
+    for name, png in figures.items():
         report.figure(png, CAPTIONS[name])
     report.section("Most frequent confusions").table(
         ["true", "predicted", "examples", "share of the true class"], _confusions(metrics)

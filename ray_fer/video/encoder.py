@@ -95,7 +95,8 @@ class TemporalEncoder(nn.Module):
 class _Layer(nn.Module):
     """Pre-norm attention and feed-forward (4 x width), each added to its input.
 
-    `torch.nn.TransformerEncoderLayer` differs: it drops attention weights too, and starts from other weights.
+    `torch.nn.TransformerEncoderLayer` is not the same: it also drops attention weights, starts from other weights, and
+    takes a path at inference whose sums have another order.
     """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:

@@ -6,17 +6,18 @@ float32, so that features extracted on a GPU fit an encoder that later runs on a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ray_fer.data.loading import Pixels
 from ray_fer.models.artifact import Artifact, load_model
 from ray_fer.models.softmax import softmax, why_not_finite
 from ray_fer.models.torch_engine import Normalised
-from ray_fer.video.frames import Pixels
 
 Floats = NDArray[np.float32]
 
@@ -76,13 +77,20 @@ class FrameEncoder:
         numbers: list[int] = []
         problems: dict[int, str] = {}
         done: list[tuple[Floats, Floats]] = []
-        waiting: list[tuple[int, Pixels]] = []
 
-        def encode() -> None:
-            features, logits = self._encode(np.stack([pixels for _, pixels in waiting]))
+        def readable() -> Iterator[tuple[int, Pixels]]:
+            for number, pixels in frames:
+                if isinstance(pixels, str):
+                    problems[number] = pixels
+                else:
+                    yield number, pixels
+
+        waiting = readable()
+        while batch := list(islice(waiting, batch_size)):
+            features, logits = self._encode(np.stack([pixels for _, pixels in batch]))
             probs = softmax(logits)
             good = np.isfinite(np.concatenate([features, probs], axis=1)).all(axis=1)
-            for row, (number, _) in enumerate(waiting):
+            for row, (number, _) in enumerate(batch):
                 if good[row]:
                     numbers.append(number)
                 elif np.isfinite(probs[row]).all():
@@ -90,24 +98,13 @@ class FrameEncoder:
                 else:
                     problems[number] = why_not_finite(logits[row], self.artifact.classes)
             done.append((features[good], probs[good]))
-            waiting.clear()
-
-        for number, pixels in frames:
-            if isinstance(pixels, str):
-                problems[number] = pixels
-                continue
-            waiting.append((number, pixels))
-            if len(waiting) == batch_size:
-                encode()
-        if waiting:
-            encode()
         empty = (np.empty((0, self.dim), np.float32), np.empty((0, len(self.artifact.classes)), np.float32))
         features, probs = (np.concatenate(parts) for parts in zip(empty, *done, strict=True))
         return ClipFeatures(np.array(numbers, np.int64), features, probs, problems)
 
 
 class _WithFeatures(torch.nn.Module):
-    """A timm model that returns (B, K + D): logits and, after them, the classifier's input."""
+    """Wraps a timm model to return (B, K + D): the logits and, after them, the classifier's input."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ray_fer import storage
-from ray_fer.data.loading import MAX_PICTURE_BYTES, decode_read
+from ray_fer.data.loading import MAX_PICTURE_BYTES, Pixels, decode_read
 from ray_fer.data.manifests import Manifest
 from ray_fer.data.names import is_hidden
 from ray_fer.data.read import Item, read_objects
@@ -36,8 +36,6 @@ from ray_fer.video.container import Container, as_shown, open_container
 VIDEO_EXTENSIONS = frozenset(
     {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts", ".mts", ".ogv"}
 )
-
-Pixels = NDArray[np.uint8]
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_fer.data.loading import Pixels
 from ray_fer.data.manifests import Manifest
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact, open_artifact
@@ -21,7 +22,7 @@ from ray_fer.models.softmax import softmax
 from ray_fer.video.artifact import TemporalArtifact, is_temporal, load_encoder, open_temporal
 from ray_fer.video.encoder import clip_logits
 from ray_fer.video.frame_encoder import FrameEncoder
-from ray_fer.video.frames import Pixels, Video, clips_of, read_clip
+from ray_fer.video.frames import Video, clips_of, read_clip
 from ray_fer.video.smoothing import smooth_clip
 from ray_fer.video.windows import fill_gaps
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from ray_fer.evaluation.metrics import evaluate_probs
-from ray_fer.reports.evaluation import evaluation_figures, evaluation_report
+from ray_fer.reports.evaluation import evaluation_figures, evaluation_report, metric_figures
 from tests.reports.test_page import Page
 
 HOSTILE = "<script>alert(\"1\")</script> & 'x' $\\frac$"
@@ -26,7 +26,7 @@ def test_an_evaluation_is_one_self_contained_page() -> None:
     metrics, probs, labels = example()
     figures = evaluation_figures(metrics, probs, labels)
     assert list(figures) == ["confusion_matrix", "per_class_f1", "reliability", "class_mix", "coverage"]
-    page = evaluation_report(metrics, title=HOSTILE, model=HOSTILE, data="s3://b/v.csv", figures=figures)
+    page = evaluation_report(metrics, model=HOSTILE, data="s3://b/v.csv", figures=figures)
     assert len(page) < 2_000_000
     assert "http" not in page
     seen = Page(page)
@@ -42,16 +42,14 @@ def test_an_evaluation_is_one_self_contained_page() -> None:
 
 def test_a_page_of_metrics_alone_draws_what_they_allow() -> None:
     metrics, _, _ = example()
-    page = Page(evaluation_report(metrics, title="t", model="m", data="d"))
+    page = Page(evaluation_report(metrics, model="m", data="d", figures=metric_figures(metrics)))
     assert sum(tag == "img" for tag, _ in page.tags) == 3
 
 
 def test_a_page_of_nothing_says_so() -> None:
     probs, labels = np.empty((0, 3)), np.empty(0)
     metrics = evaluate_probs(probs, labels, CLASSES)
-    page = Page(
-        evaluation_report(metrics, title="t", model="m", data="d", figures=evaluation_figures(metrics, probs, labels))
-    )
+    page = Page(evaluation_report(metrics, model="m", data="d", figures=evaluation_figures(metrics, probs, labels)))
     assert page.words.count("n/a") == 5 + 3 * 3
 
 
@@ -59,7 +57,7 @@ def test_the_most_frequent_confusions_come_first() -> None:
     labels = [0, 0, 0, 0, 1, 1, 1, 2]
     predictions = [0, 1, 1, 2, 0, 1, 1, 2]
     metrics = evaluate_probs(np.eye(3)[predictions], labels, ["a", "b", "c"])
-    page = evaluation_report(metrics, title="t", model="m", data="d")
+    page = evaluation_report(metrics, model="m", data="d", figures={})
     rows = re.findall(r"<tr>(.*?)</tr>", page[page.index("Most frequent confusions") :])
     cells = [re.findall(r">([^<]+)</t[dh]>", row) for row in rows]
     assert cells[1:] == [["a", "b", "2", "0.500"], ["a", "c", "1", "0.250"], ["b", "a", "1", "0.333"]]
