@@ -2,68 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from ray_fer.evaluation.metrics import Reliability, class_scores
-from ray_fer.reports.metric_plots import class_score_bars, confusion_plot, coverage_plot, reliability_plot
 from ray_fer.reports.page import Report
-from ray_fer.reports.plots import class_histogram
+
+# The files of `ray_fer.reports.figures` in the order of the page: these need the metrics alone, the others all.
+METRIC_FIGURES = ("confusion_matrix", "per_class_f1", "reliability")
+PREDICTION_FIGURES = ("class_mix", "coverage")
+_FIGURES = {name: import_module(f"ray_fer.reports.figures.{name}") for name in (*METRIC_FIGURES, *PREDICTION_FIGURES)}
+CAPTIONS: dict[str, str] = {name: figure.CAPTION for name, figure in _FIGURES.items()}
 
 _MOST_FREQUENT = 10
 
 Metrics = Mapping[str, Any]
-Predictions = tuple[NDArray[np.floating[Any]], NDArray[np.int64]]
-"""Probabilities (N, K) and true class indices (N,), without the rows that have no label."""
-Figures = dict[str, tuple[Callable[..., bytes], str]]
-"""By the name of its file, what draws a figure and the figure's caption."""
-
-
-def _reliability(metrics: Metrics) -> bytes:
-    bins: dict[str, Any] = {key: np.asarray(values, np.float64) for key, values in metrics["reliability"].items()}
-    return reliability_plot(Reliability(**bins))
-
-
-def _class_mix(metrics: Metrics, predictions: Predictions) -> bytes:
-    probs, labels = predictions
-    counted = {"true labels": labels, "predictions": probs.argmax(axis=1)}
-    counts = {name: np.bincount(indices, minlength=probs.shape[1]) for name, indices in counted.items()}
-    return class_histogram(counts, metrics["classes"])
-
-
-def _coverage(_: Metrics, predictions: Predictions) -> bytes:
-    probs, labels = predictions
-    return coverage_plot(probs.max(axis=1, initial=0.0), probs.argmax(axis=1) == labels)
-
-
-# These are drawn from the metrics alone, the others from metrics and predictions.
-METRIC_FIGURES: Figures = {
-    "confusion_matrix": (
-        lambda metrics: confusion_plot(metrics["confusion_matrix"], metrics["classes"]),
-        "Rows are true, columns predicted; colour and percentage are shares of the true class.",
-    ),
-    "per_class_f1": (
-        lambda metrics: class_score_bars(class_scores(metrics["confusion_matrix"]), metrics["classes"]),
-        "F1 of each class; the triangles are its precision and recall.",
-    ),
-    "reliability": (
-        _reliability,
-        "Accuracy against confidence: calibrated means on the diagonal. Pale bins: under 10 examples.",
-    ),
-}
-PREDICTION_FIGURES: Figures = {
-    "class_mix": (_class_mix, "True labels against predictions: differences are the model's bias on this set."),
-    "coverage": (_coverage, "What an acceptance threshold keeps, and how much of that is right."),
-}
-CAPTIONS = {name: caption for name, (_, caption) in (METRIC_FIGURES | PREDICTION_FIGURES).items()}
 
 
 def metric_figures(metrics: Metrics) -> dict[str, bytes]:
     """Draw the figures that the result of `ray_fer.evaluation.metrics.evaluate_probs` suffices for: PNG by name."""
-    return {name: draw(metrics) for name, (draw, _) in METRIC_FIGURES.items()}
+    return {name: _FIGURES[name].draw(metrics) for name in METRIC_FIGURES}
 
 
 def evaluation_figures(metrics: Metrics, probs: ArrayLike, labels: ArrayLike) -> dict[str, bytes]:
@@ -77,8 +38,7 @@ def evaluation_figures(metrics: Metrics, probs: ArrayLike, labels: ArrayLike) ->
     truth = np.asarray(labels, np.int64)
     known = truth != -1
     predictions = np.asarray(probs)[known], truth[known]
-    more = {name: draw(metrics, predictions) for name, (draw, _) in PREDICTION_FIGURES.items()}
-    return metric_figures(metrics) | more
+    return metric_figures(metrics) | {name: _FIGURES[name].draw(metrics, *predictions) for name in PREDICTION_FIGURES}
 
 
 def evaluation_report(metrics: Metrics, *, model: str, data: str, figures: Mapping[str, bytes]) -> str:

@@ -1,6 +1,6 @@
 """Plots of the class mix, of rounds, feedback versions, throughput and video time, as PNG bytes.
 
-The plots of a classifier's quality are in `ray_fer.reports.metric_plots`, sheets of faces in `ray_fer.reports.faces`.
+The figures of an evaluation are in `ray_fer.reports.figures`, sheets of faces in `ray_fer.reports.faces`.
 """
 
 from __future__ import annotations

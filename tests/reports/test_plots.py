@@ -14,9 +14,9 @@ from matplotlib.font_manager import findfont, get_font
 from matplotlib.text import Text
 from PIL import Image
 
-from ray_fer.evaluation.metrics import class_scores
-from ray_fer.reports import metric_plots, plot_style, plots
+from ray_fer.reports import plot_style, plots
 from ray_fer.reports.faces import contact_sheet
+from ray_fer.reports.figures import per_class_f1
 from ray_fer.reports.plot_style import EXPRESSION_COLOURS, class_colours, plain, short, spread
 from ray_fer.reports.plots import (
     class_histogram,
@@ -102,7 +102,7 @@ def test_confidence_lasts_to_the_end_of_the_last_frame() -> None:
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """What is drawn, in the place of its bytes."""
     drawn: list[Figure] = []
-    for module in (plots, metric_plots):
+    for module in (plots, per_class_f1):
         monkeypatch.setattr(module, "png", lambda figure: drawn.append(figure) or b"")
     return drawn
 
@@ -144,7 +144,7 @@ def test_names_and_counts_of_a_class_mix_do_not_overlap(names: list[str], groups
 
 def test_compound_names_are_slanted_below_scores(figures: list[Figure]) -> None:
     for names in (COMPOUND, ["neutral", "anger", "happiness", "surprise"]):
-        metric_plots.class_score_bars(class_scores(np.eye(4)), names)
+        per_class_f1.draw({"confusion_matrix": np.eye(4), "classes": names})
     assert [figure.axes[0].get_xticklabels()[0].get_rotation() for figure in figures] == [35, 0]
 
 
