@@ -30,8 +30,7 @@ from ray_fer.models.teacher import open_teacher
 from ray_fer.reports.lineage import Node, lineage_lines
 from ray_fer.selection import file as selection_file
 from ray_fer.training.run_folder import digest
-from ray_fer.video.artifact import CONFIG as TEMPORAL_CONFIG
-from ray_fer.video.artifact import open_temporal
+from ray_fer.video.artifact import is_temporal, open_temporal
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ class _Tree:
         if storage.exists(storage.join(uri, selection_file.INFO)):
             info = read_document(storage.join(uri, selection_file.INFO), selection_file.Origin)
             return self._selection("this selection", uri, dict(info), digest(info))
-        if storage.exists(storage.join(uri, TEMPORAL_CONFIG)):
+        if is_temporal(uri):
             return self._temporal("this model", uri)
         return self._model("this model", uri, None)
 
@@ -119,16 +118,13 @@ class _Tree:
         provenance = _provenance(uri)
         if provenance is None:
             raise UserError(f"model={uri}: no {PROVENANCE} there that says how it was trained")
-        identity, counts = provenance["identity"], provenance["counts"]
+        identity, counts, backbone = provenance["identity"], provenance["counts"], provenance["parents"]
+        # Older models do not record where the backbone was, but hold a copy of it.
+        place = backbone.get("backbone_uri") or model.backbone.uri
         parents = [
             _data(key, identity["arguments"][key], counts[key]["labelled"], identity["contents"][key])
             for key in ("features", "val")
-        ]
-        backbone = provenance["parents"]
-        # Older models do not record where the backbone was, but hold a copy of it.
-        parents.append(
-            self._model("backbone", backbone.get("backbone_uri") or model.backbone.uri, backbone["backbone"])
-        )
+        ] + [self._model("backbone", place, backbone["backbone"])]
         scores = read_document(storage.join(uri, METRICS), EncoderMetrics)["val"]["scores"]
         metrics = {"val": {"macro_f1": scores["encoder_smoothed"]}}
         return _node("temporal model", role, uri, id=model.id, **_made(provenance, metrics), parents=parents)
@@ -165,14 +161,9 @@ def _node(kind: str, role: str, uri: str, **facts: Any) -> Node:
 
 def _made(provenance: Node, metrics: Node) -> Node:
     val = metrics["val"]
-    scores = {"val": val["macro_f1"]}
-    scores |= {half: val[half]["macro_f1"] for half in ("choice", "feedback") if half in val}
-    return {
-        "macro_f1": scores,
-        "config": provenance["config"],
-        "git_commit": provenance["git_commit"],
-        "packages": provenance["packages"],
-    }
+    halves = {half: val[half]["macro_f1"] for half in ("choice", "feedback") if half in val}
+    facts = {key: provenance[key] for key in ("config", "git_commit", "packages")}
+    return {"macro_f1": {"val": val["macro_f1"], **halves}, **facts}
 
 
 def _data(role: str, uri: str, count: int | None, content: str | None) -> Node:
