@@ -207,8 +207,15 @@ class _Run:
         from ray_fer.reports.labeling_run import run_report
 
         try:
-            by_model = {part.model: part.progress for part in self.parts}
-            return self.write("report.html", run_report(summary, self.progress, by_model))
+            page = run_report(
+                summary,
+                failed=self.progress.failed,
+                threshold=self.progress.threshold,
+                confidence=self.progress.confidence,
+                samples=self.progress.samples,
+                timeline=self.progress.timeline,
+            )
+            return self.write("report.html", page)
         except UserError as error:
             log.warning("no report: %s", error)
             return None
