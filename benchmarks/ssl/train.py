@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from benchmarks.ssl.faces import Sets
 from ray_fer.evaluation.metrics import apply_temperature, evaluate_probs
 from ray_fer.expressions import SEVEN
-from ray_fer.feedback.formulas import FeedbackConfig, feedback, initial_state, snapshot
+from ray_fer.feedback.config import PARTS
+from ray_fer.feedback.controller import next_state
+from ray_fer.feedback.state import initial_state, snapshot
 from ray_fer.methods.heads import with_heads
 from ray_fer.methods.meta_feedback import MetaFeedbackRecipe, MetaSettings, TeacherAndStudent
 from ray_fer.methods.online import OnlineRecipe, OnlineSettings
@@ -207,9 +209,8 @@ class LocalFeedback:
     """
 
     def __init__(self, parts: Sequence[str], confusion: str, seed: int) -> None:
-        names = ("loss_weights", "sampling_weights", "thresholds", "debiasing")
-        self.config = FeedbackConfig(**{name: name in parts for name in names})
-        self.state = initial_state(K, self.config)
+        self.parts = [part for part in PARTS if part in parts]
+        self.state = initial_state(K, self.parts)
         self.confusion = confusion
         self.names = np.roll(np.random.default_rng(seed).permutation(K), 1)
 
@@ -219,7 +220,7 @@ class LocalFeedback:
             confusion = np.diag(confusion.sum(axis=1))
         elif self.confusion == "shuffled":
             confusion = confusion[np.ix_(self.names, self.names)]
-        self.state = feedback(confusion, state=self.state, config=self.config, **evidence)
+        self.state = next_state(confusion, state=self.state, parts=self.parts, **evidence)
         return snapshot(self.state)
 
 

@@ -22,8 +22,8 @@ from deltalake import DeltaTable
 from ray_fer import storage
 from ray_fer.config import as_argument
 from ray_fer.errors import UserError
-from ray_fer.feedback.actor import load_snapshot
-from ray_fer.feedback.formulas import moved_thresholds
+from ray_fer.feedback.factors import moved_thresholds
+from ray_fer.feedback.store import load_snapshot
 from ray_fer.labeling.config import SelectPseudoLabelsConfig
 from ray_fer.labeling.exclusions import read_exclusions
 from ray_fer.labeling.predictions import BATCH_ROWS, Predictions, newest_predictions

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PlainSerializer
 from pydantic_core import PydanticCustomError
 
-from ray_fer.config import Count, Device, FeedbackPart, JobConfig, Minutes, NonNegative, Seed, Share, Uri
+from ray_fer.config import Count, Device, JobConfig, Minutes, NonNegative, Seed, Share, Uri
 from ray_fer.config_values import Plain, typed
 from ray_fer.data.source_config import Sources
+from ray_fer.feedback.config import FeedbackPart
 from ray_fer.methods.recipe_names import RECIPES, is_there
 from ray_fer.selection.config import Rule
 

@@ -37,7 +37,7 @@ from torch import nn
 from ray_fer.data.augment import STRONG, WEAK
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
-from ray_fer.feedback.formulas import moved_thresholds
+from ray_fer.feedback.factors import moved_thresholds
 from ray_fer.methods.balanced import balanced
 from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.methods.heads import (

@@ -19,7 +19,8 @@ from torch import nn
 from ray_fer.data.augment import STRONG, WEAK, Augmentation, augment, normalise
 from ray_fer.data.sampling import ClassUniformSampler
 from ray_fer.evaluation.halves import evaluate_halves, prior_helps
-from ray_fer.feedback.formulas import Snapshot, initial_state, sampling_probabilities, snapshot
+from ray_fer.feedback.factors import sampling_probabilities
+from ray_fer.feedback.state import Snapshot, initial_state, snapshot
 from ray_fer.training.loop import Step
 from ray_fer.training.optimisation import Ema, learning_rate_factor, parameter_groups
 from ray_fer.training.world import World

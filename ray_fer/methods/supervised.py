@@ -27,7 +27,7 @@ from torch import nn
 from ray_fer.data.augment import STRONG
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
-from ray_fer.feedback.formulas import sampling_probabilities
+from ray_fer.feedback.factors import sampling_probabilities
 from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.methods.heads import BALANCED, MAIN, published, with_heads
 from ray_fer.methods.parts import Parts, RecipeKind, Weights

@@ -233,7 +233,7 @@ def debias(probs: Array, log_prior: Array | None) -> Array:
     """Probabilities (N, K) with a prior removed: softmax(log p − log prior), float32.
 
     The form is DebiasPL's (Wang et al., CVPR 2022) with strength 1; the prior comes from the measured confusion, see
-    `feedback.formulas`.
+    `feedback.factors`.
     """
     xp = array_namespace(probs)
     probs = like(probs, probs)

@@ -15,7 +15,7 @@ from ray_fer import storage
 from ray_fer.config import load_config
 from ray_fer.data.sources.uris import Face
 from ray_fer.errors import UserError
-from ray_fer.feedback.actor import FeedbackStore
+from ray_fer.feedback.store import FeedbackStore
 from ray_fer.jobs import select_pseudo_labels as selecting
 from ray_fer.jobs.select_pseudo_labels import predicted_counts, select_pseudo_labels
 from ray_fer.labeling import predictions
