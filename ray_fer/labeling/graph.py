@@ -11,7 +11,6 @@ may run a unit twice (a lost node); only the files that come back first are comm
 from __future__ import annotations
 
 import pickle
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,9 +18,9 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from ray_fer import cluster
+from ray_fer.compat.ray import join_data_threads
 from ray_fer.config import as_argument
 from ray_fer.errors import UserError
 from ray_fer.labeling.dispatch import SMALLEST_UNIT_ROWS, Dispatcher
@@ -33,9 +32,6 @@ from ray_fer.room import Demand
 UNITS_PER_ACTOR = 2
 # A unit that has killed so many processes, also when it was decoded in isolation, cannot be labelled by this engine.
 MOST_BEGINNINGS = 5
-# Of Ray Data's threads behind a stream of batches the one that asks for blocks.
-_ITERATING = "iter_threaded"
-_THREAD_SECONDS = 30.0
 
 
 def label_on_cluster(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
@@ -69,10 +65,7 @@ def label_on_cluster(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
     finally:
         dispatcher.stop()
         blocks.close()
-        # They end by themselves, but one that asks Ray something when it is gone makes the process exit with 1.
-        for thread in threading.enumerate():
-            if isinstance(thread, StreamingExecutor) or thread.name == _ITERATING:
-                thread.join(_THREAD_SECONDS)
+        join_data_threads()
 
 
 def _graph(plan: Plan, unit_queue: Any, waiting: int) -> Any:

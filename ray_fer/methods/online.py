@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from ray_fer.compat.timm import classifier_name
 from ray_fer.data.augment import STRONG, WEAK
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
@@ -332,7 +333,7 @@ def build(parts: Parts) -> OnlineRecipe:
 def publish(weights: Weights, config: TrainBackboneConfig, backbone: Any) -> Weights:
     """The backbone with the head that is validated."""
     head = BALANCED if config.online.head == BALANCED else MAIN
-    return published(weights, head, backbone.default_cfg["classifier"])
+    return published(weights, head, classifier_name(backbone))
 
 
 RECIPE = RecipeKind(build=build, unlabeled=True, pseudo=True, publish=publish)

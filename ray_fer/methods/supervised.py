@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from ray_fer.compat.timm import classifier_name
 from ray_fer.data.augment import STRONG
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
@@ -241,7 +242,7 @@ def publish(weights: Weights, config: TrainBackboneConfig, backbone: Any) -> Wei
     """The backbone with the head that ``supervised.head`` asks for."""
     if config.supervised.head == MAIN:
         return weights
-    return published(weights, BALANCED, backbone.default_cfg["classifier"])
+    return published(weights, BALANCED, classifier_name(backbone))
 
 
 RECIPE = RecipeKind(build=build, pseudo=True, publish=publish)

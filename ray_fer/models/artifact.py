@@ -195,7 +195,8 @@ def save_artifact(
         extra: further files by name.
     """
     from safetensors.torch import save_file
-    from timm.models._hub import save_config_for_hf
+
+    from ray_fer.compat.timm import save_config
 
     preprocessing = {
         "input_size": (len(mean), image_size, image_size),
@@ -209,7 +210,7 @@ def save_artifact(
         folder = Path(name)
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / WEIGHTS)
         facts = {"label_names": list(classes), "temperature": temperature}
-        save_config_for_hf(model, str(folder / CONFIG), facts, data_config=preprocessing)
+        save_config(model, str(folder / CONFIG), facts, preprocessing)
         (folder / METRICS).write_text(storage.to_json(metrics, indent=2))
         (folder / PROVENANCE).write_text(storage.to_json(provenance, indent=2))
         for file_name, data in (extra or {}).items():
