@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 from ray_fer.labeling import gone
 from ray_fer.labeling.commit import Committer, Listed
 from ray_fer.labeling.ledger import Ledger
-from ray_fer.labeling.progress import Progress, Stats
+from ray_fer.labeling.progress import Progress, UnitStats
 from ray_fer.labeling.table import WrittenFile, scan_keys
 
 
@@ -52,11 +52,11 @@ class TeacherRun:
         self._known_in: dict[str, set[Listed]] = {}
         self.marks: Counter[str] = Counter()
 
-    def add(self, file: WrittenFile, stats: Stats, watch: bool) -> None:
+    def add(self, file: WrittenFile, stats: UnitStats, watch: bool) -> None:
         """Takes note of a file that a worker has written; ``watch`` tells whether there will be another listing."""
         self.progress.add(stats)
-        if stats["read_otherwise"]:
-            self._claim_read(file, stats["read_otherwise"], watch)
+        if stats.read_otherwise:
+            self._claim_read(file, stats.read_otherwise, watch)
         # Last: what an interruption finds pending is committed, and needs to be known by then.
         self.pending.append(file)
 

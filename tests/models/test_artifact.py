@@ -96,7 +96,8 @@ def test_the_number_format(monkeypatch: pytest.MonkeyPatch, there: bool, native:
 
 
 @pytest.mark.parametrize(
-    "module", ["labeling.pseudo_label", "labeling.graph", "labeling.select", "models.teacher", "models.openvino_engine"]
+    "module",
+    ["jobs.pseudo_label", "labeling.graph", "jobs.select_pseudo_labels", "models.teacher", "models.openvino_engine"],
 )
 def test_drivers_of_labelling_need_no_torch(module: str) -> None:
     code = f"import sys, ray_fer.{module}; print([name for name in ('torch', 'timm') if name in sys.modules])"
