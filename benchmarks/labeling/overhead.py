@@ -81,7 +81,7 @@ def main() -> None:
     folders = {size: link_pictures(arguments.work / f"links-{size}", pictures, size) for size in (small, large)}
     watch = Stopwatch()
     run.list_sources = watch.timed_iterator("list", run.list_sources)
-    run.claim_for_each = watch.timed("diff", run.claim_for_each)
+    run.claim_missing = watch.timed("diff", run.claim_missing)
     Committer.commit = watch.timed("commit", Committer.commit)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         job = _Job(teacher, watch, Path(folder))

@@ -29,7 +29,7 @@ from ray_fer.methods.meta_feedback import MetaFeedbackRecipe, MetaSettings, Teac
 from ray_fer.methods.online import OnlineRecipe, OnlineSettings
 from ray_fer.methods.recipe import BackboneRecipe, Factors, Indices
 from ray_fer.methods.supervised import PseudoLabels, SupervisedRecipe, SupervisedSettings
-from ray_fer.selection import Accepted, Known, Rule, debias, fit, harden, smoothed_prior
+from ray_fer.selection import Accepted, Rule, SelectionContext, debias, fit, harden, smoothed_prior
 from ray_fer.training.finite import FiniteGuard
 from ray_fer.training.loop import train_epoch
 from ray_fer.training.plain_engine import PlainEngine
@@ -156,7 +156,7 @@ def online(
         probs = apply_temperature(probs, recipe.temperature).astype(np.float32)
     state = {name: each.cpu().numpy() if torch.is_tensor(each) else each for name, each in recipe.rule_state.items()}
     known = recipe.known(recipe.epochs)
-    accepted = numbers.rule.accept(debias(probs, known.log_prior), state, known.like(probs))
+    accepted = numbers.rule.accept(debias(probs, known.log_prior), state, known.to(probs))
     run.notes["pseudo"] = quality(accepted, unlabeled.labels)
     return recipe
 
@@ -191,7 +191,7 @@ def labelled_by(
         probs = apply_temperature(probs, teacher.temperature)
     probs = probs.astype(np.float32)
     counts = np.bincount(run.sets.labeled.labels, minlength=K)
-    known = Known(np.full(K, threshold), smoothed_prior(counts), counts).like(probs)
+    known = SelectionContext(np.full(K, threshold), smoothed_prior(counts), counts).to(probs)
     accepted = rule.accept(probs, fit(rule, [probs], known), known)
     run.notes["pseudo"] = quality(accepted, unlabeled.labels)
     matrix = accepted.targets if targets == "soft" else harden(accepted.labels, K)

@@ -46,7 +46,7 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
     if any(isinstance(teacher, OnnxTeacher) for teacher in teachers):
         config = config.model_copy(update={"device": "cpu"})
     if config.dry_run:
-        from ray_fer.labeling.explain import dry_run
+        from ray_fer.labeling.dry_run import dry_run
 
         return dry_run(config, teachers)
 

@@ -27,12 +27,12 @@ from ray_fer import cluster, interruption, storage
 from ray_fer.data.sources import list_sources
 from ray_fer.data.sources.uris import FACE_FRAGMENT
 from ray_fer.errors import UserError, one_line
-from ray_fer.labeling import failures, gone
+from ray_fer.labeling import failures, tombstones
 from ray_fer.labeling.clock import every
 from ray_fer.labeling.config import PseudoLabelConfig
 from ray_fer.labeling.dispatch import Dispatcher, ListingError
 from ray_fer.labeling.in_process import label_few, may_label_here
-from ray_fer.labeling.ledger import claim_for_each
+from ray_fer.labeling.ledger import claim_missing
 from ray_fer.labeling.maintenance import compact
 from ray_fer.labeling.progress import Progress, joint_stats
 from ray_fer.labeling.table import TRANSIENT, create_table
@@ -107,7 +107,7 @@ class LabelingRun:
 
     def compact(self) -> None:
         """Joins the small files that the run has left; every row is committed, so a failure is only a warning."""
-        if not self.progress.done and not any(part.marks.total() for part in self.parts):
+        if not self.progress.done and not any(part.markers.total() for part in self.parts):
             return
         for part in self.parts:
             try:
@@ -173,7 +173,7 @@ class LabelingRun:
         if self.progress.done > before:
             self._report(0)
         self._look_at_identities()
-        self._mark_gone(started, self.listing["unlisted"] - unlisted)
+        self._write_markers(started, self.listing["unlisted"] - unlisted)
 
     def _count_workers(self) -> int:
         """Returns how many processes take units at the same time, as the cluster stands."""
@@ -219,15 +219,15 @@ class LabelingRun:
             dispatcher.stop()
         dispatcher.close()
 
-    def _mark_gone(self, started: datetime, unlisted: int) -> None:
+    def _write_markers(self, started: datetime, unlisted: int) -> None:
         """Marks what the listing that began at ``started`` has shown to be gone, or to be there again."""
-        parts = [part for part in self.parts if part.may_lack_marks()]
+        parts = [part for part in self.parts if part.may_lack_markers()]
         if parts and unlisted:
             log.warning("nothing is marked as gone: %d places could not be listed to their end", unlisted)
             return
         for part in parts:
             try:
-                part.mark_gone(gone.whole(self.config.source), started)
+                part.write_markers(tombstones.complete_sources(self.config.source), started)
             except (OSError, DeltaError, botocore.exceptions.BotoCoreError, pl.exceptions.PolarsError) as error:
                 log.warning("nothing is marked as gone, the next run tries again: %s", one_line(error))
 
@@ -235,7 +235,7 @@ class LabelingRun:
         for page in list_sources(self.config.source, self.listing):
             if self.config.detects_faces:
                 check_no_faces(page)
-            new, lacking = claim_for_each([part.ledger for part in self.parts], page)
+            new, lacking = claim_missing([part.ledger for part in self.parts], page)
             self.already += page.num_rows - new.num_rows
             for part, count in zip(self.parts, lacking, strict=True):
                 part.lacking += count

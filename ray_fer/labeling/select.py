@@ -20,7 +20,7 @@ from ray_fer.labeling.predictions import BATCH_ROWS, Predictions, newest_predict
 from ray_fer.labeling.table import files_of, open_table
 from ray_fer.models.artifact import Artifact
 from ray_fer.models.teacher import Teacher, check_together, open_teacher
-from ray_fer.selection import RULES, Known, debias, smoothed_prior
+from ray_fer.selection import RULES, SelectionContext, debias, smoothed_prior
 
 Floats = npt.NDArray[np.floating]
 
@@ -51,7 +51,7 @@ def find_predictions(
     return newest_predictions(table, models, read_exclusions(config.selection))
 
 
-def selection_context(config: SelectPseudoLabelsConfig, teacher: Teacher) -> tuple[Known, Floats, int]:
+def selection_context(config: SelectPseudoLabelsConfig, teacher: Teacher) -> tuple[SelectionContext, Floats, int]:
     """Returns what the rule may know, the class weights (K,), and the feedback's version.
 
     Raises:
@@ -64,7 +64,7 @@ def selection_context(config: SelectPseudoLabelsConfig, teacher: Teacher) -> tup
         thresholds = moved_thresholds(config.selection.threshold, snapshot.thresholds)
         class_weights, log_prior = snapshot.sampling_weights, snapshot.log_debiasing_prior
         version = snapshot.version
-    known = Known(thresholds, **_labelled(teacher), log_prior=log_prior)
+    known = SelectionContext(thresholds, **_labelled(teacher), log_prior=log_prior)
     for name in RULES[config.selection.rule].needs:
         if getattr(known, name) is None:
             what = f"{name} of the faces that it was trained on, which this version of train_backbone keeps"

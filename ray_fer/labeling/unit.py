@@ -2,7 +2,7 @@
 
 Several teachers share what is read and decoded: an object is decoded once, to a crop of every size that is wanted of
 it, and `share` is what one of them sees of a batch. Which of them lack a key, and which try of each this is, say the
-columns ``teachers`` and ``attempts`` of the keys, as `ledger.claim_for_each` gives them.
+columns ``teachers`` and ``attempts`` of the keys, as `ledger.claim_missing` gives them.
 
 The same functions run fused in one single-threaded actor per core where there is no accelerator, and split into
 decoding tasks and GPU actors where there is one (see `graph`).

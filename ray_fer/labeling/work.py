@@ -26,7 +26,7 @@ class WorkUnit:
 
     Attributes:
         number: of the unit in its run.
-        keys: (uri, identity, size, source, teachers, attempts), as `ledger.claim_for_each` gives them.
+        keys: (uri, identity, size, source, teachers, attempts), as `ledger.claim_missing` gives them.
     """
 
     number: int

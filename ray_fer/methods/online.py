@@ -56,7 +56,7 @@ from ray_fer.methods.online_terms import Found, Unlabeled, reversal, worst_case
 from ray_fer.methods.parts import Parts, RecipeKind, Stream, Weights
 from ray_fer.methods.recipe import Faces, Factors, Feedback, Indices, sampled_margin
 from ray_fer.methods.supervised import PseudoLabels, SupervisedRecipe, SupervisedSettings
-from ray_fer.selection import RULES, Accepted, Known, Measured, Rule, debias, harden, move, smoothed_prior
+from ray_fer.selection import RULES, Accepted, Measured, Rule, SelectionContext, debias, harden, move, smoothed_prior
 from ray_fer.selection.rule import CONCATENATED
 from ray_fer.training.loop import Step
 from ray_fer.training.world import World
@@ -144,10 +144,10 @@ class OnlineRecipe(SupervisedRecipe):
         self.like = torch.zeros((1, k), device=device)
         self.rule_state = move(settings.rule.start(self.known(0), rows=count), self.like)
 
-    def known(self, epoch: int) -> Known:
+    def known(self, epoch: int) -> SelectionContext:
         """What the rule may know in ``epoch``."""
         confidence = self.confidence_of_correct
-        return Known(
+        return SelectionContext(
             thresholds=moved_thresholds(self.online.threshold, self.factors.thresholds),
             labelled_prior=smoothed_prior(self.labeled_counts),
             labelled_counts=self.labeled_counts,
@@ -164,7 +164,7 @@ class OnlineRecipe(SupervisedRecipe):
 
     def steps(self, epoch: int) -> Iterator[Step]:
         """This rank's part of every step of ``epoch``."""
-        self.known_now = self.known(epoch).like(self.like)
+        self.known_now = self.known(epoch).to(self.like)
         self.rule_state = self.online.rule.refresh(self.rule_state, self.known_now)
         self.accepted.zero_()
         self.touched.zero_()
