@@ -142,7 +142,10 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Writes a small object that must not be there yet; False when it is. Of several that try, one succeeds."""
+    """Writes a small object that must not be there yet; False when it is. Of several that try, one succeeds.
+
+    A reader never sees half of it, unless it lies in a local folder that knows no hard links.
+    """
     fs, path = filesystem(uri)
     if is_remote(uri):
         try:
@@ -158,10 +161,16 @@ def create(uri: str, data: bytes) -> bool:
                 return False
             fs.pipe_file(path, data)
         return True
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
-        with Path(path).open("xb") as file:
-            file.write(data)
+        with _temporary(Path(path)) as temporary:
+            temporary.write_bytes(data)
+            try:
+                Path(path).hardlink_to(temporary)  # unlike a rename, it fails where there is a file
+            except FileExistsError:
+                raise
+            except OSError:
+                with Path(path).open("xb") as file:
+                    file.write(data)
     except FileExistsError:
         return False
     return True
@@ -186,11 +195,18 @@ def open_output(uri: str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
+    with _temporary(target) as temporary:
+        yield temporary
+        temporary.replace(target)
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """A name beside ``target`` under which nothing is left when the block ends."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -25,10 +25,9 @@ import pyarrow as pa
 import ray
 import ray.data
 from numpy.typing import NDArray
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from ray_fer import cluster
+from ray_fer.compat.ray import ExecutionCallback, StreamingExecutor
 from ray_fer.data.decode import Pixels
 from ray_fer.data.loading import MAX_PICTURE_BYTES, Indices, decode_read, report_bad
 from ray_fer.data.read import Item, read_objects

@@ -21,7 +21,7 @@ from ray_fer.data.sources.stats import stat_objects
 from ray_fer.data.sources.uris import parse, split_face
 from ray_fer.data.splits import feedback_half, join_validation, missing_in_a_half
 from ray_fer.errors import UserError
-from ray_fer.feedback.formulas import FeedbackConfig
+from ray_fer.feedback.controller import MIN_EXAMPLES
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig
 from ray_fer.models.artifact import Artifact, open_artifact
 from ray_fer.models.folder_facts import architecture_of
@@ -192,7 +192,7 @@ def warn_of_doubts(inputs: Inputs) -> None:
         log.warning("method=%s from scratch: %s", config.method.name, advice)
     if lonely := missing_in_a_half(inputs.val, inputs.feedback_rows):
         log.warning("val: only one half of it has any of %s: feedback or choice is blind there", ", ".join(lonely))
-    there, wanted = int(inputs.feedback_rows.sum()), FeedbackConfig().min_examples
+    there, wanted = int(inputs.feedback_rows.sum()), MIN_EXAMPLES
     if inputs.feedback is not None and there < wanted:
         log.warning("val: %d faces in its feedback half; the feedback acts on no less than %d", there, wanted)
 

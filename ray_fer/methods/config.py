@@ -11,8 +11,9 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ray_fer import plugins
-from ray_fer.config import Count, Device, FeedbackPart, JobConfig, Minutes, NonNegative, Seed, Share, Uri, conf_file
+from ray_fer.config import Count, Device, JobConfig, Minutes, NonNegative, Seed, Share, Uri, conf_file
 from ray_fer.data.source_config import Sources
+from ray_fer.feedback.config import FeedbackPart
 
 METHODS = ("supervised", "online", "meta_feedback")
 NO_FEEDBACK = "none"

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from ray_fer import storage
 from ray_fer.documents import read_document
-from ray_fer.feedback.formulas import FeedbackConfig, FeedbackState, initial_state, snapshot
+from ray_fer.feedback.factors import BASE_THRESHOLD, MAX_THRESHOLD, MIN_THRESHOLD
+from ray_fer.feedback.state import FeedbackState, initial_state, snapshot
 from ray_fer.models.artifact import PROVENANCE, Artifact
 from ray_fer.models.records import Trained
 from ray_fer.reports.evaluation import CAPTIONS, metric_figures
@@ -123,7 +124,6 @@ def _accepted_faces(folder: str, classes: tuple[str, ...]) -> bytes | None:
 def _add_feedback(report: Report, classes: tuple[str, ...], documents: Sequence[Summary]) -> None:
     states = [initial_state(len(classes)), *(FeedbackState.from_json(document["state"]) for document in documents)]
     factors = [snapshot(state) for state in states]
-    constants = FeedbackConfig()
     report.section(
         "Feedback",
         "What the validation confusion of every epoch did to the weight of each class in the loss, and to the "
@@ -134,8 +134,8 @@ def _add_feedback(report: Report, classes: tuple[str, ...], documents: Sequence[
         feedback_plot(
             [factor.thresholds for factor in factors],
             classes,
-            neutral=constants.tau0,
-            bounds=(constants.tau_min, constants.tau_max),
+            neutral=BASE_THRESHOLD,
+            bounds=(MIN_THRESHOLD, MAX_THRESHOLD),
             title="Acceptance thresholds",
             ylabel="threshold",
         )
