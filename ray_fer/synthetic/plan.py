@@ -1,8 +1,8 @@
 """The contents of a synthetic study, decided before anything is drawn: classes, people and random streams.
 
-The sets have the problems that the system is made for. The labelled set is small and long-tailed; validation and test are
-milder, so that rare classes can be measured at all; the unlabeled buckets have a bias of their own, hold faces of no
-labelled class, and the second one also looks different (grey, blurred, dim). A pseudo-labeller that trusts its
+The sets have the problems that the system is made for. The labelled set is small and long-tailed. Validation and test
+are milder, so that rare classes can be measured at all. The unlabeled buckets have a bias of their own and hold faces
+of no labelled class; the second one also looks different (grey, blurred, dim). A pseudo-labeller that trusts its
 confidence everywhere inherits all of that. No person occurs in two sets. All shares are design choices.
 """
 
