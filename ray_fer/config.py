@@ -25,7 +25,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from ray_fer.config_values import KeysOf, Plain, merged, parse_yaml, read_yaml, typed_fields
+from ray_fer.argument_text import Plain
+from ray_fer.config_values import KeysOf, merged, parse_yaml, read_yaml, typed_fields
 from ray_fer.errors import UserError
 
 Minutes = Annotated[float, Field(ge=0)] | None

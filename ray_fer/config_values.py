@@ -1,9 +1,9 @@
-"""What stands in an argument or a YAML file becomes a value by the type of its field, never by what it looks like.
+"""Conversion of the text of arguments and YAML files to values, by the types of a schema's fields.
 
-YAML itself would read a folder called ``20241128_1530`` as a number, ``2024-11-28`` as a date and ``no`` as false. So
-scalars without quotes arrive here as `Plain` text, and `typed` gives them to the fields of a schema: text stays text to
-the letter, numbers are decimal. On a command line ``null``, ``[a,b]`` and ``{key: value}`` are none, a list, a mapping
-only where a field takes such, and text elsewhere.
+YAML itself would read a folder called ``20241128_1530`` as a number, ``2024-11-28`` as a date and ``no`` as false.
+Therefore scalars without quotes are parsed as `Plain` text, and `typed` converts them by the type of their field: text
+stays text to the letter, and numbers are decimal. On a command line, ``null``, ``[a,b]`` and ``{key: value}`` are None,
+a list and a mapping only if the field takes such a value, and text otherwise.
 """
 
 from __future__ import annotations
@@ -19,27 +19,22 @@ from pydantic import BaseModel
 from yaml.constructor import ConstructorError
 
 from ray_fer import storage
+from ray_fer.argument_text import Plain, list_items, mapping_items, unquoted
 from ray_fer.errors import UserError, one_line
 
 _INTEGER = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")
 _NOT_FINITE = re.compile(r"[+-]?\.(inf|nan)", re.IGNORECASE)  # as YAML writes them
 _LISTS = (list, tuple, set, frozenset, Sequence)
 _MAPPINGS = (dict, Mapping)
-_CLOSING = {"[": "]", "{": "}"}
-_QUOTES = "'\""
 _MERGE = "tag:yaml.org,2002:merge"
 _NULLS = ("", "~", "null", "Null", "NULL")
 
 
-class Plain(str):
-    """Text that was written without quotes: what it is depends on the type of its field."""
-
-
 class KeysOf:
-    """In the annotation of a ``dict[str, Any]``: its keys are those of another schema.
+    """Annotates a ``dict[str, Any]`` whose keys are those of another schema.
 
     Args:
-        schema: of which.
+        schema: The schema that has the keys.
     """
 
     def __init__(self, schema: type[BaseModel]) -> None:
@@ -50,7 +45,7 @@ class KeysOf:
 
 
 class _Loader(yaml.SafeLoader):
-    """Keeps the text of scalars, and refuses a key that is there twice."""
+    """A YAML loader that keeps the text of scalars, and refuses a key that is given twice."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         letter: [(tag, pattern) for tag, pattern in resolvers if tag == _MERGE]
@@ -86,16 +81,16 @@ def parse_yaml(text: str | bytes) -> Any:
     """A YAML document of lists, mappings, text and `Plain` text; None for ``null``, ``~`` and empty values.
 
     Raises:
-        yaml.YAMLError: when it is none, or has a key twice.
+        yaml.YAMLError: If the text is not YAML, or has a key twice.
     """
     return yaml.load(text, _Loader)
 
 
 def read_yaml(uri: str) -> Any:
-    """`parse_yaml` of a file.
+    """`parse_yaml` the file at ``uri``.
 
     Raises:
-        UserError: saying why it cannot be read, without its name.
+        UserError: If the file cannot be read or parsed; the message does not name the file.
     """
     try:
         return parse_yaml(storage.read_bytes(uri))
@@ -106,7 +101,7 @@ def read_yaml(uri: str) -> Any:
 
 
 def merged(base: Any, over: Any) -> Any:
-    """``over`` on top of ``base``: mappings key by key, anything else as a whole."""
+    """``over`` on top of ``base``: mappings are merged key by key, and anything else is replaced."""
     if not isinstance(base, Mapping) or not isinstance(over, Mapping):
         return over
     return {**base, **{key: merged(base.get(key), value) for key, value in over.items()}}
@@ -116,7 +111,7 @@ def merged(base: Any, over: Any) -> Any:
 
 
 def typed_fields(schema: type[BaseModel], values: Any) -> Any:
-    """``values`` by the types of the fields of ``schema``; what is no mapping, and unknown keys, as they are."""
+    """``values`` converted by the types of the fields of ``schema``; unknown keys, and non-mappings, are kept as is."""
     if not isinstance(values, Mapping):
         return values
     annotations = {
@@ -127,9 +122,9 @@ def typed_fields(schema: type[BaseModel], values: Any) -> Any:
 
 
 def typed(annotation: Any, value: Any) -> Any:
-    """``value`` with its `Plain` text as what ``annotation`` takes.
+    """``value`` with its `Plain` text converted to the type ``annotation``.
 
-    What it cannot be is left as text, for the schema to say so. Under ``Any`` it stays `Plain`.
+    Text that cannot be converted stays text, so that the schema refuses it. Under ``Any`` it stays `Plain`.
     """
     forms = list(_forms(annotation))
     if isinstance(value, Plain):
@@ -147,11 +142,11 @@ def _typed_text(forms: list[Any], text: Plain) -> Any:
         return None
     of_list = next((form for form in forms if _kind(form) in _LISTS), None)
     if of_list is not None:
-        if (parts := _inside(text, "[")) is not None:
-            return [typed(_element(of_list, index), _unquoted(part)) for index, part in enumerate(parts)]
-        return typed(_element(of_list, 0), text)  # one, which the schema may take for a list of one
+        if (parts := list_items(text)) is not None:
+            return [typed(_element(of_list, index), unquoted(part)) for index, part in enumerate(parts)]
+        return typed(_element(of_list, 0), text)  # the schema may take a single value as a list of one
     if any(isinstance(form, KeysOf) or _kind(form) in _MAPPINGS or _is_model(form) for form in forms):
-        if (pairs := _pairs(text)) is not None:
+        if (pairs := mapping_items(text)) is not None:
             return _typed_mapping(forms, pairs)
         return str(text)
     if Any in forms:
@@ -192,7 +187,7 @@ def _typed_mapping(forms: list[Any], values: Mapping[Any, Any]) -> Any:
 
 
 def _forms(annotation: Any) -> Iterator[Any]:
-    """The alternatives of a type, without what `Annotated` adds but `KeysOf`."""
+    """The alternatives of a type; of the metadata in `Annotated` only `KeysOf` is kept."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from (each for each in annotation.__metadata__ if isinstance(each, KeysOf))
@@ -215,77 +210,3 @@ def _kind(form: Any) -> Any:
 
 def _is_model(form: Any) -> bool:
     return isinstance(form, type) and issubclass(form, BaseModel)
-
-
-# --- lists and mappings in an argument ---
-# Not YAML's: it stops at characters that are common in paths, such as {, # and *.
-
-
-def _inside(text: str, opening: str) -> list[str] | None:
-    """What stands between the commas of ``[…]`` or ``{…}``, without blanks around; None where ``text`` is no such."""
-    text = text.strip()
-    if not (text.startswith(opening) and len(text) > 1 and text.endswith(_CLOSING[opening])):
-        return None
-    text = text[1:-1]
-    wholes = _wholes(text)
-    parts, start, place = [], 0, 0
-    while place < len(text):
-        if text[place] == ",":
-            parts.append(text[start:place].strip())
-            start = place + 1
-        place = wholes.get(place, place + 1)
-    if last := text[start:].strip():
-        parts.append(last)
-    return parts
-
-
-def _pairs(text: str) -> dict[str, Any] | None:
-    parts = _inside(text, "{")
-    if parts is None:
-        return None
-    pairs = {}
-    for part in parts:
-        key, colon, value = part.partition(":")
-        # As in YAML, where a colon without a blank belongs to the text.
-        if not colon or value[:1].strip():
-            return None
-        pairs[str(_unquoted(key.strip()))] = _unquoted(value.strip())
-    return pairs
-
-
-def _wholes(text: str) -> dict[int, int]:
-    """From where a quoted text or a bracket begins to the place after its end; a bracket that stays open is text."""
-    ends, open_brackets, place = dict[int, int](), list[int](), 0
-    while place < len(text):
-        character = text[place]
-        if character in _CLOSING:
-            open_brackets.append(place)
-        elif character in _CLOSING.values():
-            matching = [each for each in open_brackets if _CLOSING[text[each]] == character]
-            if matching:
-                ends[matching[-1]] = place + 1
-                del open_brackets[open_brackets.index(matching[-1]) :]
-        elif character in _QUOTES and (text[:place].rstrip()[-1:] or ",") in ",:[{":
-            end = _end_of_quote(text, place)
-            if end is not None:
-                ends[place] = end
-                place = end
-                continue
-        place += 1
-    return ends
-
-
-def _end_of_quote(text: str, place: int) -> int | None:
-    pattern = r"'(?:[^']|'')*'" if text[place] == "'" else r'"(?:[^"\\]|\\.)*"'
-    found = re.compile(pattern).match(text, place)
-    return found.end() if found else None
-
-
-def _unquoted(text: str) -> str:
-    """What is quoted as a whole is text whatever the type; it may hold commas, blanks at its ends and escapes."""
-    if text[:1] and text[0] in _QUOTES and _end_of_quote(text, 0) == len(text):
-        try:
-            return str(yaml.safe_load(text))
-        except yaml.YAMLError:
-            pass
-    return Plain(text)

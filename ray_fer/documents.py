@@ -1,8 +1,8 @@
-"""JSON files that one job leaves for another, checked when they are read back.
+"""JSON files that one job writes for another, validated when they are read.
 
-Disks fill up, copies are cut short and people edit files, so what is read is not always what was written. A schema is a
-``TypedDict`` of the keys that readers use; a file that does not fit it is refused in one line that names file and key.
-Other keys, of an earlier or a later version, are left as they are.
+Disks fill up, copies are cut short and people edit files, so a file may differ from what was written. A schema is a
+``TypedDict`` of the keys that readers use. A file that does not fit it is refused in one line that names file and key.
+Other keys, of an earlier or a later version, are kept as they are.
 """
 
 from __future__ import annotations
@@ -21,39 +21,48 @@ Schema = TypeVar("Schema")
 
 
 class MissingDocumentError(UserError):
-    """There is no such file."""
+    """The file does not exist."""
 
 
 def read_document(uri: str, schema: type[Schema]) -> Schema:
-    """The JSON document at ``uri``.
+    """Reads and validates the JSON document at ``uri``.
 
     Args:
-        uri: local or ``s3://``.
-        schema: what it has to be, checked without converting any value.
+        uri: The file, local or ``s3://``.
+        schema: The schema that the document has to fit; no value is converted.
 
     Raises:
-        MissingDocumentError: when there is none.
-        UserError: when it cannot be read, is not JSON or does not fit ``schema``.
+        MissingDocumentError: If the file does not exist.
+        UserError: If the file cannot be read, is not JSON or does not fit ``schema``.
+    """
+    return parse_document(read_file(uri), uri, schema)
+
+
+def read_file(uri: str) -> bytes:
+    """The contents of the file at ``uri``.
+
+    Raises:
+        MissingDocumentError: If the file does not exist.
+        UserError: If the file cannot be read.
     """
     try:
-        data = storage.read_bytes(uri)
+        return storage.read_bytes(uri)
     except FileNotFoundError:
         raise MissingDocumentError(f"{uri}: is missing") from None
     except (OSError, BotoCoreError) as error:
         raise UserError(f"{uri}: cannot be read ({one_line(error)})") from None
-    return parse_document(data, uri, schema)
 
 
 def parse_document(data: bytes, uri: str, schema: type[Schema]) -> Schema:
-    """As `read_document`, of what was read from ``uri`` already."""
+    """Like `read_document`, for ``data`` that has been read from ``uri``."""
     return check_document(parse_json(data, uri), uri, schema)
 
 
 def parse_json(data: bytes, uri: str) -> Any:
-    """What the JSON that was read from ``uri`` holds, unchecked.
+    """Parses JSON that has been read from ``uri``; its contents are not validated.
 
     Raises:
-        UserError: naming ``uri``, when it is no JSON.
+        UserError: If ``data`` is not JSON; the message names ``uri``.
     """
     try:
         return json.loads(data)
@@ -62,10 +71,10 @@ def parse_json(data: bytes, uri: str) -> Any:
 
 
 def check_document(document: Any, uri: str, schema: type[Schema]) -> Schema:
-    """``document``, read from ``uri``, if it fits ``schema``.
+    """Validates ``document``, which has been read from ``uri``, and returns it.
 
     Raises:
-        UserError: naming ``uri`` and the first key that does not fit.
+        UserError: If it does not fit ``schema``; the message names ``uri`` and the first key that does not fit.
     """
     try:
         _adapter(cast("Any", schema)).validate_python(document, strict=True)

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this", and what jobs print of others that are no bugs."""
+"""The exception for errors that the user can fix, and the messages of other exceptions that are not bugs."""
 
 import errno
 import re
@@ -9,11 +9,11 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class UserError(Exception):
-    """A wrong key, value, file or row in what the user gave. The message is one line that names it."""
+    """A wrong key, value, file or row in the user's input. The message is one line that names it."""
 
 
 def one_line(error: BaseException) -> str:
-    """What a library's exception says, as one uncoloured line of at most 300 characters."""
+    """The message of a library's exception as one line of at most 300 characters, without terminal colours."""
     return " ".join(_COLOUR.sub("", str(error)).split())[:300] or type(error).__name__
 
 
@@ -21,12 +21,12 @@ _LASTING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR),
     *(errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
 }
-# Some libraries put the system's error into a text of their own.
+# Some libraries quote the system's error in a message of their own.
 _FULL = ("no space left on device", "disk quota exceeded")
 
 
 def is_lasting(error: BaseException) -> bool:
-    """Whether it is an error of files that lasts until somebody mends it: no such file, no permission, no space."""
+    """Whether the error is one of files that remains until somebody fixes it: no such file, no permission, no space."""
     lasts = isinstance(error, OSError) and (
         error.errno in _LASTING or isinstance(error, FileNotFoundError | PermissionError)
     )
@@ -34,7 +34,10 @@ def is_lasting(error: BaseException) -> bool:
 
 
 def explained(error: BaseException) -> tuple[int, str] | None:
-    """The exit status and the line for an error that is no bug: 2 where the user can mend it; None for a bug."""
+    """The exit status and the message of an error; None if the error is a bug.
+
+    The status is 2 if the user can fix the error, else 1.
+    """
     if isinstance(error, UserError):
         return 2, " ".join(str(error).splitlines())
     if is_lasting(error):

@@ -36,12 +36,12 @@ ALIASES: Mapping[str, str] = {
     "contemptuous": "contempt",
     "others": "other",
 }
-"""Other spellings, lower-case."""
+"""The canonical name of other spellings, which are lower-case."""
 
 AFFECTNET: Mapping[int, str | None] = dict(
     enumerate(("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt", None, None, None))
 )
-"""AffectNet; 8 None, 9 Uncertain, 10 No-Face have no class."""
+"""AffectNet; 8 (None), 9 (Uncertain) and 10 (No-Face) have no class."""
 
 RAF_DB: Mapping[int, str | None] = dict(
     enumerate(("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral"), start=1)
@@ -59,14 +59,14 @@ FERPLUS: Mapping[int, str | None] = dict(
 """The vote columns of fer2013new.csv; unknown and NF (not a face) have no class."""
 
 EXPW: Mapping[int, str | None] = dict(FER2013)
-"""ExpW's label.lst."""
+"""The labels in ExpW's label.lst."""
 
 
 def canonical(name: str) -> str:
     """The canonical name of an expression, from any case or alias.
 
     Raises:
-        UserError: for a class that is not an expression; the message names it.
+        UserError: If ``name`` is not an expression; the message names it.
     """
     key = name.strip().lower()
     key = ALIASES.get(key, key)

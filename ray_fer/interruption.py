@@ -1,9 +1,9 @@
-"""SIGINT and SIGTERM: the first of them ends a job, whatever it is doing, within seconds.
+"""SIGINT and SIGTERM: the first signal ends a job within seconds, whatever it is doing.
 
-Both raise a `KeyboardInterrupt` in the main thread. That alone is not enough. A library may take over the handler, drop
-the exception where none can be raised (in ``__del__``, in a callback from C), or keep the main thread in C for minutes,
-where no Python handler runs. So the signal is also noted by a thread, which ends the process when the main thread has
-not done so in time. Nothing is lost by that which a kill would not lose, and every job goes on after a kill.
+Both signals raise a `KeyboardInterrupt` in the main thread, which is not always enough. A library may replace the
+handler, drop the exception where none can be raised (in ``__del__``, in a callback from C), or keep the main thread in
+C for minutes, where no Python handler runs. Therefore a thread also receives the signal, and ends the process if the main
+thread does not end it in time. This loses no more than a kill, and every job continues after a kill.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from typing import Any
 STATUS = 130
 MESSAGE = "interrupted; the same command goes on from here"
 SECONDS = 10.0
-"""How long a job may take to end by itself, and to commit what is done."""
+"""Seconds that a job may take to commit its results and to end by itself."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AGAIN_SECONDS = 0.1
 
 
 class _State:
-    """Of this process, which has one main thread.
+    """The state of this process, which has one main thread.
 
     Attributes:
-        listening: whether `listen` was called.
-        begun: whether the main thread has been interrupted and nobody has answered to it.
-        ending: whether the job is over, so that nothing is left to interrupt.
-        last_words: status and line of a process that is ended because its main thread does not end it.
-        answered: tells the thread that waits that the interruption was answered to.
+        listening: Whether `listen` was called.
+        begun: Whether the main thread has been interrupted, and `answer` has not been called since.
+        ending: Whether the job is over, so that nothing is left to interrupt.
+        last_words: Exit status and message of a process whose main thread does not end it in time.
+        answered: Set by `answer`, for the thread that would end the process.
     """
 
     def __init__(self) -> None:
@@ -48,42 +48,42 @@ _state = _State()
 
 
 def listen() -> None:
-    """Makes the signals interrupt this process, which runs a job. To be called once, by the main thread."""
+    """Makes the signals interrupt this process, which runs a job. The main thread calls it once."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     _state.listening = True
     reinstall()
-    # Written to by the signal's own handler, also while the main thread is in C.
+    # The signal handler in C writes to this file even while the main thread is in C.
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     sys.unraisablehook = _unraisable
     threading.Thread(target=_watch, args=(reader,), name="interruption", daemon=True).start()
 
 
 def reinstall() -> None:
-    """Takes the handlers back from a library that has put in its own; only the main thread can."""
+    """Replaces the handlers that a library has installed; other threads than the main one cannot, and do nothing."""
     if threading.current_thread() is not threading.main_thread():
         return
     for number in _SIGNALS:
-        # What a shell starts in the background, or nohup, is not to be stopped by the terminal's Ctrl-C.
+        # A job that a shell or nohup started in the background ignores the terminal's Ctrl-C, and continues to.
         if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt if _state.listening else signal.default_int_handler)
 
 
 def begun() -> bool:
-    """Whether the main thread was interrupted and has not answered to it: what it raises since then follows from it."""
+    """Whether the main thread was interrupted and `answer` was not called; later exceptions are then a consequence."""
     return _state.begun
 
 
 def answer() -> None:
-    """Says that the interruption has done its work, and that the process lives on; the next one is a new one."""
+    """Declares that the interruption has been handled and the process continues; the next signal is a new one."""
     _state.answered.set()
     _state.begun = False
 
 
 def end(status: int) -> None:
-    """Says that the job is over: signals no longer interrupt the main thread, which only has to leave with ``status``.
+    """Declares that the job is over, so that signals no longer interrupt the main thread.
 
-    A signal still bounds the time that it takes to leave.
+    After a signal the process still exits with ``status`` within `SECONDS`.
     """
     _state.ending = True
     _state.last_words = (status, "")
@@ -93,7 +93,7 @@ def end(status: int) -> None:
 def shielded_children() -> Iterator[None]:
     """Keeps the terminal's Ctrl-C, which goes to a whole process group, from the processes that the block starts.
 
-    Who starts them has to end them when it is interrupted itself.
+    The caller has to end them when it is interrupted itself.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -103,20 +103,20 @@ def shielded_children() -> Iterator[None]:
 
 
 def stop_main(line: str) -> None:
-    """Interrupts the main thread, from another one.
+    """Interrupts the main thread from another thread.
 
     Args:
-        line: what the process says, with status 2, where the main thread does not end it in time.
+        line: The message of the process, which exits with status 2, if the main thread does not end it in time.
     """
     _state.last_words = (2, line)
     main = threading.main_thread().ident
     number = signal.SIGTERM if _state.listening else signal.SIGINT
     if main is not None and callable(signal.getsignal(number)):
-        signal.pthread_kill(main, number)  # also out of a system call that waits
+        signal.pthread_kill(main, number)  # this also ends a system call that waits
 
 
 def _interrupt(_signum: int, _frame: Any) -> None:
-    # Once: another one would interrupt the first one's clean-up.
+    # A second exception would interrupt the clean-up after the first.
     if not _state.begun and not _state.ending:
         _state.begun = True
         raise KeyboardInterrupt
@@ -143,5 +143,5 @@ def _watch(reader: int) -> None:
             os.write(2, f"{line}\n".encode() if line else b"")
             os._exit(status)
         _state.answered.clear()
-        while select.select([reader], [], [], 0)[0]:  # what came between the first and the answer was not another one
+        while select.select([reader], [], [], 0)[0]:  # signals before the answer belong to the same one
             os.read(reader, 4096)

@@ -1,8 +1,11 @@
-"""The frame around every job: arguments in, one JSON line out, an exit status that means something.
+"""The command line of every job: it takes arguments, prints one JSON line and exits with a status.
 
-Human-readable progress goes to stderr. The last line of stdout is the summary as one JSON object. Exit status 0: done;
-2: the user can mend it (one line on stderr says what); 130: interrupted; 1: anything else, in one line where a file
-system or a store has failed, else with a traceback.
+Human-readable progress goes to stderr. The last line of stdout is the summary as one JSON object. The exit status is
+
+- 0 if the job is done;
+- 2 if the user can fix an error, which is one line on stderr;
+- 130 if the job was interrupted;
+- 1 after any other error, which is one line if a file system or a store has failed, else a traceback.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ def main(job: str, function: Callable[[Any], dict[str, Any]]) -> None:
     """Runs ``function`` on the config of ``job`` made from the command line, and exits.
 
     Args:
-        job: the job's name, which is also its file in ``conf/``.
-        function: takes the validated config, returns a JSON-able summary.
+        job: The job's name, which is also the name of its file in ``conf/``.
+        function: Takes the validated config and returns a JSON-able summary.
     """
     interruption.listen()
     try:
@@ -34,16 +37,17 @@ def main(job: str, function: Callable[[Any], dict[str, Any]]) -> None:
     except KeyboardInterrupt:
         status = _interrupted()
     if status:
-        # The interpreter's own end takes seconds where torch is loaded, waits for what threads are in, and may crash
-        # where one of them, of a training that was given up, is in Ray.
+        # The interpreter's own exit takes seconds if torch is loaded and waits for threads. It may crash if a thread of
+        # an abandoned training is inside Ray.
         sys.stderr.flush()
         os._exit(status)
 
 
 def _run(job: str, function: Callable[[Any], dict[str, Any]]) -> int:
-    # Here, or a signal that comes meanwhile would be a traceback.
+    # Imported here, or a signal during the import would print a traceback.
     from ray_fer import storage
     from ray_fer.config import job_help, load_config
+    from ray_fer.writable import check_writable
 
     arguments = sys.argv[1:]
     if any(argument in {"-h", "--help", "help"} for argument in arguments):
@@ -56,12 +60,12 @@ def _run(job: str, function: Callable[[Any], dict[str, Any]]) -> int:
     try:
         config = load_config(job, arguments)
         for key, uri in config.outputs().items():
-            storage.check_writable(key, uri, folder=not config.writes_file)
+            check_writable(key, uri, folder=not config.writes_file)
         summary = function(config)
         _disconnect()
         print(storage.to_json({"job": job, **summary, "seconds": round(time.time() - started, 1)}), flush=True)
     except Exception as error:
-        if interruption.begun():  # a library has made another exception of it
+        if interruption.begun():  # a library has converted the KeyboardInterrupt
             raise KeyboardInterrupt from None
         status = _report(error)
         _disconnect()
@@ -83,13 +87,13 @@ def _interrupted() -> int:
     interruption.end(interruption.STATUS)
     print(interruption.MESSAGE, file=sys.stderr, flush=True)
     logging.disable()
-    with contextlib.suppress(Exception):  # Ray may have been starting, or half imported
+    with contextlib.suppress(Exception):  # Ray may be starting, or half imported
         _disconnect()
     return interruption.STATUS
 
 
 def _disconnect() -> None:
-    # Before the summary is printed, or a worker's log line could follow it on stdout.
+    # This comes before the summary is printed, or a worker's log line could follow it on stdout.
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Modules of the user's that a job is given by name: a method, a net."""
+"""Import of modules that a user names in an argument: methods and nets."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ray_fer.errors import UserError
 
 
 def is_there(name: str) -> bool:
-    """Whether a module can be found, in the current folder or installed; of ``a.b.c``, ``a`` and ``a.b`` are imported.
+    """Whether a module is in the current folder or installed; for ``a.b.c``, it imports ``a`` and ``a.b``.
 
     Raises:
-        ModuleNotFoundError: when one of them is there and lacks another module.
+        ModuleNotFoundError: If ``a`` or ``a.b`` exists and imports a module that is missing.
     """
     if not all(part.isidentifier() for part in name.split(".")):
         return False
-    # Python looks into the folder of the script alone; Ray's workers look into the driver's folder already.
+    # Python searches the folder of the script, not the current one. Ray's workers search the driver's already.
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
     try:
         return importlib.util.find_spec(name) is not None
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # it is there, and lacks another
+            raise  # the package exists, and a module that it imports is missing
         return False
 
 
@@ -35,11 +35,11 @@ def load(where: str, name: str) -> ModuleType:
     """Imports a module.
 
     Args:
-        where: What the message starts with, such as ``method=mine``.
-        name: Its import path.
+        where: The start of the message, such as ``method=mine``.
+        name: The import path of the module.
 
     Raises:
-        UserError: when it is not there, which on a worker it may not be.
+        UserError: If the module is not on this node, be it the driver's or a worker's.
     """
     if not is_there(name):
         raise UserError(f"{where}: no such module on {socket.gethostname()}, in the current folder or installed")

@@ -1,4 +1,4 @@
-"""What a job asks a cluster for, from its ``device`` and ``workers`` and from what the cluster has now."""
+"""The device and the workers of a job, from its ``device`` and ``workers`` and from what the cluster has now."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _MOST_WORKERS_PER_GPU = 8
 
 
 def choose_device(asked: Device, gpus: int, cpus: int, local: bool) -> tuple[str, str | None]:
-    """Where to compute, and what is to be said of it.
+    """Chooses the device to compute on.
 
     Args:
-        asked: ``cuda`` on a cluster without a GPU asks for some and so calls its autoscaler; ``auto`` takes what there
-            is now.
-        gpus: of the cluster as it stands.
-        cpus: likewise.
-        local: whether nobody will ever add a node.
+        asked: The value of ``device``. ``cuda`` on a cluster without a GPU asks its autoscaler for one; ``auto`` takes
+            what the cluster has now.
+        gpus: The number of GPUs that the cluster has now.
+        cpus: The number of CPUs that the cluster has now.
+        local: Whether Ray runs on this machine alone, so that no node will be added.
 
     Returns:
-        ``cuda`` or ``cpu``, and a line for the log or None.
+        ``cuda`` or ``cpu``, and a message for the log or None.
 
     Raises:
-        UserError: for ``cuda`` where there will never be a GPU.
+        UserError: If ``cuda`` is asked for and there will never be a GPU.
     """
     if asked == "cuda" and not gpus:
         if local:
@@ -42,10 +42,10 @@ def choose_device(asked: Device, gpus: int, cpus: int, local: bool) -> tuple[str
 
 
 def find_device(asked: Device) -> str:
-    """`choose_device` on the connected cluster, or before any is connected; says its line.
+    """Applies `choose_device` to the connected cluster, or to this machine before one is connected; logs its message.
 
     Raises:
-        UserError: as there.
+        UserError: If ``cuda`` is asked for and there will never be a GPU.
     """
     from ray_fer import cluster
 
@@ -56,10 +56,10 @@ def find_device(asked: Device) -> str:
 
 
 def check_device(asked: Device) -> None:
-    """Refuses ``cuda`` where there is neither a GPU nor a cluster, before anything is started.
+    """Checks the device before anything is started.
 
     Raises:
-        UserError: then.
+        UserError: If ``cuda`` is asked for and there is neither a GPU nor a cluster.
     """
     if asked == "cuda":
         from ray_fer import cluster  # imports Ray
@@ -68,10 +68,10 @@ def check_device(asked: Device) -> None:
 
 
 def device_here(asked: Device) -> str:
-    """Where a job that runs in one process computes: ``auto`` is a GPU where torch has one.
+    """The device of a job that runs in one process: ``auto`` is a GPU if torch finds one.
 
     Raises:
-        UserError: for ``cuda`` where torch has none.
+        UserError: If ``cuda`` is asked for and torch finds no GPU.
     """
     import torch
 
@@ -82,16 +82,16 @@ def device_here(asked: Device) -> str:
 
 
 def ranks(device: str, workers: int | None, nodes: Sequence[Mapping[str, float]]) -> tuple[int, dict[str, float]]:
-    """How many ranks train, and what each takes of a node.
+    """The number of ranks that train, and the resources that each takes of a node, by Ray's names.
 
     Args:
         device: ``cuda`` or ``cpu``.
-        workers: None is one per GPU, or one on CPUs and where GPUs have yet to come.
-        nodes: what each has, by Ray's names of resources.
+        workers: The number of ranks; None is one per GPU, or one on CPUs and while the cluster has no GPU yet.
+        nodes: The resources of every node, by Ray's names.
     """
     if device == "cuda":
         with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
-        # Of nodes that have yet to come only one core is known.
+        # Nodes that the autoscaler has yet to add have at least one core.
         cpus = min((int(node.get("CPU", 1) // node["GPU"]) for node in with_gpu), default=1)
         gpus = int(sum(node["GPU"] for node in with_gpu))
         return workers or max(1, gpus), {"GPU": 1, "CPU": max(1, min(cpus, _MOST_CPUS_PER_GPU))}
@@ -100,16 +100,16 @@ def ranks(device: str, workers: int | None, nodes: Sequence[Mapping[str, float]]
 
 
 def extractors(device: str, workers: int | None, gpus: int, cpus: int) -> tuple[int, dict[str, Any]]:
-    """How many actors extract features, and what each takes as Ray Data's arguments.
+    """The number of actors that extract features, and their resources as arguments of Ray Data.
 
     Args:
         device: ``cuda`` or ``cpu``.
-        workers: None is one per core, and of those that share a GPU at most eight.
-        gpus: of the cluster as it stands.
-        cpus: likewise.
+        workers: The number of actors; None is one per core, and on GPUs at most eight per GPU.
+        gpus: The number of GPUs that the cluster has now.
+        cpus: The number of CPUs that the cluster has now.
     """
     if device == "cpu":
         return workers or max(1, cpus), {"num_cpus": 1}
-    # On a GPU the actors that share it hide each other's decoding, which is the slower half.
+    # Decoding is slower than the net on a GPU, so several actors share it and decode in turn.
     of_gpu = max(1, min(cpus // gpus, _MOST_WORKERS_PER_GPU)) if gpus else 1
     return workers or max(1, gpus * of_gpu), {"num_cpus": 1, "num_gpus": 1 / of_gpu}

@@ -1,4 +1,4 @@
-"""Whether there is room for what a job asks of Ray, and what it says while it waits for some."""
+"""Whether a cluster has room for the workers of a job, and the messages of a job that waits for room."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Resources = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Demand:
-    """What has to run at the same time.
+    """Workers that have to run at the same time.
 
     Attributes:
-        key: the argument that asks for it, as ``workers``.
-        count: how many workers.
-        share: what each of them takes of one node, by Ray's names of resources.
+        key: The argument that sets their number, such as ``workers``.
+        count: The number of workers.
+        share: The resources that each worker takes of one node, by Ray's names.
     """
 
     key: str
@@ -33,23 +33,23 @@ class Demand:
 
 
 def places(nodes: Sequence[Resources], share: Resources) -> int:
-    """How many workers that take ``share`` fit on ``nodes`` while nothing else runs there."""
+    """The number of workers taking ``share`` that fit on ``nodes`` while nothing else runs there."""
     wanted = {name: amount for name, amount in share.items() if amount}
-    # A tenth of a GPU ten times is a GPU.
+    # Ten workers with a tenth of a GPU fit on one GPU in spite of rounding.
     return sum(int(min(node.get(name, 0) / amount for name, amount in wanted.items()) + 1e-6) for node in nodes)
 
 
 def describe(resources: Resources, names: Sequence[str] = ()) -> str:
-    """CPUs and GPUs in words, ``2 CPUs and 1 GPU``; of those not among ``names`` only what there is some of."""
+    """CPUs and GPUs in words, such as ``2 CPUs and 1 GPU``; a number of zero is left out unless it is in ``names``."""
     found = {name: resources.get(name, 0) for name in ("CPU", "GPU") if resources.get(name) or name in names}
     return " and ".join(f"{amount:g} {name}{'' if amount == 1 else 's'}" for name, amount in found.items()) or "nothing"
 
 
 def check_room(demand: Demand, nodes: Sequence[Resources]) -> None:
-    """Refuses what ``nodes``, to which nobody will add one, can never run.
+    """Checks that a demand fits on ``nodes``, to which none will be added.
 
     Raises:
-        UserError: naming the key, and the most that there is room for.
+        UserError: If it does not fit; the message names the key and the largest number that fits.
     """
     room = places(nodes, demand.share)
     if room >= demand.count:
@@ -60,12 +60,12 @@ def check_room(demand: Demand, nodes: Sequence[Resources]) -> None:
 
 
 def waiting_line(demand: Demand, nodes: Sequence[Resources], free: Resources) -> str:
-    """What is asked for and what is there.
+    """The message that tells what a job waits for and what the cluster has.
 
     Args:
-        demand: what waits.
-        nodes: of the cluster as it stands.
-        free: what of them nothing uses, in all.
+        demand: The workers that wait.
+        nodes: The resources of every node of the cluster.
+        free: The sum of the resources that are not in use.
     """
     total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
     asked = [name for name, amount in demand.share.items() if amount]
@@ -78,13 +78,13 @@ def waiting_line(demand: Demand, nodes: Sequence[Resources], free: Resources) ->
 
 
 class Patience:
-    """How long a demand has waited, what is to be said of it, and when it is given up.
+    """Measures how long a demand has waited, says so at intervals, and gives up in the end.
 
     Args:
-        demand: what waits.
-        minutes: to wait for room; None: for ever.
-        every: seconds between two lines.
-        clock: seconds, from any beginning.
+        demand: The workers that wait.
+        minutes: Minutes to wait for room; None waits for ever.
+        every: Seconds between two messages.
+        clock: Returns the time in seconds, from any origin.
     """
 
     def __init__(
@@ -99,20 +99,20 @@ class Patience:
         self._said = self._since
 
     def note(self, placed: bool) -> None:
-        """Takes note that everything asked for runs, or that it waits (again)."""
+        """Records that all workers run (``placed``), or that they wait."""
         if placed:
             self._since = None
         elif self._since is None:
             self._since = self._said = self.clock()
 
     def look(self, describe_cluster: Callable[[], tuple[Sequence[Resources], Resources]]) -> str | None:
-        """The line that is due now, or None.
+        """The message that is due now, or None.
 
         Args:
-            describe_cluster: asks for what every node has and for what is free in all.
+            describe_cluster: Returns the resources of every node, and the sum of those that are not in use.
 
         Raises:
-            UserError: after ``minutes``.
+            UserError: If the workers have waited for ``minutes``.
         """
         if self._since is None:
             return None

@@ -1,11 +1,11 @@
-"""What all libraries that speak S3 are told: endpoint, region, addressing style and credentials, from one resolution.
+"""Endpoint, region, addressing style and credentials of S3, resolved once for all libraries.
 
-That resolution is botocore's: the ``AWS_*`` environment variables, profiles (with ``endpoint_url``, ``services``
-sections and ``s3 = addressing_style``) and instance roles. s3fs, and pyarrow through it, is built on botocore.
-deltalake, polars and Lance open files themselves, through the Rust crate object_store, which reads the environment but
-not all of a profile: they get what the client of s3fs has settled on.
+botocore resolves them from the ``AWS_*`` environment variables, profiles (with ``endpoint_url``, ``services`` sections
+and ``s3 = addressing_style``) and instance roles. s3fs, and pyarrow through it, is built on botocore. deltalake, polars
+and Lance open files themselves, through the Rust crate object_store, which reads the environment but not all of a
+profile. They are given the settings that the client of s3fs has resolved.
 
-Where botocore finds no credentials, requests are not signed, as public buckets and open servers want it.
+If botocore finds no credentials, requests are not signed, as public buckets and open servers require.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ray_fer.errors import UserError, one_line
 
 _RETRIES = 8
 _UNSIGNED = {"aws_skip_signature": "true"}
-# What decides; a process that changes them gets what they say now.
+# The settings are resolved again when one of these variables changes.
 _VARIABLES = (
     "AWS_PROFILE",
     "AWS_CONFIG_FILE",
@@ -42,23 +42,24 @@ _VARIABLES = (
 
 
 def s3_filesystem() -> Any:
-    """The s3fs file system of this thread. Listings are never cached: other processes write the same buckets.
+    """The s3fs file system of this thread. Listings are never cached, because other processes write the same buckets.
 
     Raises:
-        UserError: when the AWS configuration cannot be read, or names a profile that is not there or no endpoint.
+        UserError: If the AWS configuration cannot be read, names a profile that does not exist, or has an endpoint that
+            is not a URL.
     """
     access = _resolved()
     return _connect(access.credentials, access.region)
 
 
 def object_store_options(bucket: str) -> dict[str, str]:
-    """Storage options for libraries on object_store that keep them for long: deltalake and Lance.
+    """Storage options for deltalake and Lance, which use object_store and keep the options as long as a table is open.
 
-    Credentials that expire (of roles, SSO, processes) are left to the library, which finds and renews them by the same
-    variables and profiles; an option would expire with them.
+    Credentials that expire (of roles, SSO, processes) are not among the options, which would expire with them. The
+    library finds and renews such credentials by the same variables and profiles.
 
     Raises:
-        UserError: as `s3_filesystem`.
+        UserError: If `s3_filesystem` raises it.
     """
     access = _resolved()
     if access.credentials is None:
@@ -69,29 +70,29 @@ def object_store_options(bucket: str) -> dict[str, str]:
 
 
 def polars_arguments(bucket: str) -> dict[str, Any]:
-    """Arguments for the ``scan_…`` functions of polars, which asks for credentials whenever it wants them.
+    """Arguments for the ``scan_…`` functions of polars, which asks for credentials whenever it needs them.
 
     Raises:
-        UserError: as `s3_filesystem`.
+        UserError: If `s3_filesystem` raises it.
     """
     access = _resolved()
     options: dict[str, Any] = {"max_retries": _RETRIES} | access.place(bucket)
     if access.credentials is None:
         return {"storage_options": options | _UNSIGNED, "credential_provider": None}
-    # botocore renews what expires, so it is asked again before long.
+    # botocore renews credentials that expire, so polars has to ask again after ten minutes.
     return {"storage_options": options, "credential_provider": lambda: (access.keys(), int(time.time()) + 600)}
 
 
 @dataclass(frozen=True)
 class _Access:
-    """What botocore has settled on.
+    """The settings that botocore has resolved.
 
     Attributes:
-        credentials: which renew themselves where they expire; None where there are none.
-        region: as configured; None where it is not.
-        endpoint: URL without a bucket.
-        signing_region: ``region``, or what botocore takes where there is none.
-        virtual: whether the bucket is part of the host's name rather than of the path.
+        credentials: botocore's credentials, which renew themselves if they expire; None if there are none.
+        region: The configured region; None if there is none.
+        endpoint: The URL without a bucket.
+        signing_region: ``region``, or botocore's default if there is none.
+        virtual: Whether the bucket is part of the host's name rather than of the path.
     """
 
     credentials: Any
@@ -101,7 +102,7 @@ class _Access:
     virtual: bool
 
     def place(self, bucket: str) -> dict[str, str]:
-        """Options of object_store that say where ``bucket`` is."""
+        """The options of object_store that locate ``bucket``."""
         scheme, _, host = self.endpoint.partition("://")
         return {
             "aws_endpoint": f"{scheme}://{bucket}.{host}" if self.virtual else self.endpoint,
@@ -111,7 +112,7 @@ class _Access:
         }
 
     def keys(self) -> dict[str, str]:
-        """Options of object_store with the credentials as they are now."""
+        """The options of object_store that hold the current credentials."""
         held = self.credentials.get_frozen_credentials()
         named = {"aws_access_key_id": held.access_key, "aws_secret_access_key": held.secret_key}
         return named | ({"aws_session_token": held.token} if held.token else {})
@@ -123,7 +124,7 @@ def _resolved() -> _Access:
 
 @functools.lru_cache(maxsize=1)
 def _resolve(settings: tuple[str | None, ...]) -> _Access:
-    # What s3fs has made under other settings would go on with them.
+    # Cached instances of s3fs would keep the settings that they were made with.
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     try:
         session = botocore.session.get_session()
@@ -131,7 +132,7 @@ def _resolve(settings: tuple[str | None, ...]) -> _Access:
         # botocore itself does not know AWS_REGION, which all other SDKs read.
         region = session.get_config_variable("region") or os.environ.get("AWS_REGION")
         meta = _connect(credentials, region).s3.meta
-    except (botocore.exceptions.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is no URL
+    except (botocore.exceptions.BotoCoreError, ValueError) as error:  # ValueError: an endpoint that is not a URL
         raise UserError(f"AWS configuration: {one_line(error)}") from None
     virtual = (meta.config.s3 or {}).get("addressing_style") == "virtual"
     return _Access(credentials, region, meta.endpoint_url.rstrip("/"), meta.region_name, virtual)
@@ -142,8 +143,8 @@ def _connect(credentials: Any, region: str | None) -> Any:
         "s3",
         anon=credentials is None,
         use_listings_cache=False,
-        # That an open file is still the same is seen by the answers: no store takes an ETag that a gateway has changed,
-        # as by weakening it, for the condition of a request.
+        # Changes of an open file are detected from the answers. Conditional requests would fail behind a gateway that
+        # rewrites ETags, for instance to weak ones.
         local_expiry_check=True,
         client_kwargs={"region_name": region} if region else {},
         # s3fs retries each call itself; botocore's own retries sit below it and cover throttling.

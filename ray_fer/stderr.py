@@ -1,4 +1,4 @@
-"""Lines that a library writes to standard error past Python's logging and before any setting of its own counts."""
+"""Removal of lines that a library writes to standard error, if neither logging nor its own settings suppress them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 def without_lines(part: bytes) -> Iterator[None]:
     """Drops the lines that contain ``part`` from what this process writes to standard error while the block runs.
 
-    All other lines get through at once, and so does what processes write that the block has started and that outlive
-    it: their standard error goes on through the same pipe.
+    All other lines are forwarded at once. Processes that the block starts and that outlive it keep writing through the
+    same pipe, and their lines are forwarded and dropped in the same way.
     """
     sys.stderr.flush()
     kept = os.dup(2)
@@ -39,5 +39,5 @@ def without_lines(part: bytes) -> Iterator[None]:
     finally:
         sys.stderr.flush()
         os.dup2(kept, 2)
-        # Closed by the thread at the end of the pipe, which comes when nobody that was started meanwhile is left.
+        # The thread closes the pipe when all processes that the block started have ended, which may be much later.
         thread.join(0.2)

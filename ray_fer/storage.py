@@ -1,8 +1,7 @@
-"""URIs to file systems: one place that knows how a local path and an ``s3://`` URI are opened.
+"""Reading and writing local files and S3 objects by URI.
 
 Everything goes through fsspec (s3fs for ``s3://``). Endpoint, region and credentials come from the usual AWS
-environment variables, profiles and instance roles (see `s3`), so that nothing secret is ever part of a config or of a
-saved artifact.
+environment variables, profiles and instance roles (see `s3`), so that no config and no saved artifact holds a secret.
 """
 
 from __future__ import annotations
@@ -12,73 +11,22 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote_to_bytes
 
 import fsspec
 import pyarrow.fs
-from botocore.exceptions import BotoCoreError
 
 from ray_fer import s3
-from ray_fer.errors import UserError, one_line
-
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-_FILE_URI = re.compile(r"file:(?://(?:localhost)?(/.*)|(/(?!/).*))", re.IGNORECASE | re.DOTALL)
-# For an output a mistake that would go unnoticed: it would be written into a folder of that name.
-_ONE_SLASH = re.compile(r"s3[an]?:/(?!/)", re.IGNORECASE)
-
-
-def is_remote(uri: str) -> bool:
-    """Whether ``uri`` names something that is not on this machine's file system."""
-    return "://" in uri and _SCHEME.match(uri) is not None and not _FILE_URI.fullmatch(uri)
-
-
-def is_absolute(uri: str) -> bool:
-    """Whether ``uri`` names the same wherever it stands: a path from ``/`` or ``~``, a ``file:`` or another URI."""
-    if uri.startswith("~"):
-        return os.path.expanduser(uri) != uri  # editors write ~a.jpg, which is a name
-    return uri.startswith("/") or (":/" in uri and bool(_SCHEME.match(uri) or _FILE_URI.fullmatch(uri)))
-
-
-def normalise(uri: str) -> str:
-    """The one spelling of a URI: an absolute local path, or ``s3://bucket/key`` without a trailing slash.
-
-    Escapes are decoded in ``file:`` URIs (``file:///x``, ``file:/x``, ``file://localhost/x``) and nowhere else. Keys
-    are literal: ``//`` and ``..`` belong to them. Symbolic links are not followed.
-
-    Raises:
-        UserError: for a scheme other than ``file:`` and ``s3://``, a file on another host, and a NUL byte.
-    """
-    if "\0" in uri:
-        raise UserError(f"{uri!r}: a NUL byte in a path")
-    if is_remote(uri):
-        if not uri.startswith("s3://") or uri.removeprefix("s3://")[:1] in ("", "/"):
-            raise UserError(f"{uri}: not a local path and not an s3://bucket/key URI")
-        return uri.rstrip("/")
-    if found := _FILE_URI.fullmatch(uri):
-        # As a listing spells names that are not UTF-8.
-        raw = unquote_to_bytes((found[1] or found[2]).encode("utf-8", "surrogateescape"))
-        return normalise(raw.decode("utf-8", "backslashreplace"))
-    # abspath keeps two slashes at the beginning.
-    return "/" + os.path.abspath(os.path.expanduser(uri)).lstrip("/")
-
-
-def normalise_argument(key: str, uri: str) -> str:
-    """`normalise` for what a user gave as ``key``.
-
-    Raises:
-        UserError: as `normalise`, naming the key.
-    """
-    try:
-        return normalise(uri)
-    except UserError as error:
-        raise UserError(f"{key}={error}") from None
+from ray_fer.uri import is_absolute as is_absolute
+from ray_fer.uri import is_remote as is_remote
+from ray_fer.uri import join as join
+from ray_fer.uri import normalise as normalise
+from ray_fer.uri import normalise_argument as normalise_argument
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -89,15 +37,8 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return fsspec.filesystem("file", auto_mkdir=True), uri
 
 
-def join(uri: str, *parts: str) -> str:
-    """``uri`` with path segments appended; they are names, without escapes also where ``uri`` has some."""
-    if _FILE_URI.fullmatch(uri):
-        uri = normalise(uri)
-    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
-
-
 def exists(uri: str) -> bool:
-    """Whether a file or a non-empty prefix is at ``uri``."""
+    """Whether ``uri`` is a file, a folder or a non-empty prefix."""
     fs, path = filesystem(uri)
     return bool(fs.exists(path))
 
@@ -109,22 +50,22 @@ def is_dir(uri: str) -> bool:
 
 
 def list_dir(uri: str) -> list[str]:
-    """Names (not paths) directly under ``uri``, sorted; empty where there is nothing."""
+    """The sorted names (not paths) directly under ``uri``; empty if nothing is there."""
     fs, path = filesystem(uri)
     try:
         entries = fs.ls(path, detail=False)
     except FileNotFoundError:
         return []
-    # Consoles mark a folder by an empty object of its own name: it lists itself.
+    # Consoles mark a folder by an empty object of its own name, which then lists itself.
     below = (entry.rstrip("/") for entry in entries)
     return sorted(entry.rsplit("/", 1)[-1] for entry in below if entry != path.rstrip("/"))
 
 
 def read_bytes(uri: str) -> bytes:
-    """The whole object.
+    """The contents of the object at ``uri``.
 
     Raises:
-        FileNotFoundError: when there is none.
+        FileNotFoundError: If there is none.
     """
     fs, path = filesystem(uri)
     data: bytes = fs.cat_file(path)
@@ -132,7 +73,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Writes an object whole or not at all: a reader never sees half of it."""
+    """Writes an object atomically: a reader never sees half of it."""
     fs, path = filesystem(uri)
     if is_remote(uri):
         fs.pipe_file(path, data)  # an S3 PUT is atomic
@@ -142,20 +83,17 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Writes a small object that must not be there yet; False when it is. Of several that try, one succeeds.
-
-    A reader never sees half of it, unless it lies in a local folder that knows no hard links.
-    """
+    """Writes a small object unless it exists, and returns whether it did; of several concurrent calls, one succeeds."""
     fs, path = filesystem(uri)
     if is_remote(uri):
         try:
             fs.pipe_file(path, data, mode="create")  # a conditional PUT
-        except OSError as error:  # s3fs makes a FileExistsError of AWS's own answer alone
+        except OSError as error:  # s3fs raises FileExistsError only for the answer of AWS itself
             answer = getattr(error.__cause__, "response", {})
             code = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if isinstance(error, FileExistsError) or code in (409, 412):
                 return False
-            if code != 501:  # the server knows no conditions
+            if code != 501:  # the server does not support conditions
                 raise
             if fs.exists(path):
                 return False
@@ -178,9 +116,9 @@ def create(uri: str, data: bytes) -> bool:
 
 @contextlib.contextmanager
 def open_output(uri: str) -> Iterator[IO[bytes]]:
-    """A file to write piece by piece, for what is too large for `write_bytes`; there when the block ends, and whole.
+    """Opens a file to write piece by piece, for contents that are too large for `write_bytes`.
 
-    Nothing is there, or what was there before, when the block raises.
+    The file appears at ``uri`` when the block ends. If the block raises, ``uri`` stays as it was.
     """
     fs, path = filesystem(uri)
     if is_remote(uri):
@@ -211,77 +149,18 @@ def _temporary(target: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def check_writable(key: str, uri: str, *, folder: bool = True) -> None:
-    """Makes sure that a job can write to ``uri``, and leaves nothing behind.
-
-    Args:
-        key: of the argument that names it.
-        uri: it need not be there yet.
-        folder: whether it is to be a folder or prefix, rather than a file.
-
-    Raises:
-        UserError: naming the key, when nothing can be written there.
-    """
-    if _ONE_SLASH.match(uri):
-        raise UserError(f"{key}={uri}: an s3 URI has two slashes, s3://bucket/key")
-    uri = normalise_argument(key, uri)
-    try:
-        if is_remote(uri):
-            _try_remote(uri)
-        else:
-            if not folder and os.path.isdir(uri):
-                raise UserError(f"{key}={uri}: is a folder, not a file")
-            _try_local(Path(uri) if folder else Path(uri).parent)
-    except (OSError, BotoCoreError) as error:
-        raise UserError(f"{key}={uri}: cannot be written ({one_line(error)})") from None
-
-
-def _try_remote(uri: str) -> None:
-    # An upload that is never completed needs the right to write, and leaves neither a version nor an event.
-    fs, path = filesystem(join(uri, _probe_name()))
-    bucket, _, key = path.partition("/")
-    upload = fs.call_s3("create_multipart_upload", Bucket=bucket, Key=key)["UploadId"]
-    with contextlib.suppress(OSError, BotoCoreError):
-        fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
-
-
-def _try_local(folder: Path) -> None:
-    made = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
-    probe = folder / _probe_name()
-    try:
-        try:
-            _write_probe(probe)
-        except FileNotFoundError:  # another start has just taken its own trial away
-            _write_probe(probe)
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink()
-        for each in made:
-            with contextlib.suppress(OSError):
-                each.rmdir()
-
-
-def _write_probe(probe: Path) -> None:
-    probe.parent.mkdir(parents=True, exist_ok=True)
-    probe.write_bytes(b"\0")  # a full disk still takes empty files
-
-
-def _probe_name() -> str:
-    return f".ray-fer-{uuid.uuid4().hex[:8]}.tmp"
-
-
 def read_json(uri: str) -> Any:
     """The JSON document at ``uri``."""
     return json.loads(read_bytes(uri))
 
 
 def write_json(uri: str, document: Any) -> None:
-    """Writes ``document`` as indented JSON, atomically; see `to_json`."""
+    """Writes ``document`` as indented JSON, atomically; numbers that are not finite become null."""
     write_bytes(uri, (to_json(document, indent=2) + "\n").encode())
 
 
 def to_json(document: Any, indent: int | None = None) -> str:
-    """``document`` as JSON, which knows no NaN and no infinity: a number that is none is null."""
+    """``document`` as JSON; NaN and infinity, which JSON lacks, become null."""
     return json.dumps(_finite(document), indent=indent, allow_nan=False)
 
 
@@ -296,13 +175,13 @@ def _finite(value: Any) -> Any:
 
 
 def delete(uri: str) -> None:
-    """Deletes a file or everything under a prefix; nothing happens where there is nothing."""
+    """Deletes a file or everything under a prefix, if it exists."""
     fs, path = filesystem(uri)
     if not is_remote(uri):
         if fs.exists(path):
             fs.rm(path, recursive=True)
         return
-    # Key by key: rm names the prefixes too, which servers with real folders refuse, and takes keys for patterns.
+    # rm would also delete prefixes, which servers with real folders refuse, and would read keys as patterns.
     for key in fs.find(path):
         fs.rm_file(key)
 
@@ -310,16 +189,16 @@ def delete(uri: str) -> None:
 def upload_folder(folder: Path, uri: str, last: str) -> None:
     """Copies the files of a local folder to ``uri``, the file ``last`` after all others.
 
-    Its presence is therefore the mark of a whole copy; that of an older copy there is taken away first.
+    A folder that has ``last`` is therefore complete. The file ``last`` of an older copy is deleted first.
     """
     delete(join(uri, last))
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    for name in sorted(names, key=lambda name: name == last):
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    for name in sorted(names, key=lambda name: (name == last, name)):
         write_bytes(join(uri, name), (folder / name).read_bytes())
 
 
 def node_cache() -> Path:
-    """The folder in which the processes of this node and user keep what is made or fetched once."""
+    """The folder in which the processes of this node and user keep files that are made or fetched once."""
     return Path(tempfile.gettempdir()) / f"ray_fer-cache-{os.getuid()}"
 
 
@@ -329,11 +208,11 @@ def local_copy(uri: str, only: Sequence[str] | None = None) -> Path:
     The cache is keyed by the content identity (etag) of every file, so that an overwritten object is fetched anew.
 
     Args:
-        uri: the folder.
-        only: copy just the files of these names; nothing else under ``uri`` is even listed.
+        uri: The folder, local or ``s3://``.
+        only: The names of the files to copy; None copies all. Other files under ``uri`` are not even listed.
 
     Raises:
-        FileNotFoundError: when there is nothing to download.
+        FileNotFoundError: If there is nothing to download.
     """
     fs, path = filesystem(uri)
     if not is_remote(uri):
@@ -364,10 +243,7 @@ def local_copy(uri: str, only: Sequence[str] | None = None) -> Path:
 
 
 def delta_options(uri: str) -> dict[str, str]:
-    """Storage options for ``deltalake``.
-
-    Commits on S3 use conditional puts, so that two writers never overwrite each other's log entry.
-    """
+    """Storage options for ``deltalake``; commits on S3 are conditional, so two writers never overwrite a log entry."""
     return {"aws_conditional_put": "etag"} | s3.object_store_options(_bucket(uri)) if is_remote(uri) else {}
 
 
@@ -386,7 +262,7 @@ def _bucket(uri: str) -> str:
 
 
 def arrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
-    """The same as `filesystem` as a pyarrow file system, for libraries that want one (Ray Train, Parquet datasets)."""
+    """Like `filesystem`, but a pyarrow file system, for Ray Train and Parquet data sets."""
     fs, path = filesystem(uri)
     if is_remote(uri):
         return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs)), path

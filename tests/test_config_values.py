@@ -3,7 +3,8 @@ from typing import Any, Literal
 
 import pytest
 
-from ray_fer.config_values import Plain, merged, parse_yaml, typed
+from ray_fer.argument_text import Plain
+from ray_fer.config_values import merged, parse_yaml, typed
 
 
 @pytest.mark.parametrize(

@@ -8,99 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.fs
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ray_fer import storage
-from ray_fer.errors import UserError
-
-# --- names ---
-
-
-@pytest.mark.parametrize(
-    ("uri", "remote"),
-    [("/a", False), ("a/b", False), ("file:///a", False), ("s3://b/k", True), ("gs://b", True), ("a:b", False)],
-)
-def test_what_is_remote(uri: str, remote: bool) -> None:
-    assert storage.is_remote(uri) == remote
-
-
-@pytest.mark.parametrize(
-    ("uri", "wanted"),
-    [
-        ("/a/b/", "/a/b"),
-        ("/a/../b//c", "/b/c"),
-        ("file:///a/b", "/a/b"),
-        ("s3://bucket", "s3://bucket"),
-        ("s3://bucket/key//", "s3://bucket/key"),
-        ("s3://bucket/a/../b", "s3://bucket/a/../b"),
-        ("//a//b", "/a/b"),
-        ("/a/b://c", "/a/b:/c"),
-        ("/a%20b/c%", "/a%20b/c%"),
-        ("file:/a/b", "/a/b"),
-        ("file:////a/b", "/a/b"),
-        ("FILE://localhost/a//./b", "/a/b"),
-        ("file:///a%20b/%C3%A4/50%25.jpg", "/a b/ä/50%.jpg"),
-        ("file:///a%2520b", "/a%20b"),
-        ("file:///a/%2e%2e/b", "/b"),
-        ("file:///a%FFb", "/a\\xffb"),
-        ("file:///a/b#c?d", "/a/b#c?d"),
-    ],
-)
-def test_one_spelling(uri: str, wanted: str) -> None:
-    assert storage.normalise(uri) == wanted
-    assert storage.normalise(wanted) == wanted
-    assert storage.is_absolute(uri)
-
-
-@pytest.mark.parametrize("name", ["file:a", "a%20b", "~a.jpg", "a:b", "s3:/b", "a!/b", "x/file:///a"])
-def test_names_that_are_no_uris(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert not storage.is_absolute(name)
-    assert not storage.is_remote(name)
-    assert storage.normalise(name) == f"{tmp_path}/{name.replace('///', '/')}"
-
-
-def test_a_nul_byte_is_refused() -> None:
-    for uri in ("/a\0b", "file:///a%00b", "s3://b/a\0b"):
-        with pytest.raises(UserError, match="a NUL byte in a path"):
-            storage.normalise(uri)
-
-
-def test_relative_and_home_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert storage.normalise("a") == str(tmp_path / "a")
-    assert storage.normalise("~/a") == "/home/someone/a"
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        *("gs://bucket/key", "http://host/x", "s3://", "s3:///", "s3:///key", "S3://bucket/key", "s3a://bucket/key"),
-        *("file://host/x", "file://x"),
-    ],
-)
-def test_other_schemes_are_refused(uri: str) -> None:
-    with pytest.raises(UserError, match=f"^{uri}: not a local path and not an s3://bucket/key URI$"):
-        storage.normalise(uri)
-
-
-def test_join() -> None:
-    assert storage.join("s3://b/", "a", "/c/") == "s3://b/a/c"
-    assert storage.join("/", "a") == "/a"
-    assert storage.join("x") == "x"
-    assert storage.join("file:///a%20b/", "c%25d") == "/a b/c%25d"
-
-
-segments = st.lists(st.text("abc.-_ é", min_size=1, max_size=5), min_size=1, max_size=4)
-
-
-@settings(deadline=None)
-@given(segments, segments)
-def test_joining_is_associative(ours: list[str], theirs: list[str]) -> None:
-    assert storage.join("s3://b", *ours, *theirs) == storage.join(storage.join("s3://b", *ours), *theirs)
-
 
 # --- local files ---
 
@@ -251,27 +160,3 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     storage.write_json(str(tmp_path / "x.json"), document)
     wanted = {"a": [None, 1.5, [None, "NaN"]], "b": {"c": None, "d": None}, "e": 1e308}
     assert json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail) == wanted
-
-
-@pytest.mark.parametrize("place", ["new/er/folder", "new.ext/folder", "old"])
-def test_a_place_that_can_be_written_is_left_as_it_was(place: str, tmp_path: Path) -> None:
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "kept").write_text("here")
-    storage.check_writable("out", str(tmp_path / place))
-    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["old", "old/kept"]
-
-
-def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    for place in ("file", "file/x", "file/x/y"):
-        with pytest.raises(UserError, match=rf"^out={tmp_path}/{place}: cannot be written \(") as caught:
-            storage.check_writable("out", str(tmp_path / place))
-        assert "\n" not in str(caught.value)
-    storage.check_writable("out", str(tmp_path / "file"), folder=False)
-    with pytest.raises(UserError, match=rf"^out={tmp_path}: is a folder, not a file$"):
-        storage.check_writable("out", str(tmp_path), folder=False)
-    with pytest.raises(UserError, match=r"^out=ftp://x: not a local path"):
-        storage.check_writable("out", "ftp://x")
-    with pytest.raises(UserError, match=r"^out=s3:/b/x: an s3 URI has two slashes, s3://bucket/key$"):
-        storage.check_writable("out", "s3:/b/x")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -90,10 +90,10 @@ def intensity_profile(times_s: Series, episode: Episode) -> Series:
 def draw_episodes(
     rng: np.random.Generator, classes: Sequence[str], duration_s: float, difficulty: float = 0.0
 ) -> tuple[Episode, ...]:
-    """Fill a clip with expressions, neutral before, between and after them.
+    """Fill a clip with expressions; the face is neutral before, between and after them.
 
-    About one episode per 2.2 seconds (at least one), no class twice running where there are two. Phases and rests are
-    drawn at their natural length and, where their sum exceeds the clip, played faster by one common factor.
+    There is about one episode per 2.2 seconds, at least one, and no class comes twice in a row if there are two. Phases
+    and rests are drawn at their natural length. If their sum exceeds the clip, one common factor shortens them all.
     """
     expressive = [name for name in classes if name != "neutral"]
     count = max(1, round(duration_s / _SECONDS_PER_EPISODE))
@@ -128,7 +128,7 @@ def frame_labels(episodes: Sequence[Episode], times_s: Series) -> tuple[str, ...
 
 
 def au_series(episodes: Sequence[Episode], times_s: Series, rng: np.random.Generator) -> NDArray[np.float64]:
-    """AU intensities over time, shape (T, 2, len(AUS)): the episodes with lags and an unsteady apex, blinks, speech.
+    """AU intensities over time, shape (T, 2, len(AUS)): episodes with lags and an unsteady apex, blinks and speech.
 
     The apex wavers by an Ornstein-Uhlenbeck process of standard deviation 0.05. Blinks come every 2-6 s and take
     0.15-0.4 s. In 30 % of the clips the mouth also moves at 3-5 Hz.
@@ -166,7 +166,7 @@ def _ornstein_uhlenbeck(rng: np.random.Generator, steps: int, sigma: float) -> S
 
 
 def _circumstances(rng: np.random.Generator, times_s: Series, difficulty: float) -> list[Nuisance]:
-    """One `Nuisance` per frame: the head sways at 0.2-0.5 Hz, the noise is new, and now and then something passes."""
+    """One `Nuisance` per frame: the head sways at 0.2-0.5 Hz, the noise is new, and an occluder may pass."""
     start = draw_nuisance(rng, difficulty)
     passing = start.occluder is not None
     begin = rng.uniform(0, times_s[-1])
@@ -211,7 +211,7 @@ def draw_clip(
         rng: Source of chance.
         classes: Expressions to draw episodes from; `neutral` is ignored here and always among the labels.
         frames: Number of frames T.
-        fps: Frames per second: with `frames`, how many episodes fit.
+        fps: Frames per second; with `frames`, it decides how many episodes fit.
         size: Side of a frame in pixels.
         difficulty: In [0, 1], as for photos.
     """

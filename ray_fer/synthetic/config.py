@@ -1,4 +1,4 @@
-"""What drawing a data set can be told; defaults and explanations are in ``conf/draw_faces.yaml``."""
+"""The schema of ``conf/draw_faces.yaml``, which holds the defaults and explains the keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ray_fer.config import Count, Fraction, JobConfig, Seed, Uri
 
 
 class DrawFacesConfig(JobConfig):
-    """``jobs/draw_faces.py``"""
+    """The config of ``jobs/draw_faces.py``."""
 
     out: Uri
     seed: Seed

@@ -1,14 +1,14 @@
-"""A whole synthetic study on disk or in a bucket: labelled photos, unlabeled buckets, clips (`plan` says of what).
+"""A whole synthetic study on disk or in a bucket: the labelled photos, unlabeled buckets and clips that `plan` lists.
 
 Every picture has its own random stream, derived from the seed, its set and its number: the result does not depend on
-how many processes draw it. About 4 ms a picture and core, JPEG and file included; a remote store adds its latency.
+how many processes draw it. A picture takes about 4 ms of a core, JPEG and file included; a remote store adds latency.
 """
 
 import io
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -34,8 +34,8 @@ _POOL_FROM = 300
 _CHUNK = 64
 
 
-def _draw_pictures(config: DrawFacesConfig, pictures: Sequence[Picture]) -> int:
-    """Draw and write a chunk of photos; how many."""
+def _draw_pictures(config: DrawFacesConfig, pictures: Sequence[Picture]) -> None:
+    """Draw and write a chunk of photos."""
     for picture in pictures:
         rng = np.random.default_rng(picture.stream)
         identity = draw_identity(identity_stream(config, picture.subject))
@@ -43,11 +43,10 @@ def _draw_pictures(config: DrawFacesConfig, pictures: Sequence[Picture]) -> int:
         nuisance = draw_nuisance(rng, config.difficulty, picture.style)
         image = render_face(identity, vector, nuisance, config.image_size)
         storage.write_bytes(storage.join(config.out, picture.path), encode_jpeg(image, nuisance.jpeg_quality))
-    return len(pictures)
 
 
 def _draw_film(config: DrawFacesConfig, film: Film) -> tuple[str, ...]:
-    """Draw and write a clip; its frames' labels."""
+    """Draw and write a clip; returns the labels of its frames."""
     clip = draw_clip(
         draw_identity(identity_stream(config, film.subject)),
         np.random.default_rng(film.stream),
@@ -75,66 +74,67 @@ def encode_mp4(frames: NDArray[np.uint8], fps: int) -> bytes:
     return buffer.getvalue()
 
 
-def _csv(header: str, rows: Sequence[tuple[object, ...]]) -> bytes:
+def _write_csv(config: DrawFacesConfig, name: str, header: str, rows: Sequence[tuple[object, ...]]) -> str:
+    """Write `name`.csv and return its URI."""
+    uri = storage.join(config.out, f"{name}.csv")
     lines = [header, *(",".join(str(value) for value in row) for row in rows)]
-    return ("\n".join(lines) + "\n").encode()
+    storage.write_bytes(uri, ("\n".join(lines) + "\n").encode())
+    return uri
 
 
 def _subject(number: int) -> str:
     return f"s{number:05d}"
 
 
-def _write_manifests(config: DrawFacesConfig, sets: Mapping[str, Sequence[Picture]]) -> dict[str, str]:
+def _write_manifests(
+    config: DrawFacesConfig,
+    sets: Mapping[str, Sequence[Picture]],
+    films: Mapping[str, Sequence[Film]],
+    frame_labels: Mapping[str, tuple[str, ...]],
+) -> dict[str, str]:
+    """Write every CSV; the URIs of the manifests by name, without the buckets' true labels."""
     manifests = {}
     for name, pictures in sets.items():
         if name.startswith("bucket"):
-            rows: list[tuple[object, ...]] = [(p.path, p.label) for p in pictures]
-            storage.write_bytes(storage.join(config.out, f"{name}.truth.csv"), _csv("path,label", rows))
+            _write_csv(config, f"{name}.truth", "path,label", [(p.path, p.label) for p in pictures])
         elif pictures:
-            manifests[name] = storage.join(config.out, f"{name}.csv")
             rows = [(p.path, p.label, _subject(p.subject)) for p in pictures]
-            storage.write_bytes(manifests[name], _csv("path,label,subject", rows))
-    return manifests
-
-
-def _write_clip_manifests(
-    config: DrawFacesConfig, films: Mapping[str, Sequence[Film]], labels: Mapping[str, tuple[str, ...]]
-) -> dict[str, str]:
-    manifests = {}
+            manifests[name] = _write_csv(config, name, "path,label,subject", rows)
     for split, members in films.items():
         if members:
-            rows = [
+            frames = [
                 (film.path, frame, label, _subject(film.subject))
                 for film in members
-                for frame, label in enumerate(labels[film.path])
+                for frame, label in enumerate(frame_labels[film.path])
             ]
-            uri = storage.join(config.out, f"clips-{split}.csv")
-            storage.write_bytes(uri, _csv("path,frame,label,subject", rows))
-            manifests[f"clips-{split}"] = uri
+            name = f"clips-{split}"
+            manifests[name] = _write_csv(config, name, "path,frame,label,subject", frames)
     return manifests
 
 
-def draw_faces(
-    config: DrawFacesConfig, *, workers: int | None = None, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
+def draw_faces(config: DrawFacesConfig, *, workers: int | None = None) -> dict[str, Any]:
     """Draw the whole study.
 
-    Writes, under `config.out`: `labeled/`, `val/`, `test/` with `labeled.csv`, `val.csv`, `test.csv` (path, label,
-    subject); `bucket-a/`, `bucket-b/`, ... with JPEGs in subfolders and, beside each, `bucket-a.truth.csv` (path,
-    label: for measuring only); `clips/*.mp4` with `clips-train.csv`, `clips-val.csv`, `clips-test.csv` (path, frame,
-    label, subject: a row per frame). Manifests come last. Paths are relative to `config.out`.
+    It writes, under `config.out`:
+
+    - `labeled/`, `val/`, `test/` with `labeled.csv`, `val.csv`, `test.csv` (path, label, subject);
+    - `bucket-a/`, `bucket-b/`, ... with JPEGs in subfolders and, beside each, `bucket-a.truth.csv` (path, label), which
+      is for measuring only;
+    - `clips/*.mp4` with `clips-train.csv`, `clips-val.csv`, `clips-test.csv` (path, frame, label, subject: a row per
+      frame).
+
+    Manifests are written last. Paths are relative to `config.out`.
 
     Args:
-        config: What and where; files of the same name are replaced. Equal configs give equal files.
-        workers: Processes to draw with; one per core if not given.
-        progress: Called with (pictures and frames drawn, of how many) as work finishes.
+        config: What is drawn and where; files of the same name are replaced. Equal configs give equal files.
+        workers: Number of processes; None is one per core.
 
     Returns:
         `out`, `manifests` (name -> URI), `buckets` (URI -> pictures), `truth` (URIs), `pictures`, `clips`, `seconds`.
 
     Raises:
-        UserError: For an odd `image_size` with clips (H.264 halves the colour planes), or 1 or 2 `clips` (each of the
-            three splits needs one), or more than 26 buckets.
+        UserError: If `image_size` is odd and there are clips (H.264 halves the colour planes), if there are 1 or 2
+            `clips` (each of the three splits needs one), or if there are more than 26 buckets.
     """
     _check(config)
     start = time.monotonic()
@@ -142,8 +142,8 @@ def draw_faces(
     pictures = [picture for members in sets.values() for picture in members]
     films = plan_films(config, first_subject=next_subject(sets))
     all_films = [film for members in films.values() for film in members]
-    labels = _draw_all(config, workers or os.cpu_count() or 1, pictures, all_films, progress)
-    manifests = {**_write_manifests(config, sets), **_write_clip_manifests(config, films, labels)}
+    labels = _draw_all(config, workers or os.cpu_count() or 1, pictures, all_films)
+    manifests = _write_manifests(config, sets, films, labels)
     buckets = [name for name in sets if name.startswith("bucket")]
     return {
         "out": config.out,
@@ -166,40 +166,23 @@ def _check(config: DrawFacesConfig) -> None:
 
 
 def _draw_all(
-    config: DrawFacesConfig,
-    workers: int,
-    pictures: Sequence[Picture],
-    films: Sequence[Film],
-    progress: Callable[[int, int], None] | None,
+    config: DrawFacesConfig, workers: int, pictures: Sequence[Picture], films: Sequence[Film]
 ) -> dict[str, tuple[str, ...]]:
-    """Draw everything, in processes where there is enough; the frame labels of each clip, by path."""
+    """Draw everything, in several processes when there is enough to draw; the frame labels of each clip, by path."""
     chunks = [pictures[start : start + _CHUNK] for start in range(0, len(pictures), _CHUNK)]
-    total = len(pictures) + len(films) * config.clip_frames
-    report = progress or (lambda done, of: None)
-    done = 0
-    labels: dict[str, tuple[str, ...]] = {}
-    if workers == 1 or total < _POOL_FROM:
+    if workers == 1 or len(pictures) + len(films) * config.clip_frames < _POOL_FROM:
         for chunk in chunks:
-            done += _draw_pictures(config, chunk)
-            report(done, total)
-        for film in films:
-            labels[film.path] = _draw_film(config, film)
-            done += config.clip_frames
-            report(done, total)
-        return labels
+            _draw_pictures(config, chunk)
+        return {film.path: _draw_film(config, film) for film in films}
     # Spawn, not fork: the caller may hold threads and locks (Arrow, S3 clients).
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         with shielded_children():
-            drawn_films = [pool.submit(_draw_film, config, film) for film in films]
+            drawn_films = {film.path: pool.submit(_draw_film, config, film) for film in films}
             drawn = [pool.submit(_draw_pictures, config, chunk) for chunk in chunks]
         try:
-            for film, film_labels in zip(films, drawn_films, strict=True):
-                labels[film.path] = film_labels.result()
-                done += config.clip_frames
-                report(done, total)
-            for count in drawn:
-                done += count.result()
-                report(done, total)
+            labels = {path: future.result() for path, future in drawn_films.items()}
+            for future in drawn:
+                future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -6,7 +6,6 @@ realism.
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 
 from ray_fer.synthetic import geometry as g
 from ray_fer.synthetic.action_units import AuVector
@@ -18,6 +17,7 @@ from ray_fer.synthetic.painter import MID, Painter, arc, mix, rgb, smooth
 
 
 def _background(p: Painter) -> None:
+    """Everything behind the head: a sloped background, hair, neck, clothes and ears."""
     slope, colour = p.nuisance.background_slope, p.nuisance.background
     for row in range(4):
         top = row * p.side // 4
@@ -74,23 +74,22 @@ def _nose(p: Painter) -> None:
 
 
 def _eye(p: Painter, contour: Points, sign: int) -> None:
-    """One eye: sclera, iris and pupil cut out by the lids, lash line, fold. Contour: 6 landmarks, closed."""
+    """One eye: sclera, iris and pupil cut out by the lids, lash line, fold.
+
+    Args:
+        p: The canvas.
+        contour: The landmarks of the eye, shape (6, 2).
+        sign: -1 for the eye on the picture's left, 1 for the other.
+    """
     identity = p.identity
-    pixels = project(smooth(contour, closed=True, steps=3), p.pose, p.side)
-    (left, top), (right, bottom) = np.floor(pixels.min(axis=0)) - 1, np.ceil(pixels.max(axis=0)) + 1
-    size = (int(right - left), int(bottom - top))
-    eye = Image.new("RGB", size, (236, 232, 228))
-    draw = ImageDraw.Draw(eye)
-    # The iris does not move with the lids: a raised lid bares white above it.
-    x, y = project(np.array([[sign * 0.5, -0.018]]), p.pose, p.side)[0] - (left, top)
-    for radius, colour in ((0.118, identity.iris), (0.055, (12.0, 10.0, 10.0))):
-        r = radius * p.unit
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=rgb(colour))
-    r = 0.022 * p.unit
-    draw.ellipse((x + r, y - 2.6 * r, x + 3 * r, y - 0.6 * r), fill=(245, 245, 245))
-    mask = Image.new("L", size, 0)
-    ImageDraw.Draw(mask).polygon((pixels - (left, top)).ravel().tolist(), fill=255)
-    p.canvas.paste(eye, (int(left), int(top)), mask)
+    with p.within(smooth(contour, closed=True, steps=3), (236, 232, 228)) as (draw, corner):
+        # The iris does not move with the lids: a raised lid bares white above it.
+        x, y = project(np.array([[sign * 0.5, -0.018]]), p.pose, p.side)[0] - corner
+        for radius, colour in ((0.118, identity.iris), (0.055, (12.0, 10.0, 10.0))):
+            r = radius * p.unit
+            draw.ellipse((x - r, y - r, x + r, y + r), fill=rgb(colour))
+        r = 0.022 * p.unit
+        draw.ellipse((x + r, y - 2.6 * r, x + 3 * r, y - 0.6 * r), fill=(245, 245, 245))
 
     dark = mix(identity.hair, (15, 10, 8), 0.75)
     upper = contour[[0, 1, 2, 3]]
@@ -120,7 +119,7 @@ def _mouth(p: Painter) -> None:
     gap = float(inner[6, 1] - inner[2, 1])
     seam = rgb(mix(lips, (25, 6, 8), 0.72))
     if gap > 0.015:
-        _mouth_inside(p, np.vstack([smooth(inner[0:5]), smooth(inner[[4, 5, 6, 7, 0]])]), gap)
+        _mouth_inside(p, gap)
     width = max(1, round((0.03 + 0.015 * p.au[24]) * p.unit))
     p.draw.line(p.pixels(smooth((inner[0:5] + inner[[0, 7, 6, 5, 4]]) / 2 if gap < 0.04 else inner[0:5])), seam, width)
     for corner in (outer[0], outer[6]):
@@ -129,33 +128,28 @@ def _mouth(p: Painter) -> None:
         p.draw.ellipse((x - r, y - r, x + r, y + r), fill=seam)
 
 
-def _mouth_inside(p: Painter, contour: Points, gap: float) -> None:
-    """The opening: dark, with the upper teeth, a tongue when wide, and the lower teeth when the lip is drawn down."""
-    pixels = project(contour, p.pose, p.side)
-    (left, top), (right, bottom) = np.floor(pixels.min(axis=0)) - 1, np.ceil(pixels.max(axis=0)) + 1
-    size = (int(right - left), int(bottom - top))
-    inside = Image.new("RGB", size, (52, 14, 18))
-    draw = ImageDraw.Draw(inside)
+def _mouth_inside(p: Painter, gap: float) -> None:
+    """The opening: dark, with the upper teeth, a tongue when wide, and the lower teeth when the lip is drawn down.
+
+    Args:
+        p: The canvas.
+        gap: Height of the opening in IOD.
+    """
     inner = p.points[g.LIPS_INNER]
-    offset = np.array([left, top])
+    upper, lower = smooth(inner[0:5]), smooth(inner[[4, 5, 6, 7, 0]])
+    with p.within(np.vstack([upper, lower]), (52, 14, 18)) as (draw, corner):
 
-    def place(points: Points) -> list[float]:
-        flat: list[float] = (project(points, p.pose, p.side) - offset).ravel().tolist()
-        return flat
+        def fill(points: Points, colour: tuple[int, int, int]) -> None:
+            draw.polygon((project(points, p.pose, p.side) - corner).ravel().tolist(), fill=colour)
 
-    if gap > 0.16:
-        tongue = np.array([(-0.2, inner[6, 1] + 0.02), (0, inner[6, 1] - 0.3 * gap), (0.2, inner[6, 1] + 0.02)])
-        draw.polygon(place(smooth(tongue)), fill=(168, 72, 76))
-    # A dropped jaw hides the teeth behind the lip; lips that are drawn up or sideways bare them.
-    teeth = min(0.75 * gap, 0.03 + 0.06 * max(p.au[12], p.au[20], p.au[10]))
-    upper = smooth(inner[0:5])
-    draw.polygon(place(np.vstack([upper, (upper + (0, teeth))[::-1]])), fill=(238, 232, 222))
-    if p.au[16] > 0.3:
-        lower = smooth(inner[[4, 5, 6, 7, 0]])
-        draw.polygon(place(np.vstack([lower, (lower - (0, 0.05 * p.au[16]))[::-1]])), fill=(226, 220, 208))
-    mask = Image.new("L", size, 0)
-    ImageDraw.Draw(mask).polygon((pixels - offset).ravel().tolist(), fill=255)
-    p.canvas.paste(inside, (int(left), int(top)), mask)
+        if gap > 0.16:
+            tongue = np.array([(-0.2, inner[6, 1] + 0.02), (0, inner[6, 1] - 0.3 * gap), (0.2, inner[6, 1] + 0.02)])
+            fill(smooth(tongue), (168, 72, 76))
+        # A dropped jaw hides the teeth behind the lip; lips that are drawn up or sideways bare them.
+        teeth = min(0.75 * gap, 0.03 + 0.06 * max(p.au[12], p.au[20], p.au[10]))
+        fill(np.vstack([upper, (upper + (0, teeth))[::-1]]), (238, 232, 222))
+        if p.au[16] > 0.3:
+            fill(np.vstack([lower, (lower - (0, 0.05 * p.au[16]))[::-1]]), (226, 220, 208))
 
 
 def _hair(p: Painter) -> None:

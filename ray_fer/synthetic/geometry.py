@@ -10,7 +10,6 @@ inner brow up *and* knits it (the sad brow), and 24/23 keep the mouth shut (`act
 """
 
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,18 +23,6 @@ JAW, BROW_L, BROW_R = slice(0, 17), slice(17, 22), slice(22, 27)
 NOSE_BRIDGE, NOSE_BASE = slice(27, 31), slice(31, 36)
 EYE_L, EYE_R = slice(36, 42), slice(42, 48)
 LIPS_OUTER, LIPS_INNER = slice(48, 60), slice(60, 68)
-
-PART_BOXES = MappingProxyType(
-    {
-        "brow": (-1.05, -0.98, 1.05, -0.05),
-        "eye": (-1.05, -0.42, 1.05, 0.36),
-        "cheek": (-1.0, 0.05, 1.0, 1.45),
-        "nose": (-0.5, -0.2, 0.5, 0.9),
-        "mouth": (-0.95, 0.62, 0.95, 1.75),
-        "chin": (-1.25, 0.3, 1.25, 2.3),
-    }
-)
-"""Where a part of the face can change, as (left, top, right, bottom) in IOD of a frontal face; generous."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +182,3 @@ def project(points: Points, pose: Pose, size: float) -> Points:
     cos, sin = np.cos(pose.roll), np.sin(pose.roll)
     scale = pose.iod * size
     return np.column_stack([pose.x * size + scale * (x * cos - y * sin), pose.y * size + scale * (x * sin + y * cos)])
-
-
-def part_region(part: str, pose: Pose, size: int) -> NDArray[np.bool_]:
-    """The pixels where a part of a frontal, unrotated face can change, shape (size, size)."""
-    left, top, right, bottom = PART_BOXES[part]
-    scale = pose.iod * size
-    columns = (np.arange(size) + 0.5 - pose.x * size) / scale
-    rows = (np.arange(size) + 0.5 - pose.y * size) / scale
-    return ((rows >= top) & (rows <= bottom))[:, None] & ((columns >= left) & (columns <= right))[None, :]

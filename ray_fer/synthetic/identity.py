@@ -1,4 +1,4 @@
-"""Who is drawn: the shape and colours of a face at rest, fixed for one person across photos and clips.
+"""The person who is drawn: the shape and colours of a face at rest, fixed for one person across photos and clips.
 
 The spread of the *neutral* shape is the point: a low heavy brow at rest must look a little like anger and hanging mouth
 corners a little like sadness, so that a recogniser has to generalise over people and identity-disjoint splits mean

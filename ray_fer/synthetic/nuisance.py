@@ -1,6 +1,6 @@
 """Everything in a photo that is not the expression: pose, light, occlusion, sensor, compression.
 
-These are what keeps a small network from reading the drawing like a diagram: at difficulty 0 a face is frontal, evenly
+They keep a small network from reading the drawing like a diagram. At difficulty 0 a face is frontal, evenly
 lit and sharp; at 1 it is turned, lit from a side, partly covered, blurred, noisy and compressed. A `Style` shifts the
 same quantities as a group, which is how a second unlabeled bucket gets a domain shift. All ranges are design choices;
 yaw +-20 degrees, roll +-12 degrees and blur up to 1.2 pixels (of 48) are the scale of cropped faces in the wild.
@@ -42,7 +42,7 @@ SURVEILLANCE = Style(
 
 @dataclass(frozen=True, slots=True)
 class Nuisance:
-    """One picture's circumstances. `seed` drives what is left to chance in drawing them (noise, strands of hair)."""
+    """One picture's circumstances. `seed` seeds the noise and the strands of hair."""
 
     pose: Pose = field(default_factory=Pose)
     background: Colour = (120.0, 130.0, 140.0)
@@ -113,7 +113,7 @@ def draw_nuisance(rng: np.random.Generator, difficulty: float, style: Style = PH
 
 
 def expose(image: NDArray[np.float32], nuisance: Nuisance) -> NDArray[np.uint8]:
-    """What a camera makes of a scene: light, lens, sensor.
+    """Apply light, lens and sensor to a scene.
 
     Args:
         image: RGB in [0, 255], shape (S, S, 3); overwritten.

@@ -1,9 +1,11 @@
 """The canvas a face is drawn on: face coordinates in, pixels out.
 
-Polygons are drawn with Pillow at 2-3 times the wanted size and averaged down, which is all the anti-aliasing it takes;
-furrows and shading go to grey layers that are blurred and multiplied in.
+Polygons are drawn with Pillow at 2-3 times the wanted size and averaged down, which is the only anti-aliasing. Furrows
+and shading go to grey layers that are blurred and multiplied in.
 """
 
+import contextlib
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -37,7 +39,7 @@ def _spline_matrix(count: int, closed: bool, steps: int) -> Points:
 
 
 def smooth(points: Points, closed: bool = False, steps: int = 4) -> Points:
-    """A curve through the points, shape (n, 2)."""
+    """A curve through the points of shape (n, 2): a point every `1 / steps` of a span, shape (m, 2)."""
     return _spline_matrix(len(points), closed, steps) @ points
 
 
@@ -73,13 +75,35 @@ class Painter:
         self.softer = ImageDraw.Draw(self.soft)
 
     def pixels(self, points: Points) -> list[float]:
-        """Points in IOD as x, y, x, y, ... on the large canvas."""
+        """Points in IOD, shape (n, 2), as x, y, x, y, ... in pixels of the large canvas."""
         flat: list[float] = project(points, self.pose, self.side).ravel().tolist()
         return flat
 
     def polygon(self, points: Points, colour: Colour) -> None:
         """Fill an area of the colour canvas."""
         self.draw.polygon(self.pixels(points), fill=rgb(colour))
+
+    @contextlib.contextmanager
+    def within(
+        self, contour: Points, colour: tuple[int, int, int]
+    ) -> Iterator[tuple[ImageDraw.ImageDraw, NDArray[np.float64]]]:
+        """Let the block draw on an area that a closed contour cuts out; the area is pasted when the block ends.
+
+        Args:
+            contour: Points in IOD, shape (n, 2).
+            colour: RGB that fills the area first.
+
+        Yields:
+            What draws on the area, and the area's upper left corner on the large canvas, shape (2,).
+        """
+        pixels = project(contour, self.pose, self.side)
+        corner = np.floor(pixels.min(axis=0)) - 1
+        width, height = (np.ceil(pixels.max(axis=0)) + 1 - corner).astype(int).tolist()
+        area = Image.new("RGB", (width, height), colour)
+        yield ImageDraw.Draw(area), corner
+        mask = Image.new("L", area.size, 0)
+        ImageDraw.Draw(mask).polygon((pixels - corner).ravel().tolist(), fill=255)
+        self.canvas.paste(area, (int(corner[0]), int(corner[1])), mask)
 
     def furrow(self, points: Points, strength: float, width: float = 0.035) -> None:
         """A crease of the skin: strength 0 (none) to 1 (black)."""
@@ -89,7 +113,7 @@ class Painter:
             self.shader.line(self.pixels(smooth(points)), fill=fill, width=max(1, round(width * self.unit)))
 
     def shadow(self, centre: tuple[float, float], radii: tuple[float, float], level: float) -> None:
-        """A soft spot, darker (level < 0) or lighter; drawn small, as it is blurred away anyway."""
+        """A soft spot, darker (level < 0) or lighter. It is drawn on the small layer, because it is blurred anyway."""
         x, y = project(np.array([centre]), self.pose, self.soft.width)[0]
         rx, ry = radii[0] * self.pose.iod * self.soft.width, radii[1] * self.pose.iod * self.soft.width
         self.softer.ellipse((x - rx, y - ry, x + rx, y + ry), fill=int(MID * (1 + level)))
@@ -108,5 +132,5 @@ def _layer(layer: Image.Image, sigma: float) -> NDArray[np.float32]:
 
 
 def arc(x: float, y: float, length: float, bend: float) -> Points:
-    """A horizontal stroke about (x, y); positive bend arches it upwards."""
+    """A horizontal stroke about (x, y), shape (3, 2), in IOD; a positive bend arches it upwards."""
     return np.array([(x - length / 2, y), (x, y - bend), (x + length / 2, y)])

@@ -1,8 +1,8 @@
-"""What a synthetic study consists of, decided before anything is drawn: classes, people and random streams.
+"""The contents of a synthetic study, decided before anything is drawn: classes, people and random streams.
 
-The sets are built to show what the system is for. The labelled set is small and long-tailed; validation and test are
-milder, so that rare classes can be measured at all; the unlabeled buckets have a bias of their own, hold faces of no
-labelled class, and the second one also looks different (grey, blurred, dim). A pseudo-labeller that trusts its
+The sets have the problems that the system is made for. The labelled set is small and long-tailed. Validation and test
+are milder, so that rare classes can be measured at all. The unlabeled buckets have a bias of their own and hold faces
+of no labelled class; the second one also looks different (grey, blurred, dim). A pseudo-labeller that trusts its
 confidence everywhere inherits all of that. No person occurs in two sets. All shares are design choices.
 """
 
@@ -90,7 +90,7 @@ BUCKETS: tuple[Bucket, ...] = (
         SURVEILLANCE,
     ),
 )
-"""Bucket a is social media, b a camera on the ceiling; further buckets repeat the two with other people."""
+"""Bucket a resembles social media, b a camera on the ceiling. Further buckets repeat the two with other people."""
 
 CLASSES: tuple[str, ...] = ("neutral", "anger", "disgust", "fear", "happiness", "sadness", "surprise")
 """The labelled classes; buckets also hold `contempt` and `other`."""
@@ -114,7 +114,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Film:
-    """One clip to draw, in the same terms."""
+    """One clip to draw; the fields are as in `Picture`."""
 
     path: str
     subject: int
@@ -122,9 +122,9 @@ class Film:
 
 
 def class_counts(total: int, shares: Shares, classes: Sequence[str], floor: int = 0) -> dict[str, int]:
-    """How many pictures each class gets: proportional to its share, at least `floor`, `total` in all.
+    """The number of pictures per class: proportional to its share, at least `floor`, and `total` in all.
 
-    Largest remainders are rounded up; what the floor adds is taken from the most frequent class.
+    The largest remainders are rounded up. Pictures that the floor adds are taken from the most frequent class.
 
     Raises:
         ValueError: If the floors alone exceed the total.
@@ -150,7 +150,7 @@ def _plan_set(
     first_subject: int,
     style: Style = PHOTOS,
 ) -> list[Picture]:
-    """The pictures of one set, in an order that tells nothing about their labels."""
+    """The pictures of one set, in an order that is independent of their labels."""
     total = sum(counts.values())
     last_subject = first_subject + max(1, round(total / _PHOTOS_PER_SUBJECT)) - 1
     rng = np.random.default_rng([config.seed, _PLAN, number])
@@ -170,7 +170,7 @@ def _plan_set(
 
 
 def next_subject(sets: Mapping[str, Sequence[Picture]]) -> int:
-    """A number from which on no person has been seen yet."""
+    """The lowest number that, like all above it, belongs to no person yet."""
     return 1 + max((picture.subject for pictures in sets.values() for picture in pictures), default=-1)
 
 

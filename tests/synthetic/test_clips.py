@@ -3,7 +3,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from ray_fer.synthetic.action_units import AU_INDEX, RECIPES, neutral_vector, prototype
+from ray_fer.synthetic.action_units import AU_INDEX, RECIPES, neutral_vector
 from ray_fer.synthetic.clips import (
     TIMINGS_S,
     Episode,
@@ -15,6 +15,7 @@ from ray_fer.synthetic.clips import (
     minimum_jerk,
 )
 from ray_fer.synthetic.identity import draw_identity
+from tests.synthetic.reference import prototype
 
 EPISODE = Episode("anger", start_s=1.0, onset_s=0.5, apex_s=1.0, offset_s=0.5, vector=prototype("anger", "D"))
 

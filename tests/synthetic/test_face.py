@@ -5,11 +5,12 @@ import pytest
 from numpy.typing import NDArray
 
 from ray_fer.synthetic import geometry
-from ray_fer.synthetic.action_units import ACTION_UNITS, AUS, RECIPES, au_vector, neutral_vector, sample_action_units
+from ray_fer.synthetic.action_units import AUS, RECIPES, neutral_vector, sample_action_units
 from ray_fer.synthetic.face import render_face
-from ray_fer.synthetic.geometry import Pose, landmarks, part_region, project
+from ray_fer.synthetic.geometry import Pose, landmarks, project
 from ray_fer.synthetic.identity import draw_identity
 from ray_fer.synthetic.nuisance import Nuisance, draw_nuisance
+from tests.synthetic.reference import PARTS, au_vector, part_region, sample_at_letter
 
 PERSON = draw_identity(np.random.default_rng(0))
 PLAIN = replace(PERSON, hair_style="short", glasses=False, beard=0.0, skin=(236, 196, 164))
@@ -41,7 +42,7 @@ def test_every_au_shows_and_only_where_it_acts(au: int) -> None:
     rest = _grey(render_face(PLAIN, neutral_vector(), Nuisance()))
     moved = _grey(render_face(PLAIN, au_vector({au: 1.0}), Nuisance()))
     changed = np.abs(moved - rest) >= 8
-    allowed = np.any([part_region(part, Pose(), 64) for part in ACTION_UNITS[au].parts], axis=0)
+    allowed = np.any([part_region(part, Pose(), 64) for part in PARTS[au]], axis=0)
     assert changed.sum() >= 6
     assert not (changed & ~allowed).any()
 
@@ -88,7 +89,7 @@ def _landmark_sets(letter: str, per_class: int, seed: int) -> tuple[NDArray[np.f
     """Landmarks of other people each, every AU at one letter, found to within 0.01 IOD: shapes (N, 136) and (N,)."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(EXPRESSIVE, per_class)
-    vectors = [sample_action_units(str(label), rng, letter=letter) for label in labels]
+    vectors = [sample_at_letter(str(label), rng, letter) for label in labels]
     points = np.array([landmarks(draw_identity(rng), vector).ravel() for vector in vectors])
     return points + rng.normal(0, 0.01, points.shape), labels
 

@@ -18,6 +18,7 @@ from deltalake import DeltaTable, write_deltalake
 from ray_fer import storage
 from ray_fer.errors import UserError
 from ray_fer.training import lease
+from ray_fer.writable import check_writable
 from tests.system.servers import KEY, SECRET, S3Server
 
 
@@ -52,16 +53,16 @@ def test_objects(s3: str) -> None:
 
 
 def test_a_place_that_can_be_written_is_left_as_it_was(s3: str) -> None:
-    storage.check_writable("out", f"{s3}/new/folder")
+    check_writable("out", f"{s3}/new/folder")
     assert storage.list_dir(s3) == []
     with pytest.raises(UserError, match=r"^out=s3://Bad_Bucket!/x: cannot be written \(.*[Bb]ucket"):
-        storage.check_writable("out", "s3://Bad_Bucket!/x")
+        check_writable("out", "s3://Bad_Bucket!/x")
 
 
 def test_a_key_that_may_not_write_is_told(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     with pytest.raises(UserError, match=rf"^out={s3}/new: cannot be written \(") as caught:
-        storage.check_writable("out", f"{s3}/new")
+        check_writable("out", f"{s3}/new")
     assert "\n" not in str(caught.value)
 
 
