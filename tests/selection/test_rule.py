@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import typing
 from dataclasses import FrozenInstanceError, fields
 
 import numpy as np
 import pytest
 import torch
 
-from ray_fer.config import Rule as RuleName
+from ray_fer.config import load_config
+from ray_fer.errors import UserError
 from ray_fer.selection import (
     CONCATENATED,
     RULES,
@@ -241,8 +241,14 @@ def test_nothing_to_fit_is_the_start() -> None:
             close(state[key], start[key], 0)
 
 
-def test_the_config_names_all_rules() -> None:
-    assert set(typing.get_args(RuleName)) == set(RULES)
+def test_the_config_takes_every_rule_and_no_other_name() -> None:
+    places = ["table=t", "teacher=m", "out=o"]
+    for name in RULES:
+        assert load_config("select_pseudo_labels", [*places, f"selection.rule={name}"]).selection.rule == name
+    with pytest.raises(
+        UserError, match=r"^select_pseudo_labels: selection\.rule='none': input should be 'threshold', "
+    ):
+        load_config("select_pseudo_labels", [*places, "selection.rule=none"])
 
 
 @both
