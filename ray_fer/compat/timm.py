@@ -19,7 +19,7 @@ def save_config(model: Any, path: str, facts: Mapping[str, Any], preprocessing: 
     """
     from timm.models._hub import save_config_for_hf
 
-    save_config_for_hf(model, path, facts, data_config=preprocessing)
+    save_config_for_hf(model, path, dict(facts), data_config=dict(preprocessing))
 
 
 def classifier_name(model: Any) -> str | tuple[str, ...]:

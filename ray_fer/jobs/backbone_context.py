@@ -150,7 +150,9 @@ def build_model(inputs: Inputs) -> tuple[torch.nn.Module, tuple[float, ...], tup
 def plain_weights(inputs: Inputs, weights: Weights, model: Any) -> Weights:
     """What is published of a method's weights: those of ``model``, the plain backbone."""
     choice = inputs.config.method
-    return find_method(choice.name).publish(weights, numbers_of(choice), classifier_name(model))
+    name = classifier_name(model)
+    classifier = name if isinstance(name, str) else name[0]
+    return find_method(choice.name).publish(weights, numbers_of(choice), classifier)
 
 
 def _size(inputs: Inputs) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ray_fer.data.loading import Pixels
+from ray_fer.data.decode import Pixels
 from ray_fer.models.artifact import Artifact, load_model
 from ray_fer.models.softmax import softmax, why_not_finite
 from ray_fer.models.torch_engine import Normalised

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ray_fer import storage
-from ray_fer.data.loading import MAX_PICTURE_BYTES, Pixels, decode_read
+from ray_fer.data.decode import Pixels
+from ray_fer.data.loading import MAX_PICTURE_BYTES, decode_read
 from ray_fer.data.manifests import Manifest
 from ray_fer.data.names import is_hidden
 from ray_fer.data.read import Item, read_objects

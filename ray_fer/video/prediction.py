@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_fer.data.loading import Pixels
+from ray_fer.data.decode import Pixels
 from ray_fer.data.manifests import Manifest
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact, open_artifact
