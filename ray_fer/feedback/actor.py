@@ -42,8 +42,8 @@ def get_feedback_actor(uri: str, classes: Sequence[str], parts: Sequence[Feedbac
         FeedbackStore(uri, classes, parts)  # raises a message that is clearer than that of an actor that fails to start
         options = FeedbackActor.options(name=name, namespace=NAMESPACE, get_if_exists=True)  # type: ignore[attr-defined]
         actor = options.remote(uri, tuple(classes), tuple(parts))
-    problem: str | None = ray.get(actor.mismatch.remote(tuple(classes), tuple(parts)))
-    if problem:
+    answer: Any = actor.mismatch.remote(tuple(classes), tuple(parts))
+    if problem := ray.get(answer):
         raise UserError(problem)
     return actor
 

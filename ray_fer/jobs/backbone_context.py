@@ -51,8 +51,7 @@ def build_method(
     config = inputs.config
     torch.manual_seed(config.seed)
     start, mean, std = build_model(inputs)
-    backbones, plain = [start], _shapes(start.state_dict())
-    unused = [start]
+    backbones, unused, plain = [start], [start], _shapes(start.state_dict())
 
     def backbone() -> torch.nn.Module:
         if unused:
@@ -61,8 +60,8 @@ def build_method(
         return backbones[-1]
 
     faces = functools.partial(_faces, inputs, world)
-    pseudo = None
-    if (selection := inputs.selection) is not None:
+    selection, pseudo = inputs.selection, None
+    if selection is not None:
         pseudo = PseudoLabels(faces("pseudo", selection.uris), selection.targets, selection.plain_weights)
     context = Context(
         config=config,
@@ -83,10 +82,8 @@ def build_method(
     )
     method = find_method(config.method.name)(context)
     _check_published(inputs, plain_weights(inputs, method.ema_model.state_dict(), start), plain)
-    # After the averaged copy was made, which needs no gradients.
-    if config.checkpoint_activations:
-        for each in backbones:
-            checkpoint_activations(each, str(config.backbone))
+    for each in backbones if config.checkpoint_activations else []:  # the averaged copy needs no gradients
+        checkpoint_activations(each, str(config.backbone))
     return method
 
 
