@@ -67,8 +67,8 @@ def commands_of(file: str, text: str) -> Iterator[Command]:
         body = fence["body"].replace("\\\n", " ")
         runs = not body.startswith(NOT_RUN)
         for line in body.splitlines():
-            words = shlex.split(line, comments=True)
-            if words:
+            # Not by shlex, for which a # inside a word begins a comment too.
+            if words := shlex.split(re.sub(r"(^|\s)#.*", "", line)):
                 yield Command(file, shlex.join(words), runs)
 
 

@@ -55,6 +55,6 @@ def test_extras_that_the_pages_name() -> None:
 
 
 def test_lines_of_blocks() -> None:
-    text = f'```sh\na b=1 \\\n  c  # why\n\n# all\n```\n```python\nd\n```\n```sh title="x"\n{NOT_RUN}e\nf\n```\n'
+    text = f'```sh\na b=1#x \\\n  c  # why\n\n# all\n```\n```python\nd\n```\n```sh title="x"\n{NOT_RUN}e\nf\n```\n'
     found = [(command.text, command.runs) for command in commands_of("x.md", text)]
-    assert found == [("a b=1 c", True), ("f", False)]
+    assert found == [("a 'b=1#x' c", True), ("f", False)]

@@ -6,10 +6,14 @@ import importlib
 import importlib.metadata
 import json
 import re
+import sys
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import yaml
@@ -17,8 +21,12 @@ import yaml
 import ray_fer
 from benchmarks import quote
 from benchmarks.results import RESULTS
+from ray_fer.data.formats import FORMATS
+from ray_fer.data.sources.spec import Source
+from ray_fer.evaluation.metrics import evaluate_probs
 from ray_fer.selection import Known, Rule
 from tests.docs.commands import ROOT, pages
+from tests.images import write_pictures
 
 BENCHMARKS = {
     "backbones": "backbones",
@@ -84,11 +92,35 @@ def test_quotes_are_those_of_the_table() -> None:
     assert quote.backbones()["trials"] == sum(quote.backbones()[kind] for kind in ("ok", "refused", "too large"))
 
 
-def test_the_rule_in_the_guide_is_one() -> None:
+def _example(mark: str) -> dict[str, Any]:
+    """The names that the guide's block of Python with ``mark`` in it defines."""
     blocks = (ROOT / "CONTRIBUTING.md").read_text().split("```python\n")[1:]
     names: dict[str, Any] = {"__name__": __name__}
-    exec(next(block for block in blocks if "(Rule)" in block).partition("```")[0], names)
-    rule: Rule = names["Margin"]()
+    exec(next(block for block in blocks if mark in block).partition("```")[0], names)
+    return names
+
+
+def test_the_figure_in_the_guide_is_one() -> None:
+    figure = _example("def draw(")
+    metrics = evaluate_probs(np.eye(3, dtype=np.float32), np.arange(3), ("neutral", "anger", "fear"))
+    assert figure["draw"](metrics).startswith(b"\x89PNG")
+    assert figure["CAPTION"]
+
+
+def test_the_format_in_the_guide_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(tmp_path / "in", range(3))
+    pictures = sorted(str(file) for file in (tmp_path / "in").rglob("*.jpg"))
+    (tmp_path / "list.json").write_text(json.dumps(pictures))
+    monkeypatch.setitem(sys.modules, "guide", SimpleNamespace(**_example("class JsonList")))
+    monkeypatch.setitem(FORMATS, "json", "guide:JsonList")
+    source = Source(str(tmp_path / "list.json"), "json")
+    listed = pa.concat_tables(source.kind.list_images(source, Counter()))
+    assert listed["uri"].to_pylist() == pictures
+    assert min(listed["size"].to_pylist()) > 0
+
+
+def test_the_rule_in_the_guide_is_one() -> None:
+    rule: Rule = _example("(Rule)")["Margin"]()
     probs = np.array([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.1, 0.15, 0.75]], np.float32)
     known = Known(thresholds=np.full(3, 0.8, np.float32))
     for given in (probs, torch.from_numpy(probs)):
