@@ -1,4 +1,5 @@
 # make setup: the environment in .venv; make test: everything that is fast; make demo: the whole loop on drawn faces;
+# make docs: the documentation into site/; make lint: ruff and mypy; make help: this text;
 # make test-faults: kills and servers that fail; make test-slow: those and all else that takes longer, an hour; make
 # bench: labelling speed, an hour or two of an idle machine; with CROPS=FILE.parquet also on the JPEGs in its column
 # image; make bench-ledger: the ledger up to 10⁸ images, 10 GB of disk; make bench-selection: every rule up to 10⁷
@@ -15,7 +16,10 @@ DATA ?= ../shared/data
 SSL ?=
 CROPS ?= $(wildcard ../shared/data/lfw_unlabeled.parquet)
 
-.PHONY: setup test test-faults test-slow lint demo bench bench-ledger bench-selection bench-backbones bench-training bench-ssl bench-ssl-quick clean
+.PHONY: help setup docs test test-faults test-slow lint demo bench bench-ledger bench-selection bench-backbones bench-training bench-ssl bench-ssl-quick clean
+
+help:
+	@sed -n '/^#/!q; s/^# //p' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP)
 
@@ -41,6 +45,9 @@ test-faults: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py $(DEMO)
@@ -80,4 +87,4 @@ bench-ssl-quick: $(STAMP)
 	$(BIN)/python -m benchmarks.ssl.run $(DATA) $(SSL) --quick
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(DEMO) site build dist .mypy_cache .ruff_cache .pytest_cache

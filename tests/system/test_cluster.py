@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,28 @@ from tests.training.toy import PLACES, SMALL, write_sets
 RAY = str(Path(sys.executable).parent / "ray")
 
 
+@dataclass(frozen=True)
+class Head:
+    """The addresses of a cluster's dashboard and of the cluster itself."""
+
+    dashboard: str
+    address: str
+
+    def environment(self) -> dict[str, str]:
+        """That of a shell which may talk to it."""
+        return _environment()
+
+
 @pytest.fixture
 def head() -> Iterator[str]:
-    """A cluster of one node that runs as a service of its own; the address of its dashboard."""
+    """The address of the dashboard of a cluster."""
+    with running_head() as running:
+        yield running.dashboard
+
+
+@contextlib.contextmanager
+def running_head() -> Iterator[Head]:
+    """A cluster of one node that runs as a service of its own."""
     # Not under pytest's folders: Ray's sockets have paths of at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     port, dashboard, client, agent = free_ports(4)
@@ -61,7 +81,7 @@ def head() -> Iterator[str]:
             assert process.poll() is None, _last_words(folder)
             assert time.monotonic() < deadline, _last_words(folder)
             time.sleep(0.3)
-        yield f"http://127.0.0.1:{dashboard}"
+        yield Head(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{port}")
         assert process.poll() is None, _last_words(folder)
     finally:
         process.terminate()  # it takes its daemons down; what lingers is killed
