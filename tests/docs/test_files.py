@@ -24,7 +24,7 @@ from benchmarks.results import RESULTS
 from ray_fer.data.formats import FORMATS
 from ray_fer.data.sources.spec import Source
 from ray_fer.evaluation.metrics import evaluate_probs
-from ray_fer.selection import Known, Rule
+from ray_fer.selection import Rule, SelectionContext
 from tests.docs.commands import ROOT, pages
 from tests.images import write_pictures
 
@@ -122,7 +122,7 @@ def test_the_format_in_the_guide_is_one(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_rule_in_the_guide_is_one() -> None:
     rule: Rule = _example("(Rule)")["Margin"]()
     probs = np.array([[0.8, 0.1, 0.1], [0.2, 0.5, 0.3], [0.1, 0.15, 0.75]], np.float32)
-    known = Known(thresholds=np.full(3, 0.8, np.float32))
+    known = SelectionContext(thresholds=np.full(3, 0.8, np.float32))
     for given in (probs, torch.from_numpy(probs)):
         accepted = rule.accept(given, rule.start(known), known)
         assert np.asarray(accepted.weights).tolist() == [1, 0, 1]
