@@ -44,8 +44,7 @@ def evaluate_halves(
         The result of `evaluate_probs` for the complete set, and under ``feedback`` and ``choice`` for each half, with:
 
         - ``temperature``, fitted on the feedback half;
-        - ``confidence_of_correct`` and ``confidence_of_correct_uncalibrated`` of the feedback half, with and without
-          the temperature;
+        - ``confidence_of_correct``, and ``confidence_of_correct_uncalibrated`` without the temperature, of that half;
         - ``feedback.macro_f1_debiased`` of the calibrated predictions under the prior;
         - ``choice.ece_calibrated``, which is unbiased because the temperature was fitted on the other half.
 
