@@ -155,6 +155,24 @@ def test_a_commit_that_fails_is_tried_again(
     assert held(uri) == {"a": 1, "b": 1, "c": 1}
 
 
+def test_a_commit_whose_answer_is_lost_has_landed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are not taken for those of another run."""
+    uri = str(tmp_path / "t")
+    committer = Committer(create_table(uri, CLASSES), "m", "r")
+    land = committer._try
+
+    def lose(files: Sequence[WrittenFile]) -> None:
+        land(files)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(committer, "_try", lose)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert committer.commit([write_file(uri, "m", rows("a", "b"), "x")]) == 0
+    assert committer.commit([write_file(uri, "m", rows("c"), "x")]) == 0
+    assert not len(committer._by_others)
+    assert held(uri) == {"a": 1, "b": 1, "c": 1}
+
+
 def test_tries_to_commit_wait_ever_longer_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait is of half to one and a half times its length, so that two runs do not meet again and again."""
     uri = str(tmp_path / "t")
