@@ -23,6 +23,9 @@ from ray_fer.data.decode import (
     decode_into,
     decode_into_each,
     has_image_extension,
+    one_error,
+    starts_like_picture,
+    to_rgb,
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -423,6 +426,12 @@ def test_alpha_is_composited_over_grey(kind: str) -> None:
     assert (got[16:, 16:] == round(255 * 127 / 255 + BACKGROUND * 128 / 255)).all()
 
 
+def test_compositing_rounds_to_the_nearest() -> None:
+    """Of 255 parts 1 and 254 of the background 128: 127.498, 127.502, 128.498; 254 and 1: 0.502, 253.506, 254.502."""
+    pixels = np.array([[[0, 1, 255, 1], [0, 254, 255, 254]]], np.uint8)
+    assert to_rgb(Image.fromarray(pixels)).tolist() == [[[127, 128, 128], [1, 254, 255]]]
+
+
 def test_hidden_colour_does_not_bleed_when_resampled() -> None:
     colours = np.zeros((64, 64, 4), np.uint8)
     colours[:, ::2] = [255, 0, 0, 0]
@@ -484,6 +493,30 @@ def test_the_message_names_what_came_instead() -> None:
         decode(b"<html>\n\n</html>", 8)
     with pytest.raises(DecodeError, match="empty object"):
         decode(b"", 8)
+    with pytest.raises(DecodeError, match=r"starts with b'\\n\\n'"):
+        decode(b"\n\n", 8)
+    with pytest.raises(DecodeError, match=r"starts with b'0123456789abcdef'$"):
+        decode(b"0123456789abcdefg", 8)
+
+
+def test_a_decoder_s_error_is_one_of_the_object_and_want_of_memory_is_not() -> None:
+    for error, wanted in ((KeyError("no"), "undecodable: KeyError: 'no'"), (RecursionError(), "undecodable: Recursi")):
+        with pytest.raises(DecodeError, match=f"^{wanted}"), one_error():
+            raise error
+    with pytest.raises(DecodeError, match=r"^too_large: 9 pixels$"), one_error():
+        raise Image.DecompressionBombError("9 pixels")
+    with pytest.raises(MemoryError), one_error():
+        raise MemoryError
+
+
+@pytest.mark.parametrize("start", [b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*"])
+def test_starts_like_picture(start: bytes) -> None:
+    assert starts_like_picture(start)
+    assert starts_like_picture(b"\0\n\xef\xbb\xbf " + start + b"...")
+    assert not starts_like_picture(b"x" + start)
+    assert not starts_like_picture(start[:-1])
+    assert starts_like_picture(b" " * (64 - len(start)) + start)
+    assert not starts_like_picture(b" " * (65 - len(start)) + start)
 
 
 @pytest.mark.parametrize("name", [*LOSSLESS, "gif", "tiff jpeg", "webp lossy"])
@@ -582,6 +615,9 @@ def test_max_pixels_is_exact() -> None:
         data = encoded(picture(20, 30), kind)
         assert decode(data, 8, max_pixels=600).shape == (8, 8, 3)
         assert status(data, max_pixels=599) == "too_large"
+    # Of a picture that is small enough it is told that pixels are missing.
+    assert status(png(50_000_000, 1, 8, 0, b"")) == "undecodable"
+    assert status(png(50_000_001, 1, 8, 0, b"")) == "too_large"
 
 
 # ------------------------------------------------------------------------------------------------- process-wide state
@@ -704,6 +740,10 @@ def test_fuzz(number: int) -> None:
         ("s3://bucket/dir.png/readme", False),
         ("jpg", False),
         ("", False),
+        *(
+            (f"x.{ending}", True)
+            for ending in ("jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "dib", "tif", "tiff")
+        ),
     ],
 )
 def test_has_image_extension(uri: str, expected: bool) -> None:
