@@ -41,6 +41,7 @@ def test_a_set_says_what_was_met_until_that_is_forgotten() -> None:
     keys = KeySet()
     everything = np.array([range(10), range(10, 20)], np.uint64)
     keys.add(everything)
+    assert [len(run.met) for run in keys._runs] == [2]  # bytes, for ten bits
     shown = np.array([[0, 3, 7, 8, 10, 1], [10, 13, 17, 18, 10, 30]], np.uint64)
     for _ in range(2):
         assert keys.meet(shown).tolist() == [True, True, True, True, False, False]
