@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from ray_fer.data.decode import (
     BACKGROUND,
     DecodeError,
+    _dct_scale,
     decode,
     decode_into,
     decode_into_each,
@@ -207,6 +208,15 @@ def test_cmyk_jpeg_is_read_with_inverted_ink(progressive: bool) -> None:
     assert distance(decode(data, 40), squashed(pixels, 40)) < 3
 
 
+@pytest.mark.parametrize(
+    ("ink", "colour"),
+    [((0, 0, 0, 0), (255, 255, 255)), ((0, 0, 0, 255), (0, 0, 0)), ((0, 255, 0, 51), (204, 0, 204))],
+)
+def test_black_ink_darkens_a_cmyk_jpeg(ink: tuple[int, ...], colour: tuple[int, ...]) -> None:
+    got = decode(encoded(Image.new("CMYK", (32, 32), ink), "JPEG", quality=95), 32)
+    assert np.abs(got.astype(int) - colour).max() <= 2
+
+
 def ycck(pixels: Pixels) -> bytes:
     """A YCCK JPEG (which is how TurboJPEG stores CMYK), its ink inverted as Adobe does."""
     ink = np.invert(np.asarray(Image.fromarray(pixels).convert("CMYK")))
@@ -235,6 +245,25 @@ def test_unusual_subsampling_is_left_to_pillow() -> None:
     with pytest.raises(ValueError, match="subsampling"):
         simplejpeg.decode_jpeg_header(bytes(data))
     assert decode(bytes(data), 32).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError])
+def test_what_turbojpeg_has_no_name_for_is_left_to_pillow(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(data: bytes, **options: bool) -> None:
+        raise error("kind")
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg_header", unknown)
+    data = encoded(picture(), "JPEG")
+    np.testing.assert_array_equal(decode(data, 32), squashed(np.asarray(Image.open(io.BytesIO(data))), 32))
+    assert status(data[:-1500]) == "undecodable"
+
+
+def test_the_scale_of_a_decoded_jpeg_is_an_eighth_or_several() -> None:
+    assert [_dct_scale(20, 9, shape) for shape in ((20, 9, 3), (3, 2, 3), (13, 6, 1))] == [1, 1 / 8, 5 / 8]
+    with pytest.raises(DecodeError, match="a JPEG of 9 x 20 pixels was decoded to 2 x 20"):
+        _dct_scale(20, 9, (20, 2, 3))
 
 
 def segment(marker: int, body: bytes) -> bytes:
