@@ -19,6 +19,7 @@ from PIL import Image, ImageOps
 from ray_fer.data.decode import (
     BACKGROUND,
     DecodeError,
+    _check_pixels,
     _dct_scale,
     decode,
     decode_into,
@@ -574,6 +575,10 @@ def test_failure_leaves_the_batch_row_alone() -> None:
 
 
 def test_zero_sides() -> None:
+    for width, height in ((0, 5), (5, 0)):
+        with pytest.raises(DecodeError, match=f"^undecodable: picture of {width} x {height} pixels$"):
+            _check_pixels(width, height, 9)
+    _check_pixels(1, 9, 9)
     assert status(png(0, 5, 8, 0, b"")) == "undecodable"
     assert status(png(5, 0, 8, 0, b"")) == "undecodable"
     jpeg = bytearray(encoded(picture(), "JPEG"))
