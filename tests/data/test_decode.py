@@ -248,6 +248,16 @@ def test_unusual_subsampling_is_left_to_pillow() -> None:
     assert decode(bytes(data), 32).shape == (32, 32, 3)
 
 
+def test_no_usual_jpeg_is_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take two to three times as long."""
+    image = Image.fromarray(picture())
+    files = [ycck(picture()), *(encoded(image.convert(mode), "JPEG") for mode in ("RGB", "L", "CMYK"))]
+    monkeypatch.setattr("ray_fer.data.decode._open_pillow", None)
+    assert [simplejpeg.decode_jpeg_header(data)[2] for data in files] == ["YCCK", "YCbCr", "Gray", "CMYK"]
+    for data in files:
+        assert decode(data, 32).shape == (32, 32, 3)
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyError])
 def test_what_turbojpeg_has_no_name_for_is_left_to_pillow(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch
