@@ -19,10 +19,15 @@ from PIL import Image, ImageOps
 from ray_fer.data.decode import (
     BACKGROUND,
     DecodeError,
+    _check_pixels,
+    _dct_scale,
     decode,
     decode_into,
     decode_into_each,
     has_image_extension,
+    one_error,
+    starts_like_picture,
+    to_rgb,
 )
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -204,6 +209,15 @@ def test_cmyk_jpeg_is_read_with_inverted_ink(progressive: bool) -> None:
     assert distance(decode(data, 40), squashed(pixels, 40)) < 3
 
 
+@pytest.mark.parametrize(
+    ("ink", "colour"),
+    [((0, 0, 0, 0), (255, 255, 255)), ((0, 0, 0, 255), (0, 0, 0)), ((0, 255, 0, 51), (204, 0, 204))],
+)
+def test_black_ink_darkens_a_cmyk_jpeg(ink: tuple[int, ...], colour: tuple[int, ...]) -> None:
+    got = decode(encoded(Image.new("CMYK", (32, 32), ink), "JPEG", quality=95), 32)
+    assert np.abs(got.astype(int) - colour).max() <= 2
+
+
 def ycck(pixels: Pixels) -> bytes:
     """A YCCK JPEG (which is how TurboJPEG stores CMYK), its ink inverted as Adobe does."""
     ink = np.invert(np.asarray(Image.fromarray(pixels).convert("CMYK")))
@@ -232,6 +246,35 @@ def test_unusual_subsampling_is_left_to_pillow() -> None:
     with pytest.raises(ValueError, match="subsampling"):
         simplejpeg.decode_jpeg_header(bytes(data))
     assert decode(bytes(data), 32).shape == (32, 32, 3)
+
+
+def test_no_usual_jpeg_is_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take two to three times as long."""
+    image = Image.fromarray(picture())
+    files = [ycck(picture()), *(encoded(image.convert(mode), "JPEG") for mode in ("RGB", "L", "CMYK"))]
+    monkeypatch.setattr("ray_fer.data.decode._open_pillow", None)
+    assert [simplejpeg.decode_jpeg_header(data)[2] for data in files] == ["YCCK", "YCbCr", "Gray", "CMYK"]
+    for data in files:
+        assert decode(data, 32).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError])
+def test_what_turbojpeg_has_no_name_for_is_left_to_pillow(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(data: bytes, **options: bool) -> None:
+        raise error("kind")
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg_header", unknown)
+    data = encoded(picture(), "JPEG")
+    np.testing.assert_array_equal(decode(data, 32), squashed(np.asarray(Image.open(io.BytesIO(data))), 32))
+    assert status(data[:-1500]) == "undecodable"
+
+
+def test_the_scale_of_a_decoded_jpeg_is_an_eighth_or_several() -> None:
+    assert [_dct_scale(20, 9, shape) for shape in ((20, 9, 3), (3, 2, 3), (13, 6, 1))] == [1, 1 / 8, 5 / 8]
+    with pytest.raises(DecodeError, match="a JPEG of 9 x 20 pixels was decoded to 2 x 20"):
+        _dct_scale(20, 9, (20, 2, 3))
 
 
 def segment(marker: int, body: bytes) -> bytes:
@@ -423,6 +466,12 @@ def test_alpha_is_composited_over_grey(kind: str) -> None:
     assert (got[16:, 16:] == round(255 * 127 / 255 + BACKGROUND * 128 / 255)).all()
 
 
+def test_compositing_rounds_to_the_nearest() -> None:
+    """Of 255 parts 1 and 254 of the background 128: 127.498, 127.502, 128.498; 254 and 1: 0.502, 253.506, 254.502."""
+    pixels = np.array([[[0, 1, 255, 1], [0, 254, 255, 254]]], np.uint8)
+    assert to_rgb(Image.fromarray(pixels)).tolist() == [[[127, 128, 128], [1, 254, 255]]]
+
+
 def test_hidden_colour_does_not_bleed_when_resampled() -> None:
     colours = np.zeros((64, 64, 4), np.uint8)
     colours[:, ::2] = [255, 0, 0, 0]
@@ -484,6 +533,30 @@ def test_the_message_names_what_came_instead() -> None:
         decode(b"<html>\n\n</html>", 8)
     with pytest.raises(DecodeError, match="empty object"):
         decode(b"", 8)
+    with pytest.raises(DecodeError, match=r"starts with b'\\n\\n'"):
+        decode(b"\n\n", 8)
+    with pytest.raises(DecodeError, match=r"starts with b'0123456789abcdef'$"):
+        decode(b"0123456789abcdefg", 8)
+
+
+def test_a_decoder_s_error_is_one_of_the_object_and_want_of_memory_is_not() -> None:
+    for error, wanted in ((KeyError("no"), "undecodable: KeyError: 'no'"), (RecursionError(), "undecodable: Recursi")):
+        with pytest.raises(DecodeError, match=f"^{wanted}"), one_error():
+            raise error
+    with pytest.raises(DecodeError, match=r"^too_large: 9 pixels$"), one_error():
+        raise Image.DecompressionBombError("9 pixels")
+    with pytest.raises(MemoryError), one_error():
+        raise MemoryError
+
+
+@pytest.mark.parametrize("start", [b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*"])
+def test_starts_like_picture(start: bytes) -> None:
+    assert starts_like_picture(start)
+    assert starts_like_picture(b"\0\n\xef\xbb\xbf " + start + b"...")
+    assert not starts_like_picture(b"x" + start)
+    assert not starts_like_picture(start[:-1])
+    assert starts_like_picture(b" " * (64 - len(start)) + start)
+    assert not starts_like_picture(b" " * (65 - len(start)) + start)
 
 
 @pytest.mark.parametrize("name", [*LOSSLESS, "gif", "tiff jpeg", "webp lossy"])
@@ -512,6 +585,10 @@ def test_failure_leaves_the_batch_row_alone() -> None:
 
 
 def test_zero_sides() -> None:
+    for width, height in ((0, 5), (5, 0)):
+        with pytest.raises(DecodeError, match=f"^undecodable: picture of {width} x {height} pixels$"):
+            _check_pixels(width, height, 9)
+    _check_pixels(1, 9, 9)
     assert status(png(0, 5, 8, 0, b"")) == "undecodable"
     assert status(png(5, 0, 8, 0, b"")) == "undecodable"
     jpeg = bytearray(encoded(picture(), "JPEG"))
@@ -582,6 +659,9 @@ def test_max_pixels_is_exact() -> None:
         data = encoded(picture(20, 30), kind)
         assert decode(data, 8, max_pixels=600).shape == (8, 8, 3)
         assert status(data, max_pixels=599) == "too_large"
+    # Of a picture that is small enough it is told that pixels are missing.
+    assert status(png(50_000_000, 1, 8, 0, b"")) == "undecodable"
+    assert status(png(50_000_001, 1, 8, 0, b"")) == "too_large"
 
 
 # ------------------------------------------------------------------------------------------------- process-wide state
@@ -704,6 +784,10 @@ def test_fuzz(number: int) -> None:
         ("s3://bucket/dir.png/readme", False),
         ("jpg", False),
         ("", False),
+        *(
+            (f"x.{ending}", True)
+            for ending in ("jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "dib", "tif", "tiff")
+        ),
     ],
 )
 def test_has_image_extension(uri: str, expected: bool) -> None:

@@ -1,5 +1,11 @@
+import io
+import os
+import pickle
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -7,11 +13,26 @@ import pyarrow as pa
 import pytest
 
 from ray_fer.data.sources import list_sources
+from ray_fer.labeling import isolation
 from ray_fer.labeling.isolation import decode_isolated
-from ray_fer.labeling.unit import decode_items, share
+from ray_fer.labeling.unit import Decoded, decode_items, share
 from tests.images import deadly_picture, write_deadly_decoder, write_pictures
 
 LIMITS: dict[str, Any] = {"image_sizes": [32], "max_pixels": 1 << 20, "max_bytes": 1 << 20}
+
+
+def children(monkeypatch: pytest.MonkeyPatch) -> list[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
+    """The child processes that are started from now on, and with what."""
+    started = []
+
+    def start(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        child = Popen(*args, **options)
+        started.append((child, options))
+        return child
+
+    Popen = subprocess.Popen
+    monkeypatch.setattr(isolation.subprocess, "Popen", start)
+    return started
 
 
 def test_only_the_object_that_kills_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +48,10 @@ def test_only_the_object_that_kills_is_lost(tmp_path: Path, monkeypatch: pytest.
     victims = [keys["uri"][index].as_py() for index in (0, 2)]
     for uri in victims:
         Path(uri).write_bytes(deadly_picture())
+    started = children(monkeypatch)
     batch = decode_isolated(keys, **LIMITS)
+    # All; the first alone; all behind it; the third alone; all behind that. What a child hands over is not done again.
+    assert len(started) == 5
     assert [row.uri for row in batch.rows] == keys["uri"].to_pylist()
     crashed = {row.uri: row.error for row in batch.rows if row.status == "crashed"}
     assert crashed == dict.fromkeys(victims, "kills the process that decodes it (signal 9)")
@@ -66,6 +90,30 @@ def test_a_child_that_fails_by_itself_is_no_objects_fault(tmp_path: Path) -> Non
     keys = pa.concat_tables(list_sources([str(tmp_path / "in")], Counter()))
     with pytest.raises(RuntimeError, match=r"^isolated decoding failed with exit status 1$"):
         decode_isolated(keys, **LIMITS | {"no_such_setting": 1})
+
+
+def test_an_interrupted_child_ends_and_has_had_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(child: subprocess.Popen[bytes]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(isolation, "_results", interrupted)
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    monkeypatch.syspath_prepend("")
+    started = children(monkeypatch)
+    keys = pa.table({"uri": ["a"], "identity": ["v1"], "source": ["s"]})
+    with pytest.raises(KeyboardInterrupt):
+        decode_isolated(keys, **LIMITS)
+    ((child, options),) = started
+    assert child.returncode == -9
+    assert options["env"]["AWS_PROFILE"] == "mine"
+    assert options["env"]["PYTHONPATH"].split(os.pathsep) == [path for path in sys.path if path]
+
+
+def test_what_a_child_was_killed_over_is_no_result() -> None:
+    written = pickle.dumps(Decoded([{"uri": "a", "status": "ok"}], [1], {2: np.zeros((1, 2, 2, 3), np.uint8)}))
+    for length in range(len(written)):
+        child = SimpleNamespace(stdout=io.BytesIO(written + written[:length]))
+        assert [batch.rows for batch in isolation._results(child)] == [[{"uri": "a", "status": "ok"}]]
 
 
 def test_what_a_library_prints_does_not_lie_among_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

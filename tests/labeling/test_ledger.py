@@ -54,6 +54,16 @@ def test_a_key_twice_in_one_page_is_claimed_once() -> None:
     assert Ledger(labelled(), 3).claim(page(["a", "b", "a", "a"]))["uri"].to_pylist() == ["a", "b"]
 
 
+def test_the_two_hashes_of_a_key_are_uniform_and_independent() -> None:
+    """A collision of two keys' first hashes says nothing of their second ones, also of one identity."""
+    numbers, same = [str(number) for number in range(1000)], ["same"] * 1000
+    for uris, identities in ((numbers, same), (same, numbers)):
+        first, second = hash_keys(pa.array(uris), pa.array(identities))
+        for hashes in (first, second, first ^ second):
+            assert len(np.unique(hashes)) == 1000
+            assert abs(np.bitwise_count(hashes).mean() - 32) < 1  # ones of 64 bits; its deviation is 4 / √1000 = 0.13
+
+
 def test_uri_and_identity_do_not_run_together() -> None:
     a = hash_keys(pa.array(["ab"]), pa.array(["c"]))
     b = hash_keys(pa.array(["a"]), pa.array(["bc"]))
@@ -220,6 +230,7 @@ def test_a_row_is_known_by_the_identity_it_was_listed_with_too() -> None:
         labelled(["seen"], "v1"),
         labelled(["seen"], "v1", "known", listed="listed"),
         labelled(["failed"], "v1", "missing", listed="listed"),
+        labelled(["seen"], "v1", "missing", listed="not read"),
     ]
     ledger = Ledger(pl.concat(held), 3)
     assert (ledger.rows, ledger.markers) == (5, 0)
@@ -229,6 +240,8 @@ def test_a_row_is_known_by_the_identity_it_was_listed_with_too() -> None:
     assert ledger.claim(page(names, "listed"))["uri"].to_pylist() == ["lost", "failed", "other"]
     keys = page(["a", "b", "bad", "seen"], "read")
     assert ledger.look_up(hash_keys(keys["uri"], keys["identity"]))[1].tolist() == [True, True, True, False]
+    assert not ledger.all_seen()
+    assert ledger.claim(page(["seen"], "not read")).num_rows == 1
     assert not ledger.all_seen()
     assert ledger.claim(page(["seen", "failed"]))["uri"].to_pylist() == ["failed"]
     assert ledger.all_seen()
@@ -260,3 +273,13 @@ def test_the_next_listing_meets_what_was_read_otherwise_by_either_identity() -> 
         assert not ledger.all_seen()
         assert ledger.claim(page(["overwritten"], "r")).num_rows == 0
         assert ledger.all_seen()
+        assert len(ledger._aliases) == 4  # two, either way round; they do not grow from listing to listing
+
+
+def test_what_need_not_be_remembered_is_no_alias() -> None:
+    """Memory does not grow where no other listing follows."""
+    ledger = Ledger(labelled(), 3)
+    ledger.claim(page(["a"], "l"))
+    assert ledger.claim_read(page(["a"], "l"), pa.array(["r"]), remember=False).all()
+    ledger.start_listing()
+    assert len(ledger._aliases) == 0

@@ -1,13 +1,18 @@
 import json
+import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from botocore.exceptions import BotoCoreError
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from ray_fer.data.sources.uris import Face
 from ray_fer.errors import UserError
@@ -19,6 +24,7 @@ from ray_fer.labeling.table import (
     FILE_SCHEMA,
     MARKERS,
     NO_FACE,
+    WrittenFile,
     create_table,
     files_of,
     open_table,
@@ -87,8 +93,104 @@ def test_two_runs_at_once_hold_every_image_once(tmp_path: Path) -> None:
     theirs.commit([write_file(uri, "m", rows("d"), "x")])
     assert ours.commit([write_file(uri, "m", rows("e"), "y")]) == 0
     assert ours.commit([write_file(uri, "m", rows("d"), "y")]) == 1
+    version = DeltaTable(uri).version()
     assert theirs.commit([write_file(uri, "m", rows("c"), "x")]) == 1
+    assert theirs.commit([]) == 0
+    assert DeltaTable(uri).version() == version, "nothing is left to be committed"
     assert held(uri) == {"a": 1, "b": 1, "c": 1, "d": 1, "e": 1}
+
+
+def test_a_file_of_which_something_is_left_out_is_written_anew_and_others_are_not(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    ours, theirs = (Committer(create_table(uri, CLASSES), "m", run) for run in ("ours", "theirs"))
+    theirs.commit([write_file(uri, "m", rows("a"), "x")])
+    whole, partly = write_file(uri, "m", rows("b"), "y"), write_file(uri, "m", rows("a", "c"), "name-of-it")
+    assert ours.commit([whole, partly]) == 1
+    paths = {Path(path).name.rsplit("-", 1)[0]: path for path in files_of(DeltaTable(uri), "m")}
+    assert sorted(paths) == ["name-of-it", "x", "y"]
+    assert paths["y"].endswith(whole.path)
+    assert not paths["name-of-it"].endswith(partly.path)
+
+
+def test_an_entry_of_the_log_describes_the_file_and_names_the_run(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    committer = Committer(create_table(uri, CLASSES), "m", "the run")
+    file = write_file(uri, "m", rows("a", "b"), "x")
+    before = int(time.time() * 1000)
+    committer.commit([file])
+    log = (tmp_path / "t" / "_delta_log" / f"{committer.table.version():020}.json").read_text()
+    entry = {name: action for line in log.splitlines() for name, action in json.loads(line).items()}
+    assert entry["commitInfo"]["run"] == "the run"
+    assert entry["commitInfo"]["operationParameters"]["mode"] == "Append"
+    assert json.loads(entry["commitInfo"]["operationParameters"]["partitionBy"]) == ["model"]
+    added = entry["add"]
+    assert (added["path"], added["partitionValues"], added["dataChange"]) == (file.path, {"model": "m"}, True)
+    assert (added["size"], json.loads(added["stats"])) == (
+        (tmp_path / "t" / file.path).stat().st_size,
+        {"numRecords": 2},
+    )
+    assert before <= added["modificationTime"] <= time.time() * 1000
+
+
+@pytest.mark.parametrize("error", [CommitFailedError, OSError, DeltaError, BotoCoreError])
+def test_a_commit_that_fails_is_tried_again(
+    error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first try has left out counts, and is left out of the second one."""
+    uri = str(tmp_path / "t")
+    ours, theirs = (Committer(create_table(uri, CLASSES), "m", run) for run in ("ours", "theirs"))
+    theirs.commit([write_file(uri, "m", rows("a", "b"), "x")])
+    land, fails = ours._try, [error()]
+
+    def once(files: Sequence[WrittenFile]) -> None:
+        if fails:
+            raise fails.pop()
+        land(files)
+
+    monkeypatch.setattr(ours, "_try", once)
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    assert ours.commit([write_file(uri, "m", rows("b", "c"), "y")]) == 1
+    assert len(waits) == 1
+    assert held(uri) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_a_commit_whose_answer_is_lost_has_landed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are not taken for those of another run."""
+    uri = str(tmp_path / "t")
+    committer = Committer(create_table(uri, CLASSES), "m", "r")
+    land = committer._try
+
+    def lose(files: Sequence[WrittenFile]) -> None:
+        land(files)
+        raise OSError("no answer")
+
+    monkeypatch.setattr(committer, "_try", lose)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert committer.commit([write_file(uri, "m", rows("a", "b"), "x")]) == 0
+    assert committer.commit([write_file(uri, "m", rows("c"), "x")]) == 0
+    assert not len(committer._by_others)
+    assert held(uri) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_tries_to_commit_wait_ever_longer_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait is of half to one and a half times its length, so that two runs do not meet again and again."""
+    uri = str(tmp_path / "t")
+    committer = Committer(create_table(uri, CLASSES), "m", "r")
+
+    def fail(files: Sequence[WrittenFile]) -> None:
+        raise CommitFailedError
+
+    waits: list[float] = []
+    monkeypatch.setattr(committer, "_try", fail)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    for chance in (0.5, 0.0):
+        monkeypatch.setattr(np.random, "random", lambda chance=chance: chance)
+        with pytest.raises(RuntimeError, match=r"/t: no commit in 30 tries$"):
+            committer.commit([write_file(uri, "m", rows("a"), "x")])
+    assert waits[:29] == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2] + [5.0] * 23
+    assert waits[29:] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6] + [2.5] * 23
+    assert held(uri) == {}
 
 
 def test_many_runs_at_once(tmp_path: Path) -> None:

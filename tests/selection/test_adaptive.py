@@ -72,10 +72,13 @@ def test_flexmatch_counts_a_face_once_that_is_drawn_twice(make: Make) -> None:
 
 @both
 def test_flexmatch_takes_the_last_of_many_predictions_of_a_face(make: Make) -> None:
-    """Sorting keeps those of one face in their order, however many there are."""
+    """Sorting keeps those of one face in their order, however many there are, also among those of other faces."""
     for last, of_last in ((SURE_A, 0), (SURE_B, 1)):
         state = flexed(make, ([1] * 99, [SURE_A, SURE_B] * 49 + [last]), size=2)
         assert state["assigned"].tolist() == [-1, of_last]
+        first = SURE_B if last is SURE_A else SURE_A
+        state = flexed(make, ([1, 0, 2] * 33, [first] * 96 + [last] * 3), size=3)
+        assert state["assigned"].tolist() == [of_last] * 3
 
 
 @both
