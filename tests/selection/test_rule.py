@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import typing
 from dataclasses import FrozenInstanceError, fields
 
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 
-from ray_fer.config import Rule as RuleName
 from ray_fer.selection import (
     CONCATENATED,
     RULES,
@@ -21,6 +20,7 @@ from ray_fer.selection import (
     move,
     smoothed_prior,
 )
+from ray_fer.selection.config import Rule as RuleName
 from ray_fer.selection.rule import asarray_like, average, moving, number
 from tests.selection.arrays import Make, both, close, combine, numpy_array
 
@@ -242,7 +242,10 @@ def test_nothing_to_fit_is_the_start() -> None:
 
 
 def test_the_config_names_all_rules() -> None:
-    assert set(typing.get_args(RuleName)) == set(RULES)
+    adapter = TypeAdapter(RuleName)
+    assert {adapter.validate_python(name) for name in RULES} == set(RULES)
+    with pytest.raises(ValidationError, match=r"input should be 'threshold', .* or 'top_k'"):
+        adapter.validate_python("other")
 
 
 @both
