@@ -98,11 +98,10 @@ def parts(work: Path, table: Path) -> dict[str, Any]:
     """Seconds of finding the predictions that count, of reading them, and of each rule over them."""
     from ray_fer.labeling.exclusions import Exclusions
     from ray_fer.labeling.predictions import newest_predictions
-    from ray_fer.labeling.select import DebiasedBatches, selection_context
+    from ray_fer.labeling.select import DebiasedBatches, make_rule, selection_context
     from ray_fer.labeling.table import open_table
     from ray_fer.models.artifact import open_artifact
     from ray_fer.selection import fit
-    from ray_fer.selection.config import make_rule
 
     teacher = open_artifact(str(work / "teacher"))
     started = time.perf_counter()

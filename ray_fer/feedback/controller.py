@@ -82,17 +82,12 @@ def next_state(
     neutral = total == 0 or worse_rounds >= ROLLBACK_ROUNDS
     if worse_rounds >= ROLLBACK_ROUNDS:
         worse_rounds = 0
-    zeros = np.zeros(len(counts))
-    flat = np.full(len(counts), tau0)
+    zeros, flat = np.zeros(len(counts)), np.full(len(counts), tau0)
     rates = class_rates(counts)
-    ell = zeros if neutral else log_weight_target(rates)
-    tau = flat if neutral else threshold_target(rates, tau0)
-    if neutral or not prior_helps:
-        delta = zeros
-    elif share is None:
-        delta = np.asarray(state.log_debias)
-    else:
-        delta = debias_target(counts, share)
+    ell, tau = (zeros, flat) if neutral else (log_weight_target(rates), threshold_target(rates, tau0))
+    delta = zeros
+    if not neutral and prior_helps:
+        delta = np.asarray(state.log_debias) if share is None else debias_target(counts, share)
     loss_share, sampling_share = split_shares(parts)
     return FeedbackState(
         log_weights=_towards(state.log_weights, ell),

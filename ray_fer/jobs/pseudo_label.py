@@ -20,14 +20,14 @@ from ray_fer.models.face_detector import weights
 from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, check_together, open_teacher
 from ray_fer.resources import check_device
 
-if TYPE_CHECKING:  # a mistyped key is told before Ray is imported
+if TYPE_CHECKING:  # Ray takes seconds to import, a mistyped path should not
     from ray_fer.labeling.run import LabelingRun
 
 log = logging.getLogger(__name__)
 
 
 def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
-    """Labels what the table does not hold yet, commits as it goes, and selects pseudo-labels at the end when told to.
+    """Labels what the table does not hold yet, commits as it goes, and selects pseudo-labels if ``select`` is set.
 
     Args:
         config: see ``conf/pseudo_label.yaml``.

@@ -20,10 +20,9 @@ from ray_fer.config import as_argument
 from ray_fer.errors import UserError
 from ray_fer.labeling.config import SelectPseudoLabelsConfig
 from ray_fer.labeling.predictions import BATCH_ROWS
-from ray_fer.labeling.select import DebiasedBatches, find_predictions, open_teachers, selection_context
+from ray_fer.labeling.select import DebiasedBatches, find_predictions, make_rule, open_teachers, selection_context
 from ray_fer.selection import file as selection_file
 from ray_fer.selection import fit
-from ray_fer.selection.config import make_rule
 from ray_fer.selection.ensemble import ENSEMBLES
 
 log = logging.getLogger(__name__)

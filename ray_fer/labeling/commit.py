@@ -3,7 +3,7 @@
 Optimistic: a commit lands only on the table version that was looked at. When another run has committed since, its rows
 are compared with ours first, and what it has labelled is left out of our files. So two runs at once on one table do not
 write an image twice either. Contents that were read under another identity than the listed one, and that the ledger
-knows, are left out likewise; a mark in their place says how they were listed, for the next run.
+knows, are left out too; a marker in their place says how they were listed, for the next run.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Committer:
         Args:
             files: all rows of a picture are in one of them.
             known: by the path of a file the pictures in it that were read under another identity than the listed one
-                and are labelled already; a mark `table.KNOWN` takes the place of their rows.
+                and are labelled already; a marker `table.KNOWN` takes the place of their rows.
 
         Returns:
             The images that were left out because another run had labelled them in the meantime.
@@ -147,7 +147,7 @@ class Committer:
         return np.fromiter((key in pictures for key in keys.iter_rows()), bool, rows.num_rows)
 
     def _marks(self, rows: pa.Table) -> pa.Table:
-        """A mark for every picture among ``rows`` that is known by the identity that it was read with alone."""
+        """Returns a marker for every picture in ``rows`` that is known only by the identity that it was read with."""
         columns = ["uri", "identity", "listed_identity", "source"]
         pictures = pl.DataFrame(pl.from_arrow(rows.select(columns))).with_columns(picture_uri(self.model))
         listed = pictures.filter(pl.col("listed_identity").is_not_null()).unique(maintain_order=True)

@@ -1,4 +1,4 @@
-"""What the jobs around the predictions table can be told."""
+"""The configs of the jobs around the predictions table."""
 
 from __future__ import annotations
 

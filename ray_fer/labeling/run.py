@@ -132,7 +132,7 @@ class LabelingRun:
         return uri
 
     def go(self) -> None:
-        """Labels what is new, and with ``watch`` what arrives until the job is told to stop."""
+        """Labels what is new, and with ``watch`` what arrives until the job is stopped."""
         try:
             self._label_new()
             if self.config.watch is not None:
@@ -310,7 +310,7 @@ class LabelingRun:
 
 
 def check_no_faces(page: pa.Table) -> None:
-    """Raises `UserError` where ``page`` lists a face: as a key of the ledger it could not be told from its picture."""
+    """Raises `UserError` where ``page`` lists a face: the ledger could not distinguish it from its picture."""
     faces = page["uri"].filter(pc.match_substring_regex(page["uri"], FACE_FRAGMENT))
     if len(faces):
         raise UserError(f"faces=detect: {faces[0].as_py()} is a face already; faces=none labels it")

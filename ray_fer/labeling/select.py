@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,9 @@ from ray_fer.labeling.predictions import BATCH_ROWS, Predictions, newest_predict
 from ray_fer.labeling.table import files_of, open_table
 from ray_fer.models.artifact import Artifact
 from ray_fer.models.teacher import Teacher, check_together, open_teacher
-from ray_fer.selection import RULES, SelectionContext, debias, smoothed_prior
+from ray_fer.selection import RULES, Rule, SelectionContext, debias, smoothed_prior
+from ray_fer.selection.config import SelectionConfig
+from ray_fer.selection.ranks import Ranked
 
 Floats = npt.NDArray[np.floating]
 
@@ -49,6 +51,14 @@ def find_predictions(
     """
     models = [_model_in(table, teacher, config) for teacher in teachers]
     return newest_predictions(table, models, read_exclusions(config.selection))
+
+
+def make_rule(config: SelectionConfig) -> Rule:
+    """Returns the rule that ``config`` names, with those of its constants that are keys of ``config``."""
+    rule = RULES[config.rule]
+    constants = {field.name: getattr(config, field.name) for field in fields(rule) if hasattr(config, field.name)}
+    # Of a whole table, so finely that no neighbour of the last one wanted is let in.
+    return rule(**constants | ({"bins": 1 << 20} if issubclass(rule, Ranked) else {}))
 
 
 def selection_context(config: SelectPseudoLabelsConfig, teacher: Teacher) -> tuple[SelectionContext, Floats, int]:

@@ -1,4 +1,4 @@
-"""What one worker does with one unit of images: read → decode → infer → write. Pure of Ray, so that it can be tested.
+"""What one worker does with one unit of images: read → decode → infer → rows. Free of Ray, so that it can be tested.
 
 Several teachers share what is read and decoded: an object is decoded once, to a crop of every size that is wanted of
 it, and `share` is what one of them sees of a batch. Which of them lack a key, and which try of each this is, say the
@@ -24,7 +24,7 @@ import xxhash
 
 from ray_fer.data.crop import Picture
 from ray_fer.data.decode import DecodeError, Pixels, decode_into_each
-from ray_fer.data.read import Item, read_objects
+from ray_fer.data.read import Item, Read, read_objects
 from ray_fer.labeling.table import FILE_SCHEMA, NO_FACE, NOT_FINITE, OK, TRANSIENT
 from ray_fer.models.face_detector import face_detector
 from ray_fer.models.softmax import softmax, why_not_finite
@@ -114,13 +114,8 @@ def decode_items(
     first_try = [1] * len(image_sizes)
     known = (columns["source"], teachers_of(keys), attempts_of(keys, len(image_sizes)))
     for read, source, teachers, attempts in zip(read_objects(items, max_bytes), *known, strict=True):
-        row = Row(read.item.uri, read.status, read.identity, source, attempts, error=read.error)
+        row = _row_of(read, source, attempts, first_try)
         found = [row]
-        if read.status in TRANSIENT:  # that says nothing of a content, and is about what was listed
-            row.identity = read.item.identity
-        elif read.identity != read.item.identity:
-            row.listed_as, row.attempts = (read.item.uri, read.item.identity), first_try
-            row.listed_identity = read.item.identity or None
         if read.data is not None:
             row.digest = xxhash.xxh3_128_digest(read.data)
             sizes = sizes_for(teachers)
@@ -143,6 +138,16 @@ def decode_items(
             yield Decoded(rows, asked, crops.pixels())
             rows, asked = [], []
             crops = _Crops(wanted, min(batch_size, left))
+
+
+def _row_of(read: Read, source: str, attempts: Sequence[int], first_try: Sequence[int]) -> Row:
+    row = Row(read.item.uri, read.status, read.identity, source, attempts, error=read.error)
+    if read.status in TRANSIENT:  # that says nothing of a content, and is about what was listed
+        row.identity = read.item.identity
+    elif read.identity != read.item.identity:
+        row.listed_as, row.attempts = (read.item.uri, read.item.identity), first_try
+        row.listed_identity = read.item.identity or None
+    return row
 
 
 def _faces_of(row: Row, picture: Picture, crops: _Crops, sizes: Sequence[int]) -> list[Row]:

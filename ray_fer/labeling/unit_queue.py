@@ -1,7 +1,4 @@
-"""The way of units to Ray's workers: a queue beside the driver, and the read task that empties it.
-
-A unit travels as a block of one row, the grain at which Ray Data moves and retries.
-"""
+"""How units reach Ray's workers: a queue beside the driver, and the read task of Ray Data that empties it."""
 
 from __future__ import annotations
 

@@ -7,9 +7,8 @@ from dataclasses import FrozenInstanceError, fields
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 
-from ray_fer.config import load_config
-from ray_fer.errors import UserError
 from ray_fer.selection import (
     CONCATENATED,
     RULES,
@@ -21,6 +20,7 @@ from ray_fer.selection import (
     move,
     smoothed_prior,
 )
+from ray_fer.selection.config import Rule as RuleName
 from ray_fer.selection.rule import asarray_like, average, moving, number
 from tests.selection.arrays import Make, both, close, combine, numpy_array
 
@@ -241,14 +241,11 @@ def test_nothing_to_fit_is_the_start() -> None:
             close(state[key], start[key], 0)
 
 
-def test_the_config_takes_every_rule_and_no_other_name() -> None:
-    places = ["table=t", "teacher=m", "out=o"]
-    for name in RULES:
-        assert load_config("select_pseudo_labels", [*places, f"selection.rule={name}"]).selection.rule == name
-    with pytest.raises(
-        UserError, match=r"^select_pseudo_labels: selection\.rule='none': input should be 'threshold', "
-    ):
-        load_config("select_pseudo_labels", [*places, "selection.rule=none"])
+def test_the_config_names_all_rules() -> None:
+    adapter = TypeAdapter(RuleName)
+    assert {adapter.validate_python(name) for name in RULES} == set(RULES)
+    with pytest.raises(ValidationError, match=r"input should be 'threshold', .* or 'top_k'"):
+        adapter.validate_python("other")
 
 
 @both
