@@ -83,26 +83,35 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Writes a small object unless it exists, and returns whether it did; of several concurrent calls, one succeeds."""
+    """Writes a small object that must not be there yet; False when it is. Of several that try, one succeeds.
+
+    A reader never sees half of it, unless it lies in a local folder that knows no hard links.
+    """
     fs, path = filesystem(uri)
     if is_remote(uri):
         try:
             fs.pipe_file(path, data, mode="create")  # a conditional PUT
-        except OSError as error:  # s3fs raises FileExistsError only for the answer of AWS itself
+        except OSError as error:  # s3fs makes a FileExistsError of AWS's own answer alone
             answer = getattr(error.__cause__, "response", {})
             code = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if isinstance(error, FileExistsError) or code in (409, 412):
                 return False
-            if code != 501:  # the server does not support conditions
+            if code != 501:  # the server knows no conditions
                 raise
             if fs.exists(path):
                 return False
             fs.pipe_file(path, data)
         return True
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
-        with Path(path).open("xb") as file:
-            file.write(data)
+        with _temporary(Path(path)) as temporary:
+            temporary.write_bytes(data)
+            try:
+                Path(path).hardlink_to(temporary)  # unlike a rename, it fails where there is a file
+            except FileExistsError:
+                raise
+            except OSError:
+                with Path(path).open("xb") as file:
+                    file.write(data)
     except FileExistsError:
         return False
     return True
@@ -127,11 +136,18 @@ def open_output(uri: str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _replacing(target: Path) -> Iterator[Path]:
+    with _temporary(target) as temporary:
+        yield temporary
+        temporary.replace(target)
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """A name beside ``target`` under which nothing is left when the block ends."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -39,8 +39,8 @@ from ray_fer.labeling.progress import Metrics, Progress, joint_stats
 from ray_fer.labeling.table import TRANSIENT, create_table, open_table
 from ray_fer.labeling.teacher_run import TeacherRun
 from ray_fer.labeling.worker import DoneUnit, Plan
-from ray_fer.models.artifact import resolve_precision
 from ray_fer.models.face_detector import weights
+from ray_fer.models.model_id import resolve_precision
 from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, check_together, open_teacher
 from ray_fer.resources import check_device, find_device
 
