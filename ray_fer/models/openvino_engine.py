@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,14 +92,11 @@ def kept_graph(key: str, make: Callable[[], openvino.Model]) -> openvino.Model:
     """
     import openvino
 
-    kept = storage.node_cache() / "openvino" / f"{key}-{openvino.__version__}"
-    files = [kept / _GRAPH, (kept / _GRAPH).with_suffix(".bin")]
-    if not all(file.exists() for file in files):
+    def save(folder: Path) -> None:
+        openvino.save_model(make(), folder / _GRAPH, compress_to_fp16=False)
+
+    name = f"openvino/{key}-{openvino.__version__}"
+    kept = storage.node_cache() / name
+    if not all((kept / _GRAPH).with_suffix(suffix).exists() for suffix in (".xml", ".bin")):
         shutil.rmtree(kept, ignore_errors=True)  # a cleaner of temporary files may leave a part
-        partial = kept.with_name(f"{kept.name}.{uuid.uuid4().hex[:8]}")
-        openvino.save_model(make(), partial / _GRAPH, compress_to_fp16=False)
-        try:
-            partial.rename(kept)
-        except OSError:  # another process of this node was first
-            shutil.rmtree(partial)
-    return openvino.Core().read_model(kept / _GRAPH)
+    return openvino.Core().read_model(storage.cached_folder(name, save) / _GRAPH)

@@ -22,14 +22,10 @@ def local_files(uri: str) -> list[Path]:
     parent, _, name = uri.rpartition("/")
     path = storage.local_copy(parent, only=[name]) / name
     outside = _weights_outside(path, uri) if name.lower().endswith(".onnx") else []
-    try:
-        folder = storage.local_copy(parent, only=[name, *outside]) if outside else path.parent
-    except FileNotFoundError as error:
-        raise UserError(f"{uri}: its weights are in another file, which is missing ({error})") from None
-    files = [folder / part for part in (name, *outside)]
-    if absent := [part for part in outside if not (folder / part).is_file()]:
+    if absent := [part for part in outside if not storage.exists(f"{parent}/{part}")]:
         raise UserError(f"{uri}: its weights are in {absent[0]}, which is missing")
-    return files
+    folder = storage.local_copy(parent, only=[name, *outside]) if outside else path.parent
+    return [folder / part for part in (name, *outside)]
 
 
 def _weights_outside(path: Path, uri: str) -> list[str]:
