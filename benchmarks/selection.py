@@ -96,12 +96,13 @@ def whole(work: Path, table: Path, rule: str) -> dict[str, float]:
 
 def parts(work: Path, table: Path) -> dict[str, Any]:
     """Seconds of finding the predictions that count, of reading them, and of each rule over them."""
-    from ray_fer.jobs.select_pseudo_labels import Debiased, known_to, make_rule
     from ray_fer.labeling.exclusions import Exclusions
     from ray_fer.labeling.predictions import newest_predictions
+    from ray_fer.labeling.select import DebiasedBatches, selection_context
     from ray_fer.labeling.table import open_table
     from ray_fer.models.artifact import open_artifact
     from ray_fer.selection import fit
+    from ray_fer.selection.config import make_rule
 
     teacher = open_artifact(str(work / "teacher"))
     started = time.perf_counter()
@@ -109,11 +110,11 @@ def parts(work: Path, table: Path) -> dict[str, Any]:
     assert opened
     predictions, _ = newest_predictions(opened, [teacher.model_id("float32")], Exclusions())
     found = time.perf_counter()
-    batches = Debiased(predictions.probs(0, len(ledger.CLASSES)), None)
+    batches = DebiasedBatches(predictions.probs(0, len(ledger.CLASSES)), None)
     measured: dict[str, Any] = {"find": found - started, "read": time.perf_counter() - found, "rules": {}}
     for name in RULES:
         config = _config(work, table, name)
-        rule, (known, *_) = make_rule(config.selection), known_to(config, teacher)
+        rule, (known, *_) = make_rule(config.selection), selection_context(config, teacher)
         before = time.perf_counter()
         state = fit(rule, batches, known)
         for probs in batches:

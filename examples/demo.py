@@ -19,7 +19,8 @@ import polars as pl
 import ray
 
 from ray_fer import cluster
-from ray_fer.reports.evaluation import CAPTIONS, Report
+from ray_fer.reports.evaluation import CAPTIONS
+from ray_fer.reports.page import Report
 
 ROOT = Path(__file__).parents[1]
 # A backbone that trains in a minute on two cores.

@@ -6,19 +6,16 @@ import logging
 import os
 import re
 import socket
-import warnings
 from pathlib import Path
 
 import ray
 
 from ray_fer import interruption
+from ray_fer.compat.ray import CHECK_ALIVE, cpus_here, gpus_here, quiet_start, running_address, started_here
 from ray_fer.errors import UserError, one_line
 from ray_fer.room import Demand, Patience, check_room
-from ray_fer.stderr import without_lines
 
 _PROBE_SECONDS = 3.0
-# What Ray's head answers to, among its gRPC services.
-_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +42,10 @@ def connect() -> None:
     """
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray announces defaults that will change; nothing here relies on them.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-    # Ray 2.60 announces on every start that it guards a cluster in this process by a token.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    # Its C++ side warns of constructor arguments in the object store: ours are a few URIs, owned by the driver.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     variables = {name: os.environ[name] for name in _FORWARDED if name in os.environ}
     address = _address()
     try:
-        # Which its C++ side announces before it has any setting.
-        with without_lines(b"RAY_BACKEND_LOG_LEVEL"):
+        with quiet_start():
             ray.init(
                 address=address or "local",
                 # It would take longer to start than to read its page; `ray start --head` is for those who want one.
@@ -98,7 +86,7 @@ def _address() -> str | None:
         return None
     named = _named()
     if named in (None, "auto"):
-        found: str | None = ray._private.services.find_bootstrap_address(None)
+        found = running_address()
         if found is None:
             raise UserError(
                 "RAY_ADDRESS=auto: no Ray cluster runs on this machine; start one by `ray start --head`, or unset "
@@ -140,7 +128,7 @@ def _probe(address: str) -> str | None:
     # A proxy in the environment is not for the cluster.
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            channel.unary_unary(_ALIVE)(b"", timeout=_PROBE_SECONDS)
+            channel.unary_unary(CHECK_ALIVE)(b"", timeout=_PROBE_SECONDS)
         except grpc.RpcError as error:
             if error.code() != grpc.StatusCode.UNAUTHENTICATED:  # it wants a token, which Ray knows where to find
                 return f"what answers there is not the head of a Ray cluster ({error.code().name.lower()})"
@@ -153,15 +141,10 @@ def _named() -> str | None:
 
 def connect_unless_alone() -> None:
     """Connects to a cluster that is there; starts Ray in this process only where that finds a GPU."""
-    if ray.is_initialized() or not _nobody_is_there() or _gpus_here():
+    if ray.is_initialized() or not _nobody_is_there() or gpus_here():
         connect()
     else:
         interruption.reinstall()
-
-
-def _gpus_here() -> int:
-    manager = ray._private.accelerators.get_accelerator_manager_for_resource("GPU")
-    return manager.get_current_node_num_accelerators() if manager else 0
 
 
 def prepare_data() -> None:
@@ -180,7 +163,7 @@ def _nobody_is_there() -> bool:
     """Whether Ray has to be started here: no cluster is named, or the one that `ray start` left behind is gone."""
     if named := _named():
         return named == "local"
-    address: str | None = ray._private.services.find_bootstrap_address(None)
+    address = running_address()
     if address is None:
         return True
     if _probe(address) is None:
@@ -193,8 +176,7 @@ def is_local() -> bool:
     """Whether `connect` started Ray in this process or would do so: nobody will ever add a node."""
     if not ray.is_initialized():
         return _nobody_is_there()
-    node = ray._private.worker._global_node
-    return node is not None and bool(node.is_head())
+    return started_here()
 
 
 def nodes() -> list[dict[str, float]]:
@@ -231,12 +213,12 @@ def wait_for_room(demand: Demand, minutes: float | None) -> None:
 def accelerators() -> int:
     """GPUs of the connected cluster as it stands, or of this machine."""
     if not ray.is_initialized():
-        return _gpus_here()
+        return gpus_here()
     return int(ray.cluster_resources().get("GPU", 0))
 
 
 def cpus() -> int:
     """CPU slots of the connected cluster as it stands, or of this machine."""
     if not ray.is_initialized():
-        return int(ray._private.utils.get_num_cpus())
+        return cpus_here()
     return int(ray.cluster_resources().get("CPU", 1))

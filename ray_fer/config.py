@@ -45,7 +45,6 @@ Uris = Annotated[
     list[Uri], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)
 ]
 Device = Literal["auto", "cpu", "cuda"]
-FeedbackPart = Literal["loss_weights", "sampling_weights", "thresholds", "debiasing"]
 
 
 ACTORS = {"actors": "workers"}

@@ -1,14 +1,13 @@
 """The expression classes, and how each public data set numbers them.
 
-Every data set counts the same seven emotions in another order, and the Hugging Face mirrors of FER2013 in another
-order than its own csv; a model trained over one table and evaluated over the other looks like chance. So ray-fer
-carries class names everywhere, and this file is the only place where a number means an expression.
+Every data set counts the same seven emotions in another order; a model trained over one table and evaluated over the
+other looks like chance. So ray-fer carries class names everywhere, and this file is the only place where a number means
+an expression.
 
-Sources of the tables: Aff-Wild2 and AFE from the organisers' and the clup loaders, AffectNet, RAF-DB, FER2013, ExpW
-from the data sets' own files, FERPlus from microsoft/FERPlus, HSEmotion from its facial_emotions.py.
+The tables come from the data sets' own files; FERPlus' from microsoft/FERPlus.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from ray_fer.errors import UserError
 
@@ -37,12 +36,12 @@ ALIASES: Mapping[str, str] = {
     "contemptuous": "contempt",
     "others": "other",
 }
-"""Other spellings, lower-case."""
+"""The canonical name of other spellings, which are lower-case."""
 
 AFFECTNET: Mapping[int, str | None] = dict(
     enumerate(("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt", None, None, None))
 )
-"""AffectNet; 8 None, 9 Uncertain, 10 No-Face have no class."""
+"""AffectNet; 8 (None), 9 (Uncertain) and 10 (No-Face) have no class."""
 
 RAF_DB: Mapping[int, str | None] = dict(
     enumerate(("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral"), start=1)
@@ -54,36 +53,20 @@ FER2013: Mapping[int, str | None] = dict(
 )
 """The `emotion` column of fer2013.csv."""
 
-FER2013_FOLDERS: Mapping[int, str | None] = dict(
-    enumerate(("anger", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"))
-)
-"""FER2013 by sorted folder names (`angry disgust fear happy neutral sad surprise`): its Hugging Face mirrors."""
-
 FERPLUS: Mapping[int, str | None] = dict(
     enumerate(("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", None, None))
 )
 """The vote columns of fer2013new.csv; unknown and NF (not a face) have no class."""
 
 EXPW: Mapping[int, str | None] = dict(FER2013)
-"""ExpW's label.lst."""
-
-AFE: Mapping[int, str | None] = dict(FER2013_FOLDERS)
-"""AFE's lists."""
-
-HSEMOTION_8: Mapping[int, str | None] = dict(
-    enumerate(("anger", "contempt", "disgust", "fear", "happiness", "neutral", "sadness", "surprise"))
-)
-"""Outputs of the 8-class HSEmotion models."""
-
-HSEMOTION_7: Mapping[int, str | None] = dict(FER2013_FOLDERS)
-"""Outputs of the 7-class HSEmotion models."""
+"""The labels in ExpW's label.lst."""
 
 
 def canonical(name: str) -> str:
     """The canonical name of an expression, from any case or alias.
 
     Raises:
-        UserError: for a class that is not an expression; the message names it.
+        UserError: If ``name`` is not an expression; the message names it.
     """
     key = name.strip().lower()
     key = ALIASES.get(key, key)
@@ -93,32 +76,15 @@ def canonical(name: str) -> str:
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Distinct names in canonical order, aliases resolved; custom names keep their spelling and follow, sorted."""
+    """Distinct names in canonical order with aliases resolved, then custom names in their own spelling, sorted."""
     distinct = {class_name(name) for name in names}
     custom = sorted(distinct.difference(EXPRESSIONS))
     return (*(name for name in EXPRESSIONS if name in distinct), *custom)
 
 
 def class_name(name: str) -> str:
-    """The canonical name if `name` is an expression, else the stripped name itself: a custom class."""
+    """The canonical name if ``name`` is an expression; else the stripped name itself, a custom class."""
     try:
         return canonical(name)
     except UserError:
         return name.strip()
-
-
-def code_index(
-    codes: Mapping[int, str | None], classes: Sequence[str], *, contempt_as_other: bool = False
-) -> dict[int, int]:
-    """A data set's codes as indices into `classes`; -1 where the code has no class or the class is not wanted.
-
-    Args:
-        codes: One of this module's tables.
-        classes: The target classes in their order, for instance `ABAW`.
-        contempt_as_other: Count contempt as other where `classes` lacks it: a choice some ABAW teams make, not a fact
-            about faces.
-    """
-    position = {name: index for index, name in enumerate(classes)}
-    if contempt_as_other and "contempt" not in position and "other" in position:
-        position["contempt"] = position["other"]
-    return {code: -1 if name is None else position.get(name, -1) for code, name in codes.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from botocore.exceptions import BotoCoreError
 
 from ray_fer.errors import UserError, one_line
 from ray_fer.storage import filesystem, is_remote, join, normalise_argument
+
+_ONE_SLASH = re.compile(r"s3[an]?:/(?!/)", re.IGNORECASE)
 
 
 def check_writable(key: str, uri: str, *, folder: bool = True) -> None:
@@ -24,6 +27,9 @@ def check_writable(key: str, uri: str, *, folder: bool = True) -> None:
     Raises:
         UserError: If nothing can be written there; the message names the key.
     """
+    # It would be written into a folder of that name, and nobody would notice.
+    if _ONE_SLASH.match(uri):
+        raise UserError(f"{key}={uri}: an s3 URI has two slashes, s3://bucket/key")
     uri = normalise_argument(key, uri)
     try:
         if is_remote(uri):

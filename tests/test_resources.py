@@ -116,7 +116,7 @@ def test_a_machine_without_a_gpu_says_so(
     name: str, job: Callable[[Any], Any], arguments: list[str], tmp_path: Path, caplog: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(cluster, "_gpus_here", lambda: 0)
+    monkeypatch.setattr(cluster, "gpus_here", lambda: 0)
     monkeypatch.setattr(cluster, "_nobody_is_there", lambda: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     if key := {"evaluate": "model", "pseudo_label": "teacher"}.get(name):

@@ -27,4 +27,6 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         check_writable("out", str(tmp_path), folder=False)
     with pytest.raises(UserError, match=r"^out=ftp://x: not a local path"):
         check_writable("out", "ftp://x")
+    with pytest.raises(UserError, match=r"^out=s3:/b/x: an s3 URI has two slashes, s3://bucket/key$"):
+        check_writable("out", "s3:/b/x")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

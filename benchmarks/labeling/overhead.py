@@ -26,8 +26,10 @@ from benchmarks.labeling.material import write_pictures, write_teacher
 from benchmarks.labeling.stopwatch import Stopwatch, saved, seconds_a_call
 from benchmarks.results import RESULTS, write_results
 from ray_fer.config import load_config
-from ray_fer.jobs import pseudo_label as driver
+from ray_fer.jobs.pseudo_label import pseudo_label
+from ray_fer.labeling import run
 from ray_fer.labeling.commit import Committer
+from ray_fer.labeling.work import UnitResult
 from ray_fer.synthetic.plan import CLASSES
 
 DISTINCT = 1000
@@ -58,7 +60,7 @@ def prepare_worker() -> None:
     worker.write_file = watch.timed("write", worker.write_file)
     label = watch.timed("rows", worker.Labeller.label)
 
-    def label_and_save(*args: Any) -> worker.DoneUnit:
+    def label_and_save(*args: Any) -> UnitResult:
         done = label(*args)
         watch.save(folder)
         return done
@@ -78,8 +80,8 @@ def main() -> None:
     teacher, pictures = write_material(arguments.work)
     folders = {size: link_pictures(arguments.work / f"links-{size}", pictures, size) for size in (small, large)}
     watch = Stopwatch()
-    driver.list_sources = watch.timed_iterator("list", driver.list_sources)
-    driver.claim_for_each = watch.timed("diff", driver.claim_for_each)
+    run.list_sources = watch.timed_iterator("list", run.list_sources)
+    run.claim_missing = watch.timed("diff", run.claim_missing)
     Committer.commit = watch.timed("commit", Committer.commit)  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
         job = _Job(teacher, watch, Path(folder))
@@ -128,7 +130,7 @@ class _Job:
         before, calls_before = self._parts()
         with tempfile.TemporaryDirectory() as target, _CpuClock() as clock:
             arguments = [f"source={source}", f"teacher={self._teacher}", f"table={target}/t", "actors=2"]
-            summary = driver.pseudo_label(load_config("pseudo_label", arguments))
+            summary = pseudo_label(load_config("pseudo_label", arguments))
             assert summary["labelled"] == summary["listed"]
         after, calls = self._parts()
         spent: dict[str, float] = {name: after[name] - before[name] for name in after}

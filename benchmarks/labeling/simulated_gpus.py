@@ -37,12 +37,12 @@ class Sleeping:
 def simulate() -> None:
     """Runs in every worker before anything else."""
     from ray_fer.labeling import worker
-    from ray_fer.labeling.unit import EVERY_TEACHER, Decoded
+    from ray_fer.labeling.unit import EVERY_TEACHER, Decoded, Row
     from ray_fer.models import engines
 
     def grey(keys: Any, *, image_sizes: Any, batch_size: int, **_: Any) -> Any:
         columns = keys.select(["uri", "identity", "source"]).to_pylist()
-        rows = [row | {"status": "ok", "digest": number.to_bytes(16)} for number, row in enumerate(columns)]
+        rows = [Row(**row, status="ok", digest=number.to_bytes(16)) for number, row in enumerate(columns)]
         pixels = {size: np.full((len(rows), size, size, 3), 128, np.uint8) for size in image_sizes}
         yield Decoded(rows, [EVERY_TEACHER] * len(rows), pixels)
 

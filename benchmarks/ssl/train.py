@@ -22,14 +22,16 @@ from benchmarks.ssl.faces import Sets
 from ray_fer.config import load_config
 from ray_fer.evaluation.metrics import apply_temperature, evaluate_probs
 from ray_fer.expressions import SEVEN
-from ray_fer.feedback.formulas import FeedbackConfig, Snapshot, feedback, initial_state, snapshot
+from ray_fer.feedback.config import PARTS
+from ray_fer.feedback.controller import next_state
+from ray_fer.feedback.state import Snapshot, initial_state, snapshot
 from ray_fer.methods.base import BackboneMethod
 from ray_fer.methods.batch import Indices, PseudoLabels
 from ray_fer.methods.context import Context
 from ray_fer.methods.meta_feedback import MetaFeedbackMethod
 from ray_fer.methods.online import OnlineMethod
 from ray_fer.methods.supervised import SupervisedMethod
-from ray_fer.selection import Accepted, Known, Rule, debias, fit, harden, smoothed_prior
+from ray_fer.selection import Accepted, Rule, SelectionContext, debias, fit, harden, smoothed_prior
 from ray_fer.training.finite import FiniteGuard
 from ray_fer.training.loop import train_epoch
 from ray_fer.training.plain_engine import PlainEngine
@@ -165,7 +167,7 @@ def online(
         probs = apply_temperature(probs, method.temperature).astype(np.float32)
     state = {name: each.cpu().numpy() if torch.is_tensor(each) else each for name, each in method.rule_state.items()}
     known = method.known(method.epochs)
-    accepted = method.rule.accept(debias(probs, known.log_prior), state, known.like(probs))
+    accepted = method.rule.accept(debias(probs, known.log_prior), state, known.to(probs))
     run.notes["pseudo"] = quality(accepted, unlabeled.labels)
     return method
 
@@ -199,7 +201,7 @@ def labelled_by(
         probs = apply_temperature(probs, teacher.temperature)
     probs = probs.astype(np.float32)
     counts = np.bincount(run.sets.labeled.labels, minlength=K)
-    known = Known(np.full(K, threshold), smoothed_prior(counts), counts).like(probs)
+    known = SelectionContext(np.full(K, threshold), smoothed_prior(counts), counts).to(probs)
     accepted = rule.accept(probs, fit(rule, [probs], known), known)
     run.notes["pseudo"] = quality(accepted, unlabeled.labels)
     matrix = accepted.targets if targets == "soft" else harden(accepted.labels, K)
@@ -217,9 +219,8 @@ class LocalFeedback:
     """
 
     def __init__(self, parts: Sequence[str], confusion: str, seed: int) -> None:
-        names = ("loss_weights", "sampling_weights", "thresholds", "debiasing")
-        self.config = FeedbackConfig(**{name: name in parts for name in names})
-        self.state = initial_state(K, self.config)
+        self.parts = [part for part in PARTS if part in parts]
+        self.state = initial_state(K, self.parts)
         self.confusion = confusion
         self.names = np.roll(np.random.default_rng(seed).permutation(K), 1)
 
@@ -229,7 +230,7 @@ class LocalFeedback:
             confusion = np.diag(confusion.sum(axis=1))
         elif self.confusion == "shuffled":
             confusion = confusion[np.ix_(self.names, self.names)]
-        self.state = feedback(confusion, state=self.state, config=self.config, **evidence)
+        self.state = next_state(confusion, state=self.state, parts=self.parts, **evidence)
         return snapshot(self.state)
 
 

@@ -1,7 +1,7 @@
 """PNG and WebP files without the chunks that no pixel depends on.
 
-Texts and colour profiles are ignored anyhow. Damaged, they cost a strict decoder the picture; compressed, they may
-inflate to gigabytes. So they are left out before a decoder sees them.
+Texts and colour profiles are ignored. Where they are damaged, a strict decoder refuses the picture; compressed, they
+may inflate to gigabytes. So they are left out before a decoder sees them.
 """
 
 import struct
@@ -24,7 +24,7 @@ _PROFILE_FLAG, _EXIF_FLAG, _XMP_FLAG = 0x20, 0x08, 0x04
 
 
 def essential_png(data: bytes, max_size: int) -> bytes:
-    """Keep the header, palette, transparency and pixels of a PNG, and EXIF's orientation if it is undamaged.
+    """Keeps the header, palette, transparency and pixels of a PNG, and EXIF's orientation if it is undamaged.
 
     The pixels carry a checksum of their own within the compressed stream, which a decoder looks at, so that those of
     their chunks do not matter. An animation keeps its first frame, or the picture that stands for it.
@@ -60,7 +60,7 @@ def essential_png(data: bytes, max_size: int) -> bytes:
 
 
 def png_loss(data: bytes) -> str | None:
-    """Say which share of a PNG's pixels is missing, or None if their number is right."""
+    """Says which share of a PNG's pixels is missing, or None if their number is right."""
     expected = _png_size(data)
     there = min(expected, _inflated(data, expected, checked=False)[0])
     if there == expected or not expected:
@@ -71,7 +71,7 @@ def png_loss(data: bytes) -> str | None:
 
 
 def essential_webp(data: bytes) -> bytes:
-    """Keep the pixels and EXIF of a WebP, with the length that the file really has."""
+    """Keeps the pixels and EXIF of a WebP, with the length that the file really has."""
     parts = []
     position, flags = 12, 0
     while position + 8 <= len(data):
@@ -130,7 +130,7 @@ def _png_size(data: bytes) -> int:
 
 
 def _inflated(data: bytes, limit: int, checked: bool) -> tuple[int, bool]:
-    """How many bytes the pixels inflate to, up to a little more than `limit`, and whether their stream is whole."""
+    """How many bytes the pixels inflate to, up to a little more than `limit`, and whether their stream is complete."""
     stream, size = zlib.decompressobj(zlib.MAX_WBITS if checked else -zlib.MAX_WBITS), 0
     rest = b"".join(chunk.body for chunk in _png_chunks(data) if chunk.kind == b"IDAT")
     rest = rest if checked else rest[_ZLIB_HEADER:]

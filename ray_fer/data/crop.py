@@ -1,12 +1,12 @@
 """Aligned square crops of faces out of pictures that are not crops yet.
 
-A crop depends on nothing but the picture's bytes, the `Face` and the crop's side S, so that training cuts from a face's
-URI the very pixels that labelling saw, without the detector that had found it. A JPEG is shrunk inside the inverse DCT
+A crop depends on nothing but the picture's bytes, the `Face` and the crop's side S. So training cuts from a face's URI
+the very pixels that labelling saw, without the detector. A JPEG is shrunk inside the inverse DCT
 by the smallest m/8 that leaves the face S pixels, so a large face in a large photo costs a fraction of its decoding.
 Then the face's surroundings are shrunk by Pillow's BILINEAR filter (a triangle as wide as the shrink: antialiased) to
-two pixels per pixel of the crop, turned by bilinear interpolation, and shrunk to S by the filter that leaves crops as
-sharp as what `decode` makes of ready ones (half a level apart on average). What lies beyond the picture is
-`BACKGROUND`.
+two pixels per pixel of the crop, and turned by bilinear interpolation. The last filter, which shrinks to S, leaves
+crops as sharp as those that `decode` makes of ready ones (half a level apart on average). Beyond the picture the crop
+is `BACKGROUND`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ray_fer.data.decode import (
     LEADING_PADDING,
     MAX_PIXELS,
     Opened,
-    UInt8Array,
+    Pixels,
     decode_into,
     one_error,
     open_picture,
@@ -39,14 +39,14 @@ _OVERSAMPLING = 2
 _MARGIN = 2  # pixels that interpolation and the triangle look at beyond the square
 
 
-def decode_uri(uri: str, data: bytes, size: int) -> UInt8Array:
-    """What ``uri`` names as uint8 (size, size, 3); see `decode_uri_into`."""
+def decode_uri(uri: str, data: bytes, size: int) -> Pixels:
+    """Decodes what ``uri`` names to uint8 (size, size, 3); see `decode_uri_into`."""
     out = np.empty((size, size, 3), np.uint8)
     decode_uri_into(uri, data, out)
     return out
 
 
-def decode_uri_into(uri: str, data: bytes, out: UInt8Array, *, max_pixels: int = MAX_PIXELS) -> None:
+def decode_uri_into(uri: str, data: bytes, out: Pixels, *, max_pixels: int = MAX_PIXELS) -> None:
     """Decodes what ``uri`` names, the whole picture squashed or a face cut out of it.
 
     Args:
@@ -78,7 +78,7 @@ class Picture:
         self._shrinkable = data.lstrip(LEADING_PADDING).startswith(jpeg.START)
         self._opened: dict[int, Opened] = {}
 
-    def shrunk(self, side: int) -> tuple[UInt8Array, float]:
+    def shrunk(self, side: int) -> tuple[Pixels, float]:
         """The upright picture with no side longer than ``side``, never enlarged.
 
         Returns:
@@ -100,7 +100,7 @@ class Picture:
             pixels = upright(pixels, opened.orientation)
         return pixels, scale
 
-    def cut_into(self, face: Face, out: UInt8Array) -> None:
+    def cut_into(self, face: Face, out: Pixels) -> None:
         """Cuts ``face`` to ``out`` uint8 (S, S, 3).
 
         Raises:
@@ -119,8 +119,8 @@ class Picture:
         return self._opened[eighths]
 
 
-def cut_image(image: Image.Image, face: Face, size: int) -> UInt8Array:
-    """``face`` of an upright L, RGB or RGBA image as uint8 (size, size, 3), a little blurred: for a detector."""
+def cut_image(image: Image.Image, face: Face, size: int) -> Pixels:
+    """Cuts ``face`` out of an upright L, RGB or RGBA image to uint8 (size, size, 3), a bit blurred, for a detector."""
     return _cut(Opened(image, 1, 1.0, *image.size), face, size, oversampling=1)
 
 
@@ -133,12 +133,12 @@ def _least(height: int, width: int, eighths: int) -> tuple[int, int]:
     return -(-height * eighths // _EIGHTHS), -(-width * eighths // _EIGHTHS)
 
 
-def _rgb(image: Image.Image) -> UInt8Array:
+def _rgb(image: Image.Image) -> Pixels:
     pixels = to_rgb(image)
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 
-def _cut(opened: Opened, face: Face, size: int, oversampling: int = _OVERSAMPLING) -> UInt8Array:
+def _cut(opened: Opened, face: Face, size: int, oversampling: int = _OVERSAMPLING) -> Pixels:
     """``face`` as uint8 (size, size, 3)."""
     to_stored = _turn(opened) @ _square(face, size)
     to_stored[:2] *= opened.scale

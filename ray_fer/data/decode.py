@@ -1,22 +1,23 @@
-"""Bytes of an untrusted image object -> one square uint8 RGB picture, deterministically.
+"""Decodes the bytes of an untrusted image object to one square uint8 RGB picture, deterministically.
 
 Teacher, student and evaluation all look at pictures through this one function, so that a difference between two
-probabilities is never a difference between two decoders. Whatever the bytes are, the answer is an array or a
-`DecodeError` that becomes the row's status; no warning, no half-grey picture, no gigabytes for a ten-kilobyte bomb.
+probabilities is never a difference between two decoders. Whatever the bytes are, the result is an array or a
+`DecodeError` that becomes the row's status. There is no warning, no half-grey picture, and a bomb of ten kilobytes does
+not take gigabytes.
 
 The definition of the result: the first frame, upright (EXIF), 8-bit, transparency composited over `BACKGROUND`,
 then squashed to (S, S) by Pillow's BILINEAR filter, a triangle as wide as the shrink, hence antialiased. A JPEG is
 first shrunk inside the inverse DCT by the smallest m/8 that leaves both sides >= S (libjpeg-turbo's accurate
 integer DCT: bit-exact on every machine), which makes it two to three times as fast as Pillow. The DCT's low-pass is
-not the triangle's: on pictures with natural (1/f) spectra and 47 levels of contrast the result differs from a full
-decode by 1-5 levels on average, no more than two usual resize filters differ from one another; it is aligned with it
-to a fraction of a pixel. Colour profiles are ignored.
+not the triangle's. On pictures with natural (1/f) spectra and 47 levels of contrast the result differs from a full
+decode by 1-5 levels on average, no more than two usual resize filters differ from one another. It is aligned with it to
+a fraction of a pixel. Colour profiles are ignored.
 
 A file that misses no pixel is a picture, whatever else is wrong with it: stray bytes, no end marker, something behind
-it, damaged or huge metadata. A file that misses pixels is none, and the error says which share, as far as that can be
-known. Where data is lost, libjpeg fills the rest with grey and only warns, as it does of a stray byte; Pillow hides the
-warning. So a JPEG with a warning is written again without what no pixel depends on (`ray_fer.data.jpeg`) and has to
-decode without one. An end marker counts as the encoder's word that all scans are there. Pillow only sees what
+it, damaged or huge metadata. A file that misses pixels is refused, and the error gives the missing share where that can
+be known. Where data is lost, libjpeg fills the rest with grey and only warns, as it does of a stray byte; Pillow hides
+the warning. So a JPEG with a warning is written again without the parts that no pixel depends on (`ray_fer.data.jpeg`)
+and has to decode without one. An end marker is taken as proof that all scans are there. Pillow only decodes what
 simplejpeg cannot represent. Damage that leaves coded data valid, as most flipped bits do, cannot be seen in a JPEG.
 """
 
@@ -66,7 +67,7 @@ _ENOUGH_PIXELS = 1_000_000  # to see which rows are lost
 _PNG_BYTES_PER_PIXEL = 9  # four channels of 16 bits, and the filter of a row of one pixel
 _CMYK = ("CMYK", "YCCK")
 
-UInt8Array = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 
 
 class DecodeError(Exception):
@@ -88,20 +89,20 @@ class DecodeError(Exception):
 
 
 def has_image_extension(uri: str) -> bool:
-    """Tell whether a path or URI ends like an image file, in any case; a file may be called nothing but `.jpg`."""
+    """Whether a path or URI ends like an image file, in any case; a file may be called nothing but `.jpg`."""
     return uri.lower().endswith(_ENDINGS)
 
 
 def starts_like_picture(data: bytes) -> bool:
-    """Tell whether the first bytes are those of an image of a supported format."""
+    """Whether the first bytes are those of an image of a supported format."""
     return data[:64].lstrip(LEADING_PADDING).startswith(_STARTS)
 
 
-def decode(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> UInt8Array:
-    """Decode an image object and squash it to a square.
+def decode(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> Pixels:
+    """Decodes an image object and squashes it to a square.
 
     Args:
-        data: Encoded image in any of JPEG, MPO, PNG, WebP, GIF, BMP, TIFF; the format is told by content, not by name.
+        data: Encoded image in any of JPEG, MPO, PNG, WebP, GIF, BMP, TIFF; the content shows the format, not the name.
         size: Side S of the result in pixels.
         max_pixels: Refuse pictures that declare more pixels than this, before decoding them. (Pillow's own limit of
             179 Mpx stays in force for everything but JPEG.)
@@ -110,23 +111,24 @@ def decode(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> UInt8Arra
         uint8 RGB array (S, S, 3).
 
     Raises:
-        DecodeError: With status `undecodable` or `too_large`; never anything else but MemoryError.
+        DecodeError: With status `undecodable` or `too_large`.
+        MemoryError: When there is not enough memory.
     """
     out = np.empty((size, size, 3), np.uint8)
     decode_into(data, out, max_pixels=max_pixels)
     return out
 
 
-def decode_into(data: bytes, out: UInt8Array, *, max_pixels: int = MAX_PIXELS) -> None:
-    """Like `decode`, but write into `out`, uint8 (S, S, 3), for example one row of a batch's array.
+def decode_into(data: bytes, out: Pixels, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Decodes as `decode`, but into `out`, uint8 (S, S, 3), for example one row of a batch's array.
 
     When it raises, `out` is as it was.
     """
     decode_into_each(data, (out,), len(out), max_pixels=max_pixels)
 
 
-def decode_into_each(data: bytes, outs: Sequence[UInt8Array], cover: int, *, max_pixels: int = MAX_PIXELS) -> None:
-    """Decode once and squash to several sizes, for teachers that look at the same picture.
+def decode_into_each(data: bytes, outs: Sequence[Pixels], cover: int, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Decodes once and squashes to several sizes, for teachers that look at the same picture.
 
     A square of the side `cover` is what `decode` gives. A smaller one is made from the same decoded JPEG, of which the
     DCT has left more than `decode` would have asked for: it differs from what `decode` gives no more than that does
@@ -165,15 +167,15 @@ class Opened:
 
     @property
     def box(self) -> tuple[float, float, float, float]:
-        """The part of `image` that is picture: of a shrunk side the last pixel is only partly so.
+        """The part of `image` that is picture; of a shrunk side the last pixel is only partly so.
 
-        Whoever resizes leaves the rest out, or the picture would be stretched by up to one pixel.
+        Resizing has to leave the rest out, or the picture would be stretched by up to one pixel.
         """
         return 0.0, 0.0, self.width * self.scale, self.height * self.scale
 
 
 def open_picture(data: bytes, least: Callable[[int, int], tuple[int, int]], *, max_pixels: int = MAX_PIXELS) -> Opened:
-    """Decode an image object without turning or resizing it any further than libjpeg can.
+    """Decodes an image object without turning or resizing it any further than libjpeg can.
 
     Args:
         data: As for `decode`.
@@ -196,7 +198,7 @@ def open_picture(data: bytes, least: Callable[[int, int], tuple[int, int]], *, m
 
 @contextmanager
 def one_error() -> Iterator[None]:
-    """Turn whatever a decoder raises inside the block into a `DecodeError`, except MemoryError."""
+    """Turns every exception of a decoder inside the block into a `DecodeError`, except MemoryError."""
     try:
         yield
     except (DecodeError, MemoryError):
@@ -208,7 +210,7 @@ def one_error() -> Iterator[None]:
 
 
 def _open_jpeg(data: bytes, least: Callable[[int, int], tuple[int, int]], max_pixels: int) -> Opened:
-    """Decode by libjpeg-turbo at the smallest DCT scale that leaves `least`, or by Pillow what TurboJPEG cannot."""
+    """Decodes by libjpeg-turbo at the smallest DCT scale that leaves `least`, or by Pillow what TurboJPEG cannot."""
     if jpeg.has_too_many_scans(data):
         raise DecodeError("undecodable", f"JPEG of more than {jpeg.MAX_SCANS} scans")
     try:
@@ -217,7 +219,7 @@ def _open_jpeg(data: bytes, least: Callable[[int, int], tuple[int, int]], max_pi
         reason = str(error)
     files = list(jpeg.mended(data))
     for file in files:
-        if file.whole:
+        if file.complete:
             with suppress(ValueError, KeyError):
                 return _turbo(file.data, least, max_pixels)
     if not files:
@@ -249,12 +251,12 @@ def _turbo(data: bytes, least: Callable[[int, int], tuple[int, int]], max_pixels
     return Opened(image, jpeg.orientation(data), _dct_scale(height, width, pixels.shape), int(width), int(height))
 
 
-def _turbo_leniently(data: bytes, max_pixels: int) -> UInt8Array:
-    """What libjpeg makes of damaged data as well, (H, W, C); a large picture is shrunk, so that this costs little."""
+def _turbo_leniently(data: bytes, max_pixels: int) -> Pixels:
+    """Decodes also damaged data as libjpeg does, to (H, W, C); a large picture is shrunk, so that this costs little."""
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
     _check_pixels(int(width), int(height), max_pixels)
     shrink = min(1.0, (_ENOUGH_PIXELS / (width * height)) ** 0.5)
-    pixels: UInt8Array = simplejpeg.decode_jpeg(
+    pixels: Pixels = simplejpeg.decode_jpeg(
         data,
         "CMYK" if colours in _CMYK else "RGB",
         min_height=int(height * shrink),
@@ -265,7 +267,7 @@ def _turbo_leniently(data: bytes, max_pixels: int) -> UInt8Array:
 
 
 def _dct_scale(height: int, width: int, shape: tuple[int, ...]) -> float:
-    """Find the m/8 by which libjpeg shrank (height, width) to `shape`."""
+    """The m/8 by which libjpeg shrank (height, width) to `shape`."""
     for eighths in range(1, 9):
         if (-(-height * eighths // 8), -(-width * eighths // 8)) == shape[:2]:
             return eighths / 8
@@ -285,7 +287,7 @@ def _open_png(data: bytes, max_pixels: int) -> Opened:
 
 
 def _open_webp(data: bytes, max_pixels: int) -> Opened:
-    """Metadata and the length of the file can be wrong, and only then does it pay to look at them."""
+    """Decodes a WebP; its metadata and its length are only looked at where it does not decode as it is."""
     try:
         return _open_pillow(data, max_pixels)
     except OSError:
@@ -315,8 +317,8 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise DecodeError("too_large", f"picture of {width} x {height} pixels, more than {max_pixels}")
 
 
-def _finish(opened: Opened, outs: Sequence[UInt8Array]) -> None:
-    """Squash a picture, composite, turn upright (free on the small squares) and write them."""
+def _finish(opened: Opened, outs: Sequence[Pixels]) -> None:
+    """Squashes a picture, composites, turns the small squares upright and writes them into ``outs``."""
     squares = [upright(to_rgb(_squashed(opened, len(out))), opened.orientation) for out in outs]
     for out, square in zip(outs, squares, strict=True):
         out[...] = square
@@ -328,9 +330,9 @@ def _squashed(opened: Opened, size: int) -> Image.Image:
     return opened.image.resize((size, size), Image.Resampling.BILINEAR, opened.box)
 
 
-def to_rgb(image: Image.Image) -> UInt8Array:
+def to_rgb(image: Image.Image) -> Pixels:
     """Pixels (H, W, 3) of an L, RGB or RGBA image, (H, W, 1) of one in grey; transparency is composited."""
-    pixels: UInt8Array = np.asarray(image)
+    pixels: Pixels = np.asarray(image)
     if pixels.ndim == 2:
         return pixels[..., None]
     if pixels.shape[2] == 4:
@@ -340,8 +342,8 @@ def to_rgb(image: Image.Image) -> UInt8Array:
     return pixels
 
 
-def upright(pixels: UInt8Array, orientation: int) -> UInt8Array:
-    """Undo an EXIF orientation 1..8 of (H, W, C) pixels: transpose for 5..8, then mirror the axes."""
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Undoes an EXIF orientation 1..8 of (H, W, C) pixels: transpose for 5..8, then mirror the axes."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):

@@ -1,7 +1,7 @@
-"""Pictures by what they hold, not by their names: a copy under another name is the same picture.
+"""Pictures by their bytes, not by their names: a copy under another name is the same picture.
 
-The digest is the predictions table's, xxh3-128 of the bytes. Names and ETags do not do: the same picture lies in two
-buckets, and an ETag is a hash of the content only for some uploads.
+The digest is the predictions table's, xxh3-128 of the bytes. Names and ETags are not enough: the same picture may lie
+in two buckets, and an ETag is a hash of the content only for some uploads.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import xxhash
 from ray_fer.data.decode import has_image_extension, starts_like_picture
 from ray_fer.data.items import Item, Read
 from ray_fer.data.read import read_objects
-from ray_fer.data.sources.uris import Row, parse, split_face
+from ray_fer.data.sources.uris import parse, split_face
 
 log = logging.getLogger(__name__)
 
 _ANY_SIZE = 1 << 40
-_TOLD = 100_000  # a few minutes of a bucket
+_LOG_EVERY = 100_000  # a few minutes of a bucket
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a set of pictures holds.
+    """The contents of a set of pictures.
 
     Attributes:
-        digests: of the bytes of each, with its URI; of a picture that is there twice, with that of the last.
+        digests: of the bytes of each picture, with its URI; where several have the same bytes, with that of the last.
         sizes: in bytes.
-        unread: those that could not be read, and so are in neither.
+        unread: the pictures that could not be read, and so are in neither.
     """
 
     digests: Mapping[bytes, str]
@@ -38,29 +38,31 @@ class Contents:
     unread: tuple[Read, ...] = ()
 
     def __or__(self, other: Contents) -> Contents:
-        """What both hold."""
+        """The contents of both sets."""
         return Contents({**self.digests, **other.digests}, self.sizes | other.sizes, self.unread + other.unread)
 
     def copies(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Those of ``items`` whose bytes are those of one of these pictures, or may be.
+        """Those of ``items`` that are copies of these pictures, or may be.
 
-        What is not there is none; what is there and cannot be read now may be. Only what may be one is read: what is
-        listed with a size that no picture here has is not.
+        What is not there is no copy; what is there and cannot be read now may be one. An item is read only where its
+        listed size is that of a picture here, or is not known.
         """
         for number, read in enumerate(read_objects(filter(self._may_be, items), _ANY_SIZE), 1):
-            if not number % _TOLD:
+            if not number % _LOG_EVERY:
                 log.info("%d pictures read to find copies", number)
             unknown = read.status == "unreadable"
             if unknown or (read.data is not None and xxhash.xxh3_128_digest(read.data) in self.digests):
                 yield read.item
 
     def _may_be(self, item: Item) -> bool:
-        # The size of a table's row is the mean of its neighbours.
-        return item.size in self.sizes or not item.size or isinstance(parse(split_face(item.uri)[0]), Row)
+        if item.size in self.sizes or not item.size:
+            return True
+        place = parse(split_face(item.uri)[0])
+        return place is not None and not place.exact_size
 
 
-def told(unread: Sequence[Read], count: int) -> str:
-    """How many of ``count`` pictures are ``unread``, the first of them and why."""
+def describe_unread(unread: Sequence[Read], count: int) -> str:
+    """Says how many of ``count`` pictures are ``unread``, and names the first of them and the reason."""
     first = unread[0]
     return (
         f"{len(unread)} of {count} pictures cannot be read, the first: {first.item.uri} ({first.status}: {first.error})"
@@ -72,7 +74,7 @@ def contents_of(uris: Iterable[str], *, checked: bool = False) -> Contents:
 
     Args:
         uris: of pictures.
-        checked: whether what neither is called nor begins like a picture counts as unread.
+        checked: whether a file that neither is named nor begins like a picture counts as unread.
     """
     digests, sizes, unread = dict[bytes, str](), set[int](), list[Read]()
     for read in read_objects((Item(uri, "", 0) for uri in uris), _ANY_SIZE):

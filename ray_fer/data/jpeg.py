@@ -35,7 +35,7 @@ _MIN_PADDING = 8  # bytes; up to seven behind coded data are overlooked by libjp
 
 
 def has_too_many_scans(data: bytes) -> bool:
-    """Count scans up to the picture's end only: phones append a film, in which the marker's bytes occur by chance."""
+    """Counts scans up to the picture's end only: phones append a film, in which the marker's bytes occur by chance."""
     if data.count(_SCAN) <= MAX_SCANS:
         return False
     position, scans = 2, 0
@@ -51,7 +51,7 @@ def has_too_many_scans(data: bytes) -> bool:
 
 
 def orientation(data: bytes) -> int:
-    """Find the EXIF segment by hopping over the headers; a plain JPEG costs one or two microseconds."""
+    """Finds the EXIF segment by hopping over the headers; a plain JPEG costs one or two microseconds."""
     position = 2
     while data[position : position + 1] == b"\xff":
         marker = data[position + 1 : position + 2]
@@ -68,7 +68,7 @@ def orientation(data: bytes) -> int:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """Read tag 0x0112 from the first directory of an EXIF block; damage of any kind reads as 1, upright."""
+    """Reads tag 0x0112 from the first directory of an EXIF block; damage of any kind reads as 1, upright."""
     tiff = exif.removeprefix(b"Exif\0\0")
     if tiff.startswith(b"II*\0"):
         order = "little"
@@ -94,18 +94,18 @@ class Mended:
 
     Attributes:
         data: The file, with an end marker.
-        whole: Whether it had an end marker, or every coefficient of every component is coded to its last bit.
+        complete: Whether it had an end marker, or every coefficient of every component is coded to its last bit.
         scans: The number of scans.
         progressive: Whether these refine each other.
     """
 
     data: bytes
-    whole: bool
+    complete: bool
     scans: int
     progressive: bool
 
     def loss(self, pixels_of: Callable[[bytes], NDArray[np.uint8]]) -> str | None:
-        """Say which share of the picture is missing, or None if nothing is missing at its end.
+        """Says which share of the picture is missing, or None if nothing is missing at its end.
 
         What a decoder makes up for missing coded data depends on what follows: the end, or any other coded data.
 
@@ -116,7 +116,7 @@ class Mended:
         rows = np.flatnonzero(
             sum((cut != pixels_of(body + other + _END)).any(axis=(1, 2)) for other in _OTHER_CODED_DATA)
         )
-        if not rows.size and self.whole:
+        if not rows.size and self.complete:
             return None
         share = max(1, round(100 * (1 - int(rows[0]) / len(cut)))) if rows.size else 0
         if self.progressive and self.scans > 1:
@@ -154,7 +154,7 @@ class _Picture:
         return all(c.horizontal and c.vertical for c in self.components.values())
 
     def read_scan(self, body: bytes) -> bytes | None:
-        """Note which bits the scan codes; None if it is none of this frame's, else the header that libjpeg expects."""
+        """Notes which bits the scan codes; None if it is none of this frame's, else the header that libjpeg expects."""
         count = body[0] if body else 0
         ids = body[1 : 1 + 2 * count : 2]
         if not 1 <= count <= 4 or len(body) < 4 + 2 * count or not all(i in self.components for i in ids):
@@ -188,7 +188,7 @@ class _Picture:
 
 
 def mended(data: bytes) -> Iterator[Mended]:
-    """Write a JPEG again from the segments that its pixels depend on, and its EXIF block.
+    """Writes a JPEG again from the segments that its pixels depend on, and its EXIF block.
 
     Left out are profiles, comments, thumbnails, stray bytes before a marker, a start marker that is there twice, and
     what follows the picture; restart markers are numbered as they should be, and the end marker is there.
@@ -212,7 +212,7 @@ def mended(data: bytes) -> Iterator[Mended]:
 
 
 def _written(data: bytes, padding: bytes) -> Mended | None:
-    """Write the file again; `padding` are the bytes to strip from the end of coded data."""
+    """Writes the file again; `padding` are the bytes to strip from the end of coded data."""
     picture = _Picture()
     parts = [START]
     position, stray, ended, adobe = 2, False, False, b""
@@ -297,7 +297,7 @@ def _adobe(body: bytes, components: int) -> bytes:
 
 
 def _renumbered(coded: bytes, restarts: int) -> bytes:
-    """Number the restart markers from 0 modulo 8 if there are as many as there should be."""
+    """Numbers the restart markers from 0 modulo 8 if there are as many as there should be."""
     if restarts == 0 or len(_RESTART.findall(coded)) != restarts:
         return coded
     numbers = iter(range(restarts))

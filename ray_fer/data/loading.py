@@ -1,27 +1,26 @@
-"""Labelled pictures by index: read, decoded once, kept as pixels, and ready before the model asks.
+"""Labelled pictures by index: read, decoded once, and kept as pixels.
 
 A labelled set is small (thousands to a few hundred thousand crops) and is seen dozens of times, so the cheapest loader
-is memory: at 48 px a million pictures are 7 GB. What fits the budget is decoded once into one uint8 array; what does
-not is read anew, with many requests in flight where the store is remote. No worker processes: the decoders release the
-GIL, so a few threads do, and nothing is pickled. One batch is made in the background while the model works on another.
+is memory: at 48 px a million pictures are 7 GB. A set that fits the budget is decoded once into one uint8 array; any
+other is read anew, with many requests in flight where the store is remote. There are no worker processes: the decoders
+release the GIL, so a few threads are enough, and nothing is pickled.
 
-A picture that cannot be read or decoded is a row that says so, never an exception, until there are too many of them.
+A picture that cannot be read or decoded is marked in its row, and raises nothing until there are too many of them.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ray_fer.data.crop import decode_uri_into
-from ray_fer.data.decode import DecodeError
+from ray_fer.data.decode import DecodeError, Pixels
 from ray_fer.data.read import Item, Read, read_objects
-from ray_fer.data.read_ahead import read_ahead
 from ray_fer.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -29,15 +28,14 @@ log = logging.getLogger(__name__)
 CACHE_BYTES = 4 << 30
 MAX_BAD_SHARE = 0.05
 MAX_PICTURE_BYTES = 64 << 20
-NAMED = 10
+_LOGGED = 10
 _MAX_THREADS = 8
 
-Pixels = NDArray[np.uint8]
 Indices = NDArray[np.int64]
 
 
 class ImageLoader:
-    """Pixels of ``uris`` by index. One thread at a time may ask.
+    """Pixels of ``uris`` by index. Only one thread at a time may use it.
 
     Args:
         uris: all local paths, or all ``s3://`` URIs.
@@ -47,7 +45,7 @@ class ImageLoader:
         name: what messages call the set, for example ``labeled``.
 
     Attributes:
-        bad: why each unreadable picture met so far is unreadable, by URI.
+        bad: the reason for each unreadable picture so far, by URI.
     """
 
     def __init__(
@@ -88,10 +86,6 @@ class ImageLoader:
         self._read(unique, pixels, np.arange(len(unique)))
         return pixels[positions], self._ok[indices]
 
-    def prefetch(self, batches: Iterable[Indices], depth: int = 2) -> Iterator[tuple[Pixels, NDArray[np.bool_]]]:
-        """`batch` of every index array in turn, up to ``depth`` of them made ahead in the background."""
-        return read_ahead(self.batch, batches, depth)
-
     def _read(self, indices: Indices, out: Pixels, rows: Indices) -> None:
         """Puts the picture at ``indices[i]`` into ``out[rows[i]]``."""
         reads = read_objects((Item(self.uris[index], "", 0) for index in indices), MAX_PICTURE_BYTES)
@@ -106,17 +100,33 @@ class ImageLoader:
         if uri in self.bad:
             return
         self.bad[uri] = problem
-        if len(self.bad) <= NAMED:
-            log.warning("%s: %s is left out: %s", self.name, uri, problem)
-        if len(self.bad) > MAX_BAD_SHARE * len(self.uris):
-            raise UserError(
-                f"{self.name}: {len(self.bad)} of {len(self.uris)} pictures cannot be read, "
-                f"more than {MAX_BAD_SHARE:.0%}; the last: {uri} ({problem})"
-            )
+        report_bad(self.name, uri, problem, len(self.bad), len(self.uris))
+
+
+def report_bad(name: str, uri: str, problem: str, bad: int, total: int) -> None:
+    """Logs an unreadable picture, if it is among the first.
+
+    Args:
+        name: what messages call the set.
+        uri: of the picture.
+        problem: why it is unreadable.
+        bad: how many are unreadable so far.
+        total: of how many.
+
+    Raises:
+        UserError: when more than 5 % are.
+    """
+    if bad <= _LOGGED:
+        log.warning("%s: %s is left out: %s", name, uri, problem)
+    if bad > MAX_BAD_SHARE * total:
+        raise UserError(
+            f"{name}: {bad} of {total} pictures cannot be read, more than {MAX_BAD_SHARE:.0%}; "
+            f"the last: {uri} ({problem})"
+        )
 
 
 def decode_read(read: Read, out: Pixels) -> str | None:
-    """What is wrong with the picture, or None once it is in ``out`` uint8 (S, S, 3)."""
+    """Decodes a picture into ``out`` uint8 (S, S, 3); returns what is wrong with it, where ``out`` is zero, or None."""
     problem: str | None = f"{read.status}: {read.error}"
     if read.data is not None:
         try:

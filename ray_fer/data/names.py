@@ -1,4 +1,4 @@
-"""Names that say that a file is nobody's picture: companions, thumbnails, rubbish, what programs keep for themselves.
+"""Names of files that are not meant as pictures: companions, thumbnails, rubbish, and the files of programs.
 
 macOS puts ``._a.jpg`` beside every ``a.jpg`` that it copies or packs, Jupyter keeps ``.ipynb_checkpoints/``, file
 managers ``.thumbnails/`` and ``@eaDir/``, and Spark and Delta Lake ``_temporary/`` and ``_delta_log/``. What lies there
@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from ray_fer.data.decode import IMAGE_EXTENSIONS
 
 _EXTENSIONS = "|".join(extension[1:] for extension in sorted(IMAGE_EXTENSIONS))
+IMAGE_NAME = rf"(?i)\.({_EXTENSIONS})$"
+"""The pattern of what a listing takes for an image by its name, for columns of URIs."""
 # "." and ".." are no names, and "a/.jpg" is what a program writes whose picture has an empty name.
 _DOTTED = rf"\.(?!\.?(?:/|\Z))(?!\.*(?:{_EXTENSIONS})\Z)"
 _FOLDERS = (
@@ -35,11 +37,11 @@ _TABLE = re.compile(r"(?:^|/)(?:\.(?!\.?(?:/|\Z))|_[^/=]*(?:/|\Z))")
 
 
 def is_hidden(path: str, *, table: bool = False) -> bool:
-    """Whether a name in ``path`` says that nobody means the file, unless somebody names it.
+    """Whether a name in ``path`` hides the file, so that it counts only where somebody names it.
 
-    Of pictures, names that begin with a dot are hidden, and the folders of some programs; an underscore is no sign, for
-    cameras write ``_DSC1234.JPG``. Of tables and lists all names that begin with a dot or an underscore are, as for
-    Spark, Hive and Arrow, but for partitions, like ``_year=2024``.
+    Of pictures, names that begin with a dot are hidden, and the folders of some programs. An underscore hides nothing,
+    because cameras write ``_DSC1234.JPG``. Of tables and lists all names that begin with a dot or an underscore are
+    hidden, as for Spark, Hive and Arrow, except partitions, like ``_year=2024``.
 
     Args:
         path: of the file below the root of its source, shard or data set; the root's own path does not count.

@@ -1,4 +1,4 @@
-"""What Pillow leaves to its user: pictures of any mode in 8 bits, and warnings that concern nobody."""
+"""Converts Pillow's pictures of any mode to 8 bits, and silences its warnings."""
 
 import threading
 import warnings
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def to_8_bit(image: Image.Image) -> Image.Image:
-    """Bring any mode to L, RGB or RGBA; wide integers and floats are scaled, never clipped."""
+    """Brings any mode to L, RGB or RGBA; wide integers and floats are scaled, never clipped."""
     if image.mode.startswith("I;16"):
         # The high byte, as Pillow itself takes from 16-bit colour.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -24,7 +24,7 @@ def to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def _scale_to_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Map 32-bit integers or floats (H, W), which declare no white level, to 8 bits.
+    """Maps 32-bit integers or floats (H, W), which declare no white level, to 8 bits.
 
     Values that fit 0..1 (floats), 0..255 or 0..65535 (integers) are read as such; all else is stretched from its
     minimum to its maximum.
@@ -45,7 +45,7 @@ def _scale_to_8_bit(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 class _PillowSilence:
-    """Ignore Pillow's warnings inside the block, from any number of threads.
+    """Ignores Pillow's warnings inside the block, from any number of threads.
 
     `warnings.catch_warnings` swaps a process-wide list: two threads whose blocks overlap can leave it swapped for
     good. Here the first one in swaps it and the last one out restores it.

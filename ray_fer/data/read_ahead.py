@@ -1,4 +1,4 @@
-"""Work made ahead in the background, in order."""
+"""Makes results ahead in the background, in order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 
 def read_ahead(make: Callable[[T], R], items: Iterable[T], depth: int = 2) -> Iterator[R]:
-    """``make(item)`` of every item in order, up to ``depth`` of them made ahead by one background thread."""
+    """Yields ``make(item)`` of every item in order, up to ``depth`` of them made ahead by one background thread."""
     with ThreadPoolExecutor(1, "read-ahead") as pool:
         waiting: deque[Future[R]] = deque()
         try:

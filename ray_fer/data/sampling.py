@@ -1,9 +1,9 @@
 """Which labelled rows a training step sees: classes uniformly, or rows by weight.
 
 Drawing the class first, with probability 1/C, and then an instance of it is how the paper trains its teacher
-(arXiv 2403.11942): on a long tail it is worth more than a weighted loss, since a rare class has a say in every batch.
-Its cost is repetition: thirteen pictures of disgust are seen hundreds of times an epoch, so an instance comes back
-only after all others of its class, and augmentation has to make it look new.
+(arXiv 2403.11942). On a long tail it is worth more than a weighted loss, because a rare class is in every batch. Its
+cost is repetition: thirteen pictures of disgust are seen hundreds of times an epoch. So an instance comes back only
+after all others of its class, and augmentation has to make it look new.
 
 Everything is a pure function of (seed, epoch, step), not of a generator's history: a resumed run, and a run with the
 same number of workers elsewhere, sees the same batches. Ranks cut disjoint parts out of one global order.
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_CLASSES, _INSTANCES, _WEIGHTED = 0, 1, 2  # independent random streams of one seed
+_CLASSES, _INSTANCES, _WEIGHTED, PICTURES = range(4)  # independent random streams of one seed
 
 
 class ClassUniformSampler:
@@ -36,7 +36,7 @@ class ClassUniformSampler:
         world_size: int = 1,
         class_probs: ArrayLike | None = None,
     ) -> None:
-        """Prepare the index of each class.
+        """Prepares the index of each class.
 
         Args:
             labels: int64 (N,), class index per row; rows of -1 are never drawn.
@@ -92,36 +92,42 @@ class ClassUniformSampler:
             start += part.size
         return drawn.reshape(self.steps, self._world_size, self._batch_size)[:, self._rank]
 
-    def batch(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """The rows of one step for this rank: int64 (batch_size,). To run through an epoch, call `epoch` once."""
-        rows: NDArray[np.int64] = self.epoch(epoch)[step]
-        return rows
-
     def _class_counts(self, epoch: int) -> NDArray[np.int64]:
         total = self.steps * self._world_size * self._batch_size
         generator = np.random.default_rng((self._seed, _CLASSES, epoch, 0))
         return generator.multinomial(total, self.class_probs(epoch)).astype(np.int64)
 
     def _stream(self, index: int, start: int, count: int) -> NDArray[np.int64]:
-        """Instances number `start` to `start + count` of a class's endless sequence of shuffles."""
+        """Instances number ``start`` to ``start + count`` of a class's endless sequence of shuffles."""
         rows = self._rows[index]
-        first, last = start // rows.size, (start + count - 1) // rows.size
-        shuffles = [
-            np.random.default_rng((self._seed, _INSTANCES, index, shuffle)).permutation(rows)
-            for shuffle in range(first, last + 1)
-        ]
-        offset = start - first * rows.size
-        stream: NDArray[np.int64] = np.concatenate(shuffles)[offset : offset + count]
-        return stream
+        order: NDArray[np.int64] = rows[shuffled(rows.size, start, count, self._seed, _INSTANCES, index)]
+        return order
+
+
+def shuffled(rows: int, start: int, count: int, seed: int, *stream: int) -> NDArray[np.int64]:
+    """Places ``start`` to ``start + count`` of an endless sequence of shuffles of ``range(rows)``, int64 (count,).
+
+    Args:
+        rows: how many there are.
+        start: the first place.
+        count: how many places.
+        seed: same seed and stream, same sequence.
+        stream: numbers of one of the seed's independent sequences.
+    """
+    first, last = start // rows, (start + count - 1) // rows
+    shuffles = [np.random.default_rng((seed, *stream, number)).permutation(rows) for number in range(first, last + 1)]
+    offset = start - first * rows
+    places: NDArray[np.int64] = np.concatenate(shuffles)[offset : offset + count]
+    return places
 
 
 def weighted_indices(
     weights: ArrayLike | Sequence[float], count: int, *, seed: int = 0, epoch: int = 0
 ) -> NDArray[np.int64]:
-    """Draw rows with expectation proportional to their weight, by systematic resampling, in random order.
+    """Draws rows with expectation proportional to their weight, by systematic resampling, in random order.
 
-    Every row i comes floor or ceil of count * w_i / sum(w) times: far less noise than independent draws, for
-    pseudo-labels weighted by confidence or class. For rank r of W take `[r::W]`.
+    Row i is drawn floor or ceil of count * w_i / sum(w) times, with far less noise than independent draws have. Rank r
+    of W takes ``[r::W]``.
 
     Args:
         weights: (N,), not negative, not all zero.

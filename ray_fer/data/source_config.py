@@ -1,16 +1,16 @@
-"""What a job can be told of its sources: URIs, and what is more than a URI."""
+"""The schema of ``source``: URIs, and entries that say more than a URI."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from ray_fer.config import JobConfig, Uri
+from ray_fer.config import JobConfig, Uri, one_of
 from ray_fer.config_values import read_yaml, typed
+from ray_fer.data.formats import FORMATS
 from ray_fer.errors import UserError
 
-SourceFormat = Literal["auto", "images", "webdataset", "parquet", "lance", "list", "inventory", "s3_metadata", "events"]
 Patterns = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 
 
@@ -18,14 +18,14 @@ class SourceConfig(JobConfig):
     """One entry of ``source`` that is more than a URI."""
 
     uri: Uri
-    format: SourceFormat = "auto"
+    format: Annotated[str, one_of(FORMATS)] = "auto"
     column: str | None = None
     include: Patterns = Field(default_factory=list)
     exclude: Patterns = Field(default_factory=list)
 
 
 def _read_sources(value: Any) -> Any:
-    """``source`` as a list: of one, or what a YAML file lists."""
+    """``source`` as a list: one entry, or the entries that a YAML file lists."""
     if not isinstance(value, str):
         return [value] if isinstance(value, dict) else value
     if not value.lower().endswith((".yaml", ".yml")):

@@ -1,8 +1,7 @@
-"""A validation set in two halves: what one of them taught a training, the other may judge.
+"""A validation set in two halves, so that no model is chosen on the rows that it was fitted to.
 
-A half that drives the feedback and the temperature is fitted to, epoch after epoch; a model chosen on it would be
-chosen for having been told the answers. So feedback and temperature see the *feedback* half alone, and the choice of
-epoch and teacher the *choice* half alone.
+Feedback and temperature are fitted to the rows that they see, epoch after epoch. So they see the *feedback* half alone,
+and the choice of epoch and teacher sees the *choice* half alone.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from ray_fer.errors import UserError
 
 
 def feedback_half(manifest: Manifest) -> NDArray[np.bool_]:
-    """Which rows are the feedback half, bool (N,); the others are the choice half. Ray-fer's own way of cutting.
+    """Which rows are the feedback half, bool (N,); the others are the choice half. The algorithm is ray-fer's own.
 
-    What shares a picture, subject, group or video is in one half. From the weightiest such cluster to the lightest,
-    each goes where its classes are rarer so far, a class of n examples counting 1/n²; the hash of its name breaks
-    ties. So the halves of a class differ by no more than its clusters force, and by one where rows stand alone. A
-    function of the rows alone: neither their order nor the folder they lie in matters.
+    Rows that share a picture, subject, group or video are a cluster, and a cluster is in one half. From the weightiest
+    cluster to the lightest, each goes where its classes are rarer so far, a class of n examples counting 1/n²; the hash
+    of its name breaks ties. So the halves of a class differ by no more than its clusters force, and by one where rows
+    stand alone. The result depends neither on the order of the rows nor on the folder they lie in.
 
     Args:
         manifest: every row labelled.
@@ -55,7 +54,7 @@ def feedback_half(manifest: Manifest) -> NDArray[np.bool_]:
 
 
 def join_validation(choice: Manifest, feedback: Manifest) -> tuple[Manifest, NDArray[np.bool_]]:
-    """Two sets as one, without subjects and the like, and which of its rows are of the feedback set, bool (N,)."""
+    """Two sets as one, without subjects, groups and videos; and which rows are of the feedback set, bool (N,)."""
     labels = np.concatenate([choice.labels, feedback.labels])
     both = Manifest([*choice.uris, *feedback.uris], labels, choice.classes)
     return both, np.arange(len(both)) >= len(choice)
@@ -73,7 +72,7 @@ def missing_in_a_half(manifest: Manifest, feedback_rows: NDArray[np.bool_]) -> l
 
 
 def _clusters(manifest: Manifest) -> list[list[int]]:
-    """The rows of each cluster: what is connected by a shared picture, subject, group or video."""
+    """The rows of each cluster, which a shared picture, subject, group or video connects."""
     parent = list(range(len(manifest)))
 
     def root(row: int) -> int:

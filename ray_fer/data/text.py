@@ -1,4 +1,4 @@
-"""Text files as people and programs save them, and the whole numbers in their cells."""
+"""Decodes text files as people and programs save them, and parses the whole numbers in their cells."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _WHOLE = re.compile(r"([+-]?\d{1,18})(?:\.0*)?", re.ASCII)
 
 
 def decoded(data: bytes, first: int = 1) -> str:
-    """The text in ``data``, which is UTF-8 with or without a byte order mark.
+    """Decodes ``data``, which is UTF-8 with or without a byte order mark.
 
     Other encodings are not guessed: most bytes are a letter in several, and a path with a wrong letter is another path.
 
@@ -23,7 +23,7 @@ def decoded(data: bytes, first: int = 1) -> str:
         first: the number of the first of these rows.
 
     Raises:
-        UserError: naming the row at which it is none.
+        UserError: naming the row that is not UTF-8.
     """
     if data.startswith(_WIDE):
         raise UserError(f"row {first}: the text is UTF-16 or UTF-32; save the file as UTF-8")
@@ -38,11 +38,11 @@ def decoded(data: bytes, first: int = 1) -> str:
 
 
 def row_at(before: str, first: int = 1) -> int:
-    """The row in which a text goes on after ``before``, whose first row has the number ``first``."""
+    """The number of the row that follows the text ``before``, whose first row has the number ``first``."""
     return len(_LINE_END.findall(before)) + first
 
 
-def whole(cell: str) -> int | None:
-    """The whole number that a cell holds, also as ``3.0``, which is how columns with gaps are saved; None for none."""
+def parse_int(cell: str) -> int | None:
+    """Parses a whole number, also as ``3.0``, which is how columns with gaps are saved; None where there is none."""
     found = _WHOLE.fullmatch(cell)
     return int(found[1]) if found else None

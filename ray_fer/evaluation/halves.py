@@ -1,4 +1,7 @@
-"""A model on both halves of its validation set (see `ray_fer.data.splits`): what the feedback sees, what chooses."""
+"""Metrics of a model on both halves of its validation set: one drives the feedback, the other chooses the model.
+
+`ray_fer.data.splits` divides the set.
+"""
 
 from __future__ import annotations
 
@@ -28,24 +31,26 @@ def evaluate_halves(
     classes: Sequence[str],
     log_prior: ArrayLike | None = None,
 ) -> dict[str, Any]:
-    """Every number about the whole set and about each half, ready for JSON.
+    """Compute every metric of the complete set and of each half, ready for JSON.
 
     Args:
-        probs: uncalibrated probabilities, (N, K).
-        labels: true class indices, (N,); rows with -1 are ignored.
-        feedback_rows: bool (N,), the feedback half.
-        classes: the K class names.
-        log_prior: the feedback's debiasing prior log p_d, (K,); None is uniform.
+        probs: Uncalibrated probabilities, (N, K).
+        labels: True class indices, (N,); rows with -1 are ignored.
+        feedback_rows: The feedback half, bool (N,).
+        classes: The K class names.
+        log_prior: The feedback's debiasing prior log p_d, (K,); None is uniform.
 
     Returns:
-        `evaluate_probs` of the whole; ``temperature``, fitted on the feedback half, and the `confidence_of_correct`
-        that it has under it and, ``confidence_of_correct_uncalibrated``, without; ``feedback`` and ``choice``,
-        `evaluate_probs` of each. ``feedback`` also has ``macro_f1_debiased``, of the calibrated predictions under the
-        prior: the prior helps if it is no less than ``macro_f1``. ``choice`` also has ``ece_calibrated``, an honest
-        number for a temperature fitted elsewhere.
+        The result of `evaluate_probs` for the complete set, and under ``feedback`` and ``choice`` for each half, with:
+
+        - ``temperature``, fitted on the feedback half;
+        - ``confidence_of_correct`` and ``confidence_of_correct_uncalibrated`` of the feedback half, with and without
+          the temperature;
+        - ``feedback.macro_f1_debiased`` of the calibrated predictions under the prior;
+        - ``choice.ece_calibrated``, which is unbiased because the temperature was fitted on the other half.
 
     Raises:
-        UserError: when no row of the choice half has a label.
+        UserError: When no row of the choice half has a label.
     """
     p, y = np.asarray(probs, np.float64), np.asarray(labels, np.int64)
     halves = {"feedback": feedback_rows, "choice": ~feedback_rows}
@@ -65,10 +70,10 @@ def evaluate_halves(
 
 
 def prior_helps(half: Mapping[str, Any]) -> bool:
-    """Whether the debiasing prior does no harm, by the metrics of the feedback half; without a label there, unknown.
+    """Return whether the debiasing prior does no harm on the feedback half; True where it has no labels.
 
     Args:
-        half: ``feedback`` of what `evaluate_halves` returned.
+        half: ``feedback`` of the result of `evaluate_halves`.
     """
     return half["macro_f1"] is None or half["macro_f1_debiased"] >= half["macro_f1"]
 

@@ -1,7 +1,7 @@
-"""Metrics of an expression classifier as pure functions over arrays, shared by jobs, training loops and tests.
+"""Metrics of an expression classifier as pure functions over arrays.
 
-Expression sets are long-tailed, hence macro-F1 and not accuracy is what the field reports. Three conventions decide
-its value, and public code disagrees on all of them; here they are:
+Expression sets are long-tailed, so the field reports macro-F1 and not accuracy. Three conventions decide its value, and
+public code disagrees on all of them. Here they are:
 
 * **Pooled.** Counts are added over all images or frames first; per-video scores are never averaged.
 * **An absent class does not count.** A class that is neither in the truth nor among the predictions has no F1 (0/0).
@@ -95,7 +95,7 @@ def confusion_matrix(labels: ArrayLike, predictions: ArrayLike, n_classes: int) 
 
 
 def class_scores(confusion: ArrayLike) -> ClassScores:
-    """Precision, recall, F1 and support of every class of a (K, K) confusion matrix."""
+    """Compute precision, recall, F1 and support of every class of a (K, K) confusion matrix."""
     counts = np.asarray(confusion, dtype=np.float64)
     hits, support, predicted = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
     return ClassScores(
@@ -107,19 +107,19 @@ def class_scores(confusion: ArrayLike) -> ClassScores:
 
 
 def accuracy(confusion: ArrayLike) -> float:
-    """Share of the examples on the diagonal of a (K, K) matrix; NaN without examples."""
+    """Compute the share of the examples on the diagonal of a (K, K) matrix; NaN without examples."""
     counts = np.asarray(confusion, dtype=np.float64)
     total = counts.sum()
     return float(np.trace(counts) / total) if total else math.nan
 
 
 def macro_f1(confusion: ArrayLike) -> float:
-    """Unweighted mean F1 over the classes that occur in the truth or among the predictions; NaN if none does."""
+    """Compute the unweighted mean F1 of the classes that occur in the truth or the predictions; NaN if none does."""
     return float(_mean_of_defined(class_scores(confusion).f1))
 
 
 def macro_f1_of_frequent(confusion: ArrayLike, min_support: int = 30) -> float:
-    """Macro-F1 over the classes with at least `min_support` examples; NaN if there is none.
+    """Compute macro-F1 over the classes with at least `min_support` examples; NaN if there is none.
 
     With 30 examples the standard error of a recall is still about 9 points; below that a class adds mostly noise to
     the mean, so this is the steadier number for comparing two runs on a small validation set.
@@ -129,7 +129,7 @@ def macro_f1_of_frequent(confusion: ArrayLike, min_support: int = 30) -> float:
 
 
 def bootstrap_macro_f1_se(confusion: ArrayLike, *, n_draws: int = 200, seed: int = 0) -> float:
-    """Bootstrap standard error of macro-F1 from the (K, K) matrix alone; NaN without examples.
+    """Compute the bootstrap standard error of macro-F1 from the (K, K) matrix alone; NaN without examples.
 
     Drawing N examples with replacement is drawing the K x K cells from a multinomial, so no example is needed and the
     cost does not depend on N. Examples are taken as independent: for video frames this is too optimistic.
@@ -168,7 +168,7 @@ def reliability_bins(probs: ArrayLike, labels: ArrayLike, n_bins: int = N_BINS) 
 
 
 def expected_calibration_error(bins: Reliability) -> float:
-    """ECE = sum_b (n_b / n) |accuracy_b - confidence_b|, from 0 (calibrated) to 1; NaN without examples."""
+    """Compute ECE = sum_b (n_b / n) |accuracy_b - confidence_b|, from 0 (calibrated) to 1; NaN without examples."""
     total = bins.count.sum()
     if not total:
         return math.nan
@@ -177,7 +177,12 @@ def expected_calibration_error(bins: Reliability) -> float:
 
 
 def negative_log_likelihood(probs: ArrayLike, labels: ArrayLike) -> float:
-    """Mean -log p(true class) in nats, p floored at 1e-12; probs (N, K), labels (N,), -1 ignored; NaN if none left."""
+    """Compute the mean of -log p(true class) in nats, p floored at 1e-12; NaN without labels.
+
+    Args:
+        probs: Probabilities, (N, K).
+        labels: True class indices, (N,); rows with -1 are ignored.
+    """
     p, y = _labelled(probs, labels)
     if not y.size:
         return math.nan
@@ -185,7 +190,12 @@ def negative_log_likelihood(probs: ArrayLike, labels: ArrayLike) -> float:
 
 
 def brier_score(probs: ArrayLike, labels: ArrayLike) -> float:
-    """Mean squared distance of probs (N, K) to the one-hot truth, from 0 to 2; labels (N,), -1 ignored."""
+    """Compute the mean squared distance to the one-hot truth, from 0 to 2; NaN without labels.
+
+    Args:
+        probs: Probabilities, (N, K).
+        labels: True class indices, (N,); rows with -1 are ignored.
+    """
     p, y = _labelled(probs, labels)
     if not y.size:
         return math.nan
@@ -194,10 +204,10 @@ def brier_score(probs: ArrayLike, labels: ArrayLike) -> float:
 
 
 def confidence_of_correct(probs: ArrayLike, labels: ArrayLike) -> list[float | None]:
-    """Mean top probability of the examples of each class that are predicted correctly, K long; None without any.
+    """Compute the mean top probability of the correctly predicted examples of each class, K long; None without any.
 
     Args:
-        probs: Probabilities, (N, K), calibrated ones where thresholds are to be compared with it.
+        probs: Probabilities, (N, K); calibrated ones where thresholds are to be compared with the result.
         labels: True class indices, (N,); rows with -1 are ignored.
     """
     p, y = _labelled(probs, labels)
@@ -208,11 +218,11 @@ def confidence_of_correct(probs: ArrayLike, labels: ArrayLike) -> list[float | N
 
 
 def fit_temperature(probs: ArrayLike, labels: ArrayLike) -> float:
-    """Temperature T for `apply_temperature` that minimises the NLL of held-out predictions (arXiv:1706.04599).
+    """Fit the temperature T of `apply_temperature` that minimises the NLL of held-out predictions (arXiv:1706.04599).
 
-    The NLL is convex in 1/T, so bisection on its slope over log T is exact and needs no step size. Two safeguards,
-    ray-fer's own: T stays in [.25, 10], and log T is shrunk by n / (n + 500), with T = 1 under 200 examples, for a
-    temperature moves every acceptance threshold at once and a handful of examples should not.
+    The NLL is convex in 1/T, so bisection on its slope over log T is exact and needs no step size. Two safeguards are
+    ray-fer's own, because a temperature moves every acceptance threshold at once and a handful of examples should not.
+    T stays in [.25, 10], and log T is shrunk by n / (n + 500), with T = 1 under 200 examples.
 
     Args:
         probs: Held-out probabilities, (N, K).
@@ -236,13 +246,13 @@ def fit_temperature(probs: ArrayLike, labels: ArrayLike) -> float:
 
 
 def apply_temperature(probs: ArrayLike, temperature: float) -> Floats:
-    """Softmax(log(probs) / T), (N, K): the same as dividing the logits; the ranking of the classes is unchanged."""
+    """Compute softmax(log(probs) / T), (N, K): the same as dividing the logits; the ranking of the classes stays."""
     p = np.asarray(probs, dtype=np.float64)
     return _softmax(np.log(np.maximum(p, MIN_PROBABILITY)) / temperature)
 
 
 def evaluate_probs(probs: ArrayLike, labels: ArrayLike, classes: Sequence[str]) -> dict[str, Any]:
-    """Every number of the evaluation of one model on one labelled set, ready for JSON (undefined values are None).
+    """Compute every metric of one model on one labelled set, ready for JSON (undefined values are None).
 
     Args:
         probs: Probabilities, (N, K) float32.

@@ -1,8 +1,8 @@
 """The versions of the feedback state on storage: one JSON file for each, checked when it is read.
 
-The state of version n is made from that of version n - 1, so that a history is whole from its first file on or not at
-all. Nothing is skipped: a damaged version would otherwise come back as an older one, or as thresholds that no
-prediction reaches. Files with other names than a version's own are not ours, and are passed over.
+The state of version n is made from that of version n - 1, so a history has every version from the first on. Nothing is
+skipped: without a damaged version the state would come back as an older one, or with thresholds that no prediction
+reaches. Files whose names are not those of versions are ignored.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from ray_fer import storage
-from ray_fer.config import FeedbackPart
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError, one_line
-from ray_fer.feedback.formulas import FeedbackConfig
+from ray_fer.feedback.config import FeedbackPart
+from ray_fer.feedback.factors import DEBIAS_STRENGTH, MAX_BOOST, MAX_CUT, MAX_THRESHOLD, MIN_THRESHOLD
 
 Document = dict[str, Any]
 
 _NAME = re.compile(r"v(\d{6,})\.json")
-_BOX = FeedbackConfig()
 
-Whole = Annotated[int, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-# The boxes of the formulas' targets, which no state leaves.
-Threshold = Annotated[float, Field(ge=_BOX.tau_min, le=_BOX.tau_max, allow_inf_nan=False)]
-LogWeight = Annotated[float, Field(ge=-math.log(_BOX.max_cut), le=math.log(_BOX.max_boost), allow_inf_nan=False)]
-LogDebias = Annotated[float, Field(ge=-_BOX.lam, le=_BOX.lam, allow_inf_nan=False)]
+# The bounds of the targets, which no state leaves.
+Threshold = Annotated[float, Field(ge=MIN_THRESHOLD, le=MAX_THRESHOLD, allow_inf_nan=False)]
+LogWeight = Annotated[float, Field(ge=-math.log(MAX_CUT), le=math.log(MAX_BOOST), allow_inf_nan=False)]
+LogDebias = Annotated[float, Field(ge=-DEBIAS_STRENGTH, le=DEBIAS_STRENGTH, allow_inf_nan=False)]
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -45,17 +44,17 @@ class StoredState(TypedDict):
     tau0: Threshold
     loss_share: Share
     sampling_share: Share
-    version: Whole
-    low_share_rounds: Whole
-    worse_rounds: Whole
+    version: NonNegativeInt
+    low_share_rounds: NonNegativeInt
+    worse_rounds: NonNegativeInt
     best_macro_f1: Share | None
-    best_version: Whole
+    best_version: NonNegativeInt
 
 
 class Version(TypedDict):
-    """What is read of a version's file; it also holds what the update was told."""
+    """The keys that are read of a version's file; the file also holds the arguments of the update."""
 
-    version: Whole
+    version: NonNegativeInt
     source: str
     classes: list[str]
     parts: NotRequired[list[FeedbackPart]]
@@ -63,16 +62,16 @@ class Version(TypedDict):
 
 
 def file_name(version: int) -> str:
-    """What the file of a version is called."""
+    """Returns the name of the file of a version."""
     return f"v{version:06d}.json"
 
 
 def read_history(uri: str, classes: Sequence[str]) -> list[Document]:
-    """Every version under ``uri`` as it is stored, oldest first.
+    """Reads every version under ``uri`` as it is stored, oldest first.
 
     Raises:
-        UserError: when they are of other classes, or when one is damaged or missing: it names the file and the last
-            version before it, which is good.
+        UserError: They are of other classes, or one is damaged or missing. The message names the file and the last good
+            version before it.
     """
     found = _versions(uri)
     documents: list[Document] = []
@@ -91,7 +90,7 @@ def read_history(uri: str, classes: Sequence[str]) -> list[Document]:
 
 
 def _versions(uri: str) -> list[int]:
-    """The numbers of the files that are there, ascending."""
+    """Lists the numbers of the files that are there, ascending."""
     try:
         names = storage.list_dir(uri)
         if not names and storage.exists(uri) and not storage.is_dir(uri):
@@ -103,7 +102,7 @@ def _versions(uri: str) -> list[int]:
 
 
 def _read(uri: str, number: int, before: Sequence[Document]) -> Document:
-    """Version ``number``, which follows on those ``before``."""
+    """Reads version ``number``, which follows on those ``before``."""
     name, place = file_name(number), storage.join(uri, file_name(number))
     if number != len(before) + 1:
         raise UserError(f"{file_name(len(before) + 1)} is missing, though {name} is there")

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ray_fer.compat.timm import classifier_name
 from ray_fer.data.loading import CACHE_BYTES, ImageLoader
 from ray_fer.data.stream import PictureStream
 from ray_fer.errors import UserError
-from ray_fer.feedback.formulas import Snapshot
+from ray_fer.feedback.state import Snapshot
 from ray_fer.jobs.backbone_inputs import Inputs
 from ray_fer.methods.base import BackboneMethod, Weights
 from ray_fer.methods.batch import Faces, PseudoLabels, Stream
@@ -123,7 +124,7 @@ def _stream(inputs: Inputs, world: World, unlabeled: Sequence[str], per_step: in
         epochs=config.epochs,
         rank=world.rank,
         ranks=world.size,
-        share=world.broadcast,
+        broadcast=world.broadcast,
         seed=config.seed,
     ).epoch
 
@@ -149,7 +150,7 @@ def build_model(inputs: Inputs) -> tuple[torch.nn.Module, tuple[float, ...], tup
 def plain_weights(inputs: Inputs, weights: Weights, model: Any) -> Weights:
     """What is published of a method's weights: those of ``model``, the plain backbone."""
     choice = inputs.config.method
-    return find_method(choice.name).publish(weights, numbers_of(choice), model.default_cfg["classifier"])
+    return find_method(choice.name).publish(weights, numbers_of(choice), classifier_name(model))
 
 
 def _size(inputs: Inputs) -> int:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ray_fer import storage
 from ray_fer.data.decode import DecodeError, one_error
-from ray_fer.data.digests import Contents, contents_of, told
+from ray_fer.data.digests import Contents, contents_of, describe_unread
 from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
 from ray_fer.data.read import Item, Read, read_objects
@@ -21,7 +21,7 @@ from ray_fer.data.sources.stats import stat_objects
 from ray_fer.data.sources.uris import parse, split_face
 from ray_fer.data.splits import feedback_half, join_validation, missing_in_a_half
 from ray_fer.errors import UserError
-from ray_fer.feedback.formulas import FeedbackConfig
+from ray_fer.feedback.controller import MIN_EXAMPLES
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig
 from ray_fer.models.artifact import Artifact, open_artifact
 from ray_fer.models.folder_facts import architecture_of
@@ -76,7 +76,8 @@ class Inputs:
         doubtful = [read for read in self.val_contents.unread if not _surely_gone(read)]
         if doubtful:
             raise UserError(
-                f"val: {told(doubtful, len(self.val))}, and a copy could be trained on; take it out of its manifest"
+                f"val: {describe_unread(doubtful, len(self.val))}, and a copy could be trained on; "
+                "take it out of its manifest"
             )
         return self.val_contents
 
@@ -191,7 +192,7 @@ def warn_of_doubts(inputs: Inputs) -> None:
         log.warning("method=%s from scratch: %s", config.method.name, advice)
     if lonely := missing_in_a_half(inputs.val, inputs.feedback_rows):
         log.warning("val: only one half of it has any of %s: feedback or choice is blind there", ", ".join(lonely))
-    there, wanted = int(inputs.feedback_rows.sum()), FeedbackConfig().min_examples
+    there, wanted = int(inputs.feedback_rows.sum()), MIN_EXAMPLES
     if inputs.feedback is not None and there < wanted:
         log.warning("val: %d faces in its feedback half; the feedback acts on no less than %d", there, wanted)
 

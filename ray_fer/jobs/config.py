@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ray_fer.config import Count, Device, FeedbackPart, JobConfig, Seed, Uri
+from ray_fer.config import Count, Device, JobConfig, Seed, Uri
 from ray_fer.config_values import KeysOf
 from ray_fer.data.source_config import Sources
+from ray_fer.feedback.config import FeedbackPart
 from ray_fer.labeling.config import PseudoLabelConfig
 from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.selection.config import SelectionConfig

@@ -1,11 +1,11 @@
-"""How good is a model on labelled pictures or videos: numbers, figures, one page, and every single prediction.
+"""The job that evaluates a model on labelled pictures or videos: numbers, figures, one page, and every prediction.
 
-A picture that cannot be read is listed and counted but neither scored nor fatal: of a million crops some are broken,
-and a metric over the rest is what everybody wants. What would make the numbers wrong without anybody noticing is an
-error: a label that the model cannot predict.
+A picture that cannot be read is listed and counted, but neither scored nor fatal: of a million crops some are broken,
+and the metrics are about the rest. A label that the model cannot predict would make the metrics wrong without anybody
+noticing, so it is an error.
 
-A temporal model is evaluated on a manifest of video frames, clip by clip, smoothed as it is when it predicts; its frame
-classifier is scored on the same frames, for that, smoothed, is what it has to beat.
+A temporal model is evaluated on a manifest of video frames, clip by clip, smoothed as when it predicts. Its frame
+classifier is scored on the same frames, because the encoder has to beat the smoothed frame classifier.
 
 On a CPU one single-threaded engine runs per core, each doing whole batches (read, decode, infer), which measures faster
 than a pipeline of stages.
@@ -28,11 +28,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ray_fer import storage
-from ray_fer.data.crop import decode_uri_into
-from ray_fer.data.decode import DecodeError
-from ray_fer.data.loading import MAX_PICTURE_BYTES
+from ray_fer.data.loading import MAX_PICTURE_BYTES, decode_read
 from ray_fer.data.manifests import Manifest, read_manifest
-from ray_fer.data.read import Item, Read, read_objects
+from ray_fer.data.read import Item, read_objects
 from ray_fer.errors import UserError
 from ray_fer.evaluation.metrics import (
     apply_temperature,
@@ -48,20 +46,26 @@ from ray_fer.models.softmax import softmax, why_not_finite
 from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, open_teacher
 from ray_fer.reports.evaluation import evaluation_figures, evaluation_report
 from ray_fer.resources import device_here
-from ray_fer.video.clips import ClipModel
-from ray_fer.video.encoder import is_temporal
-from ray_fer.video.frames import clips_of, read_clip
+from ray_fer.video.artifact import is_temporal
+from ray_fer.video.prediction import ClipModel, predict_manifest
 
 _LISTED = 100
+
+Floats = NDArray[np.float32]
 
 log = logging.getLogger(__name__)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Evaluates a model on a manifest and writes metrics.json, figures, report.html and predictions.parquet.
+    """Evaluate a model on a manifest and write metrics.json, figures, report.html and predictions.parquet.
+
+    Returns:
+        ``macro_f1``, ``accuracy``, ``n``, ``ece``; ``temperature`` and ``ece_uncalibrated`` of a calibrated model;
+        ``frame_macro_f1`` and ``frame_smoothed_macro_f1`` of the frame classifier of a temporal model; ``unreadable``
+        (a count), ``f1`` by class, ``report`` (URI of the page).
 
     Raises:
-        UserError: when the model or the manifest cannot be used, when a label is a class that the model lacks, or when
+        UserError: When the model or the manifest cannot be used, when a label is a class that the model lacks, or when
             nothing labelled could be read.
     """
     if is_temporal(config.model):
@@ -71,66 +75,54 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     device = "cpu" if isinstance(teacher, OnnxTeacher) else device_here(config.device)
     manifest = labelled_for(teacher.classes, config.data, config.split)
     probs, errors = predict_pictures(teacher, manifest.uris, config.batch_size, device)
-    others = _before_calibration(probs, manifest, teacher.outputs.temperature)
-    return publish(config, teacher.id, manifest, probs, errors, others)
-
-
-def _before_calibration(probs: NDArray[np.float32], manifest: Manifest, temperature: float) -> dict[str, float]:
-    """The temperature that a model brought along, and the calibration error that it would have without."""
-    scored = (manifest.labels >= 0) & ~np.isnan(probs[:, 0])
-    if temperature == 1.0 or not scored.any():
-        return {}
-    # Calibrated probabilities are softmax(z / T), so that dividing their logarithms by 1 / T undoes it.
-    raw = apply_temperature(probs[scored], 1 / temperature)
-    error = expected_calibration_error(reliability_bins(raw, manifest.labels[scored]))
-    return {"temperature": temperature, "ece_uncalibrated": error}
+    scored = _scored(config, manifest, probs, errors)
+    others = _before_calibration(probs[scored], manifest.labels[scored], teacher.outputs.temperature)
+    return _publish(config, teacher.id, manifest, probs, errors, others)
 
 
 def _evaluate_temporal(config: EvaluateConfig) -> dict[str, Any]:
     model = ClipModel(config.model, config.batch_size, device_here(config.device))
-    assert model.temporal is not None
     manifest = labelled_for(model.classes, config.data, config.split)
-    probs, framewise, framewise_smoothed = (
-        np.full((len(manifest), len(model.classes)), np.nan, np.float32) for _ in range(3)
-    )
-    errors: dict[int, str] = {}
-    clips = clips_of(manifest)
-    for number, clip in enumerate(clips, start=1):
-        try:
-            found = model(read_clip(clip, model.backbone.image_size))
-        except UserError as error:
-            errors |= dict.fromkeys(clip.rows.tolist(), str(error))
-            continue
-        errors |= {
-            int(row): found.problems[frame]
-            for row, frame in zip(clip.rows, clip.frames.tolist(), strict=True)
-            if frame in found.problems
-        }
-        # A video file has frames that the manifest does not list.
-        predicted = found.frames[~np.isin(found.frames, list(found.problems))]
-        _, listed, _ = np.intersect1d(clip.frames, predicted, return_indices=True)
-        there = np.searchsorted(found.frames, clip.frames[listed])
-        if len(there):
-            rows = clip.rows[listed]
-            probs[rows] = found.smoothed(model.temporal.smoothing)[there]
-            framewise[rows] = found.framewise_smoothed(0)[there]
-            framewise_smoothed[rows] = found.framewise_smoothed(model.temporal.frame_smoothing)[there]
-        log.info("%d of %d clips", number, len(clips))
-    scored = (manifest.labels >= 0) & ~np.isnan(probs[:, 0])
-    scores = {
-        name: macro_f1(confusion_matrix(manifest.labels[scored], values[scored].argmax(axis=1), len(model.classes)))
-        for name, values in (("frame_macro_f1", framewise), ("frame_smoothed_macro_f1", framewise_smoothed))
-    }
-    return publish(config, model.id, manifest, probs, dict(sorted(errors.items())), scores)
+    probs, errors = predict_manifest(model, manifest)
+    scored = _scored(config, manifest, probs["encoder_smoothed"], errors)
+    others = {}
+    for name in ("frame", "frame_smoothed"):
+        predictions = probs[name][scored].argmax(axis=1)
+        confusion = confusion_matrix(manifest.labels[scored], predictions, len(model.classes))
+        others[f"{name}_macro_f1"] = macro_f1(confusion)
+    return _publish(config, model.id, manifest, probs["encoder_smoothed"], errors, others)
+
+
+def _scored(config: EvaluateConfig, manifest: Manifest, probs: Floats, errors: dict[int, str]) -> NDArray[np.bool_]:
+    """Mark the rows that have a label and a prediction, bool (N,).
+
+    Raises:
+        UserError: When there is none.
+    """
+    scored: NDArray[np.bool_] = (manifest.labels >= 0) & ~np.isnan(probs[:, 0])
+    if not scored.any():
+        reason = f" ({next(iter(errors.values()))})" if errors else ""
+        raise UserError(f"data={config.data}: no labelled row could be evaluated{reason}")
+    return scored
+
+
+def _before_calibration(probs: Floats, labels: NDArray[np.int64], temperature: float) -> dict[str, float]:
+    """Return the temperature of a calibrated model, and the calibration error that it would have without."""
+    if temperature == 1.0:
+        return {}
+    # Calibrated probabilities are softmax(z / T), so that dividing their logarithms by 1 / T undoes it.
+    raw = apply_temperature(probs, 1 / temperature)
+    error = expected_calibration_error(reliability_bins(raw, labels))
+    return {"temperature": temperature, "ece_uncalibrated": error}
 
 
 def labelled_for(classes: tuple[str, ...], data: str, split: str | None) -> Manifest:
-    """The manifest ``data`` with its labels in the order of the model's ``classes``; -1 stays -1.
+    """Read the manifest ``data`` with its labels in the order of the model's ``classes``; -1 stays -1.
 
-    Labels that are indices, or names that are no expressions, are understood as the model's classes.
+    Labels that are indices, or names that are no expressions, are taken for the model's classes.
 
     Raises:
-        UserError: naming the class, when a row has a label that the model lacks.
+        UserError: Naming the class, when a row has a label that the model lacks.
     """
     try:
         manifest = read_manifest(data, split=split)
@@ -149,18 +141,18 @@ def labelled_for(classes: tuple[str, ...], data: str, split: str | None) -> Mani
 
 def predict_pictures(
     teacher: Teacher, uris: Sequence[str], batch_size: int, device: str = "cpu"
-) -> tuple[NDArray[np.float32], dict[int, str]]:
-    """Probabilities of pictures.
+) -> tuple[Floats, dict[int, str]]:
+    """Predict pictures.
 
     Args:
-        teacher: the model.
-        uris: N pictures.
-        batch_size: pictures per inference call.
+        teacher: The model.
+        uris: URIs of N pictures.
+        batch_size: Pictures per inference call.
         device: ``cpu`` or ``cuda``.
 
     Returns:
-        float32 (N, K), NaN for pictures that could not be read or whose output is not finite; and the reasons by row
-        number.
+        Probabilities float32 (N, K), NaN for pictures that could not be read or whose output is not finite; and the
+        reasons by row number.
     """
     probs = np.full((len(uris), len(teacher.classes)), np.nan, np.float32)
     errors: dict[int, str] = {}
@@ -176,7 +168,7 @@ def predict_pictures(
         good: list[int] = []
         reads = read_objects((Item(uris[row], "", 0) for row in rows), MAX_PICTURE_BYTES)
         for row, read in zip(rows, reads, strict=True):
-            problem = _decode(read, pixels[len(good)])
+            problem = decode_read(read, pixels[len(good)])
             if problem is None:
                 good.append(row)
             else:
@@ -198,55 +190,47 @@ def predict_pictures(
     return probs, dict(sorted(errors.items()))
 
 
-def publish(
+def _publish(
     config: EvaluateConfig,
     model_id: str,
     manifest: Manifest,
-    probs: NDArray[np.float32],
+    probs: Floats,
     errors: dict[int, str],
-    others: dict[str, float] | None = None,
+    others: dict[str, float],
 ) -> dict[str, Any]:
-    """Writes what is known about N predictions to ``config.out`` and returns the job's summary.
+    """Write what is known about N predictions to ``config.out`` and return the job's summary.
 
     Args:
-        config: of the job.
-        model_id: content hash of the model.
-        manifest: N rows, labels and classes in the model's order.
-        probs: float32 (N, K), NaN where there is no prediction.
-        errors: why, by row number.
-        others: further scores by name, for metrics.json and the summary.
-
-    Raises:
-        UserError: when not one labelled row has a prediction.
+        config: The job's config.
+        model_id: Content hash of the model.
+        manifest: N rows, with labels and classes in the model's order.
+        probs: Probabilities, float32 (N, K), NaN where there is no prediction.
+        errors: Why there is none, by row number.
+        others: Further scores by name, for metrics.json and the summary.
     """
-    scored = (manifest.labels >= 0) & ~np.isnan(probs[:, 0])
-    if not scored.any():
-        reason = f" ({next(iter(errors.values()))})" if errors else ""
-        raise UserError(f"data={config.data}: no labelled row could be evaluated{reason}")
-    p, y = probs[scored], manifest.labels[scored]
-    metrics = evaluate_probs(p, y, manifest.classes)
-    figures = evaluation_figures(metrics, p, y)
-    unreadable = [{"uri": manifest.uris[row], "error": reason} for row, reason in list(errors.items())[:_LISTED]]
+    scored = _scored(config, manifest, probs, errors)
+    metrics = evaluate_probs(probs[scored], manifest.labels[scored], manifest.classes)
+    figures = evaluation_figures(metrics, probs[scored], manifest.labels[scored])
+    page = evaluation_report(metrics, model=config.model, data=config.data, figures=figures)
+    files = {f"{name}.png": png for name, png in figures.items()}
+    files |= {"report.html": page.encode(), "predictions.parquet": _predictions(manifest, probs, errors)}
+    for name, content in files.items():
+        storage.write_bytes(storage.join(config.out, name), content)
     place = {"model": config.model, "model_id": model_id, "data": config.data, "split": config.split}
-    for name, png in figures.items():
-        storage.write_bytes(storage.join(config.out, f"{name}.png"), png)
-    page = evaluation_report(metrics, title="Evaluation", model=config.model, data=config.data, figures=figures)
-    report = storage.join(config.out, "report.html")
-    storage.write_bytes(report, page.encode())
-    storage.write_bytes(storage.join(config.out, "predictions.parquet"), _predictions(manifest, probs, errors))
-    document = {**place, **metrics, **(others or {}), "n_unreadable": len(errors), "unreadable": unreadable}
+    unreadable = [{"uri": manifest.uris[row], "error": reason} for row, reason in list(errors.items())[:_LISTED]]
+    document = {**place, **metrics, **others, "n_unreadable": len(errors), "unreadable": unreadable}
     storage.write_json(storage.join(config.out, "metrics.json"), document)
     return {
         **{key: metrics[key] for key in ("macro_f1", "accuracy", "n", "ece")},
-        **(others or {}),
+        **others,
         "unreadable": len(errors),
         "f1": {name: scores["f1"] for name, scores in metrics["per_class"].items()},
-        "report": report,
+        "report": storage.join(config.out, "report.html"),
     }
 
 
-def _predictions(manifest: Manifest, probs: NDArray[np.float32], errors: dict[int, str]) -> bytes:
-    """Parquet of every row: uri, video and frame where known, label, prediction, probs (null if unreadable), error."""
+def _predictions(manifest: Manifest, probs: Floats, errors: dict[int, str]) -> bytes:
+    """Make the Parquet file: uri, video and frame where known, label, prediction, probs (null if unreadable), error."""
     known = ~np.isnan(probs[:, 0])
     predicted = np.where(known, np.where(known[:, None], probs, 0).argmax(axis=1), -1)
     names = [*manifest.classes, None]
@@ -262,13 +246,3 @@ def _predictions(manifest: Manifest, probs: NDArray[np.float32], errors: dict[in
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns, metadata={"classes": ",".join(manifest.classes)}), buffer)
     return buffer.getvalue()
-
-
-def _decode(read: Read, out: NDArray[np.uint8]) -> str | None:
-    if read.data is None:
-        return f"{read.status}: {read.error}"
-    try:
-        decode_uri_into(read.item.uri, read.data, out)
-    except DecodeError as error:
-        return str(error)
-    return None

@@ -1,9 +1,8 @@
-"""An artifact as an ONNX file with its sidecar, for whoever runs nets without torch; also a teacher again.
+"""The job that exports an artifact as an ONNX file with its sidecar, which together are a teacher again.
 
-The graph takes normalised float32 (B, 3, S, S), any B, and gives logits, as everybody expects of such files; size,
-normalisation, classes and temperature are in the sidecar. The TorchScript exporter is used, which needs no package but
-onnx and writes one file. Before the file gets its name, probabilities of the artifact in
-torch are compared with those of the written file and sidecar, opened as any other ONNX teacher.
+The graph takes normalised float32 (B, 3, S, S), any B, and gives logits; size, normalisation, classes and temperature
+are in the sidecar. The TorchScript exporter needs no package but onnx and writes one file. Before the file gets its
+name, the artifact's probabilities are compared with those of the file and sidecar, opened as any other ONNX teacher.
 """
 
 from __future__ import annotations
@@ -34,19 +33,20 @@ from ray_fer.synthetic.plan import CLASSES
 
 OPSET = 17
 TOLERANCE = 1e-4
-"""Largest difference of a probability; both compute in float32 and differ by the order of their sums."""
+"""Largest difference of a probability: both sides compute in float32 and differ by the order of their sums."""
 _CROPS = 16
 
 
 def export_onnx(config: ExportOnnxConfig) -> dict[str, Any]:
-    """Writes ``out`` (``NAME.onnx``) and ``NAME.yaml`` beside it.
+    """Write ``out`` (``NAME.onnx``) and ``NAME.yaml`` beside it.
 
     Returns:
         ``onnx``, ``sidecar``, ``model_id`` of the artifact, ``teacher_id`` of the file, ``max_difference`` of the
         probabilities by kind of crop.
 
     Raises:
-        UserError: for what is no artifact or no file name, and when file and artifact disagree: then nothing is kept.
+        UserError: When there is no artifact, when ``out`` does not end in ``.onnx``, and when file and artifact
+            disagree; then nothing is kept.
     """
     out = storage.normalise_argument("out", config.out)
     if not out.endswith(".onnx"):
@@ -76,7 +76,7 @@ def export_onnx(config: ExportOnnxConfig) -> dict[str, Any]:
 
 
 def write_onnx(artifact: Artifact, file: Path) -> None:
-    """The net of ``artifact`` as an ONNX file with a free batch."""
+    """Write the net of ``artifact`` as an ONNX file with a dynamic batch axis."""
     example = torch.zeros(2, 3, artifact.image_size, artifact.image_size)
     with warnings.catch_warnings():  # the exporter is called deprecated, and tracing always warns
         warnings.simplefilter("ignore")
@@ -93,11 +93,10 @@ def write_onnx(artifact: Artifact, file: Path) -> None:
 
 
 def sidecar_of(artifact: Artifact) -> str:
-    """The YAML that makes the exported file a teacher."""
-    own = [name for name in artifact.classes if name not in EXPRESSIONS]
+    """Return the YAML that makes the exported file a teacher."""
     document = {
         "classes": list(artifact.classes),
-        "map": {name: name for name in own},
+        "map": {name: name for name in artifact.classes if name not in EXPRESSIONS},
         "image_size": artifact.image_size,
         "mean": list(artifact.mean),
         "std": list(artifact.std),
@@ -111,7 +110,7 @@ def sidecar_of(artifact: Artifact) -> str:
 
 
 def compare(artifact: Artifact, file: Path) -> tuple[str, dict[str, float]]:
-    """Id of the file as a teacher, and the largest difference of a probability between both by kind of crop."""
+    """Return the file's id as a teacher, and the largest difference of a probability between both by kind of crop."""
     teacher = open_teacher(str(file))
     order = [teacher.classes.index(name) for name in artifact.classes]
     how: dict[str, Any] = {"batch_size": _CROPS, "device": "cpu", "precision": "float32"}
@@ -120,15 +119,15 @@ def compare(artifact: Artifact, file: Path) -> tuple[str, dict[str, float]]:
         "random": np.random.default_rng(0).integers(0, 256, (_CROPS, *[artifact.image_size] * 2, 3), np.uint8),
         "faces": drawn_faces(_CROPS, artifact.image_size),
     }
-    differences = {}
-    for kind, pixels in crops.items():
-        gap = np.abs(softmax(ours(pixels)) - softmax(theirs(pixels))[:, order])
-        differences[kind] = float(gap.max())  # NaN stays NaN, and refuses
-    return teacher.id, differences
+    # NaN stays NaN, which no comparison accepts.
+    return teacher.id, {
+        kind: float(np.abs(softmax(ours(pixels)) - softmax(theirs(pixels))[:, order]).max())
+        for kind, pixels in crops.items()
+    }
 
 
 def drawn_faces(count: int, side: int) -> npt.NDArray[np.uint8]:
-    """Faces uint8 (count, side, side, 3) by the project's renderer: what crops look like, without anybody's."""
+    """Draw faces uint8 (count, side, side, 3), which look like crops but are of nobody."""
     rng = np.random.default_rng(0)
     faces = []
     for number in range(count):

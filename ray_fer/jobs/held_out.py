@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ray_fer import storage
-from ray_fer.data.digests import Contents, told
+from ray_fer.data.digests import Contents, describe_unread
 from ray_fer.data.manifests import Manifest
 from ray_fer.data.read import Item
 from ray_fer.data.sources import list_sources
@@ -77,7 +77,7 @@ def warn_of_copies(inputs: Inputs) -> None:
         ("val", inputs.val, inputs.val_contents),
     ):
         if contents.unread:
-            log.warning("%s: %s; copies of them are not found", name, told(contents.unread, len(manifest)))
+            log.warning("%s: %s; copies of them are not found", name, describe_unread(contents.unread, len(manifest)))
     ours, theirs = inputs.labeled_contents.digests, inputs.val_contents.digests
     found = sorted((ours[each], theirs[each]) for each in ours.keys() & theirs.keys())
     if found:

@@ -1,4 +1,4 @@
-"""What a teacher sees of a picture, and what it makes of it: a wrong size, crop or grey shows here, not in a table."""
+"""The job that shows what a teacher sees of a picture and predicts for it: a wrong size, crop or colour shows here."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from PIL import Image
 
 from ray_fer import storage
 from ray_fer.data.crop import decode_uri
-from ray_fer.data.decode import DecodeError
+from ray_fer.data.decode import DecodeError, Pixels
 from ray_fer.data.sources.uris import split_face
 from ray_fer.errors import UserError
 from ray_fer.jobs.config import InspectTeacherConfig
 from ray_fer.models.artifact import Artifact
-from ray_fer.models.engines import Pixels, centre, make_engine
+from ray_fer.models.engines import centre, make_engine
 from ray_fer.models.onnx_net import net_input
 from ray_fer.models.softmax import softmax, why_not_finite
 from ray_fer.models.teacher import OnnxTeacher, Teacher, TimmTeacher, check_teacher, open_teacher
@@ -24,15 +24,15 @@ from ray_fer.models.torch_engine import Normalised
 
 
 def inspect_teacher(config: InspectTeacherConfig) -> dict[str, Any]:
-    """Writes a PNG of what enters the net, taken from its input and de-normalised, to ``out``.
+    """Write a PNG of what enters the net, taken from its input and de-normalised, to ``out``.
 
     Returns:
-        ``png``, ``model_id``, ``label``, ``probs`` by class (both null, and an ``error``, where the output is not
-        finite), and the sides in pixels of the decoded crop as
-        ``image_size`` and of the part of it that enters as ``net_size``.
+        ``png``, ``model_id``, ``label`` and ``probs`` by class (both null, and an ``error``, where the output is not
+        finite), and the sides in pixels of the decoded crop, ``image_size``, and of the part of it that enters the net,
+        ``net_size``.
 
     Raises:
-        UserError: for a teacher or an image that cannot be used.
+        UserError: When the teacher or the image cannot be used.
     """
     out = storage.normalise_argument("out", config.out)
     image = storage.normalise_argument("image", config.image)
@@ -71,18 +71,18 @@ def inspect_teacher(config: InspectTeacherConfig) -> dict[str, Any]:
 
 
 def seen_by_net(teacher: Teacher, pixels: Pixels) -> Pixels:
-    """What enters the net of the crops ``pixels`` uint8 (B, S, S, 3), taken from its input and de-normalised.
+    """Return what enters the net of the crops ``pixels``, uint8 (B, S, S, 3), de-normalised.
 
     Returns:
-        uint8 RGB (B, S', S', 3); of a net that sees grey the three channels are equal.
+        uint8 RGB (B, S', S', 3); for a net that sees grey the three channels are equal.
     """
     pixels = np.ascontiguousarray(centre(pixels, teacher.net_size))
     if isinstance(teacher, OnnxTeacher):
-        said = teacher.sidecar
-        inputs = net_input(said, pixels)
-        inputs = inputs.transpose(0, 2, 3, 1) if said.layout == "nchw" else inputs
-        levels = (inputs * np.array(said.std) + np.array(said.mean)) * (255 / said.scale)
-        levels = levels[..., ::-1] if said.colour == "bgr" else levels
+        sidecar = teacher.sidecar
+        inputs = net_input(sidecar, pixels)
+        inputs = inputs.transpose(0, 2, 3, 1) if sidecar.layout == "nchw" else inputs
+        levels = (inputs * np.array(sidecar.std) + np.array(sidecar.mean)) * (255 / sidecar.scale)
+        levels = levels[..., ::-1] if sidecar.colour == "bgr" else levels
     else:
         assert isinstance(teacher, Artifact | TimmTeacher)
         net = Normalised(torch.nn.Identity(), teacher.mean, teacher.std)

@@ -1,9 +1,9 @@
-"""Where a model comes from, back to the labelled faces: read from what every artifact says of itself.
+"""The job that traces a model back to the labelled faces, from what every artifact records about itself.
 
-A node of the tree is one thing that took part: ``kind`` (model, temporal model, data, pseudo-labels, predictions,
-feedback), ``role`` in what it helped to make, ``uri``, what is known of it, and ``parents``. What is no longer there,
-or is another thing by now, keeps its place in the tree with a ``problem``: the artifact that it made still says what it
-was. Nothing is computed anew but the counts of a predictions table by source.
+A node of the tree is one input: its ``kind`` (model, temporal model, data, pseudo-labels, predictions, feedback), its
+``role`` in what was made from it, its ``uri``, what is known of it, and its ``parents``. An input that is no longer
+there, or that has changed, keeps its place in the tree with a ``problem``. Nothing is computed anew but the counts of a
+predictions table by source.
 """
 
 from __future__ import annotations
@@ -27,28 +27,26 @@ from ray_fer.labeling.table import OK, open_table
 from ray_fer.models.artifact import METRICS, PROVENANCE
 from ray_fer.models.records import EncoderMetrics, Provenance, Scored, Trained
 from ray_fer.models.teacher import open_teacher
+from ray_fer.reports.lineage import Node, lineage_lines
 from ray_fer.selection import file as selection_file
 from ray_fer.training.run_folder import digest
-from ray_fer.video.encoder import CONFIG as TEMPORAL_CONFIG
-from ray_fer.video.encoder import open_temporal
+from ray_fer.video.artifact import is_temporal, open_temporal
 
 log = logging.getLogger(__name__)
 
-Node = dict[str, Any]
-
 
 def lineage(config: LineageConfig) -> dict[str, Any]:
-    """Prints the tree on stderr.
+    """Print the tree on stderr.
 
     Returns:
         ``model``, ``lineage`` (its node) and ``missing`` (every problem in the tree).
 
     Raises:
-        UserError: when ``model`` holds neither a model nor a selection.
+        UserError: When ``model`` holds neither a model nor a selection.
     """
     uri = storage.normalise(config.model)
     tree = _Tree().root(uri)
-    print("\n".join(_lines(tree)), file=sys.stderr)
+    print("\n".join(lineage_lines(tree)), file=sys.stderr)
     missing = [f"{node['role']} {node['uri']}: {node['problem']}" for node in _walk(tree) if "problem" in node]
     for each in missing:
         log.warning("%s", each)
@@ -56,7 +54,7 @@ def lineage(config: LineageConfig) -> dict[str, Any]:
 
 
 class _Tree:
-    """Nodes by what they are made from; a model that occurs again is only named."""
+    """Makes the nodes; a model that occurs again has no parents the second time."""
 
     def __init__(self) -> None:
         self._seen: set[tuple[str, str]] = set()
@@ -65,17 +63,17 @@ class _Tree:
         if storage.exists(storage.join(uri, selection_file.INFO)):
             info = read_document(storage.join(uri, selection_file.INFO), selection_file.Origin)
             return self._selection("this selection", uri, dict(info), digest(info))
-        if storage.exists(storage.join(uri, TEMPORAL_CONFIG)):
+        if is_temporal(uri):
             return self._temporal("this model", uri)
         return self._model("this model", uri, None)
 
     def _model(self, role: str, uri: str, expected: str | None) -> Node:
-        """A backbone, or whatever else was a teacher.
+        """Make the node of a backbone or of any other teacher.
 
         Args:
-            role: in what it helped to make.
-            uri: where it was.
-            expected: its id then; None takes what is there, or raises.
+            role: Its role in what was made from it.
+            uri: Where it was.
+            expected: Its id at that time; None accepts any, and raises `UserError` when there is no model.
         """
         try:
             model = open_teacher(uri)
@@ -120,16 +118,13 @@ class _Tree:
         provenance = _provenance(uri)
         if provenance is None:
             raise UserError(f"model={uri}: no {PROVENANCE} there that says how it was trained")
-        identity, counts = provenance["identity"], provenance["counts"]
+        identity, counts, backbone = provenance["identity"], provenance["counts"], provenance["parents"]
+        # Older models do not record where the backbone was, but hold a copy of it.
+        place = backbone.get("backbone_uri") or model.backbone.uri
         parents = [
             _data(key, identity["arguments"][key], counts[key]["labelled"], identity["contents"][key])
             for key in ("features", "val")
-        ]
-        backbone = provenance["parents"]
-        # Without a place for it, as older models are, the copy inside the model is what is left.
-        parents.append(
-            self._model("backbone", backbone.get("backbone_uri") or model.backbone.uri, backbone["backbone"])
-        )
+        ] + [self._model("backbone", place, backbone["backbone"])]
         scores = read_document(storage.join(uri, METRICS), EncoderMetrics)["val"]["scores"]
         metrics = {"val": {"macro_f1": scores["encoder_smoothed"]}}
         return _node("temporal model", role, uri, id=model.id, **_made(provenance, metrics), parents=parents)
@@ -166,14 +161,9 @@ def _node(kind: str, role: str, uri: str, **facts: Any) -> Node:
 
 def _made(provenance: Node, metrics: Node) -> Node:
     val = metrics["val"]
-    scores = {"val": val["macro_f1"]}
-    scores |= {half: val[half]["macro_f1"] for half in ("choice", "feedback") if half in val}
-    return {
-        "macro_f1": scores,
-        "config": provenance["config"],
-        "git_commit": provenance["git_commit"],
-        "packages": provenance["packages"],
-    }
+    halves = {half: val[half]["macro_f1"] for half in ("choice", "feedback") if half in val}
+    facts = {key: provenance[key] for key in ("config", "git_commit", "packages")}
+    return {"macro_f1": {"val": val["macro_f1"], **halves}, **facts}
 
 
 def _data(role: str, uri: str, count: int | None, content: str | None) -> Node:
@@ -184,7 +174,7 @@ def _data(role: str, uri: str, count: int | None, content: str | None) -> Node:
 
 
 def _unlabeled(model: str, sources: list[Any], count: int, recorded: Node) -> Node:
-    """The unlabeled faces of a run: where they were listed, and the listing, which lies beside the model."""
+    """Make the node of the unlabeled faces of a run, whose listing lies beside the model."""
     places = ", ".join(source if isinstance(source, str) else source["uri"] for source in sources)
     listing = storage.join(model, UNLABELED)
     node = _node("data", "unlabeled", places, count=count, digest=recorded.get("unlabeled"), listing=listing)
@@ -212,7 +202,7 @@ def _predictions(uri: str, version: int, models: list[str | None]) -> Node:
 
 
 def _feedback(uri: str, classes: tuple[str, ...], versions: dict[str, int | None]) -> Node:
-    """The state at the newest of ``versions``, and how many updates of which run had made it."""
+    """Make the node of the feedback state at the newest of ``versions``, with its number of updates by run."""
     node = _node("feedback", "feedback", uri, **versions)
     newest = max(version or 0 for version in versions.values())
     try:
@@ -225,48 +215,11 @@ def _feedback(uri: str, classes: tuple[str, ...], versions: dict[str, int | None
 
 
 def _provenance(uri: str) -> Node | None:
-    """Of a model that a job of ours trained; None for another."""
+    """Read the provenance of a model that ray-fer trained; None for another model."""
     place = storage.join(uri, PROVENANCE)
     if not storage.exists(place) or "identity" not in (found := read_document(place, Provenance)):
         return None
     return dict(check_document(found, place, Trained))
-
-
-# --- for people ---
-
-
-def _lines(node: Node, first: str = "", rest: str = "") -> Iterator[str]:
-    yield f"{first}{node['role']}: {node['uri']}{_facts(node)}"
-    parents = node.get("parents", [])
-    for number, parent in enumerate(parents, 1):
-        last = number == len(parents)
-        yield from _lines(parent, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  "))
-
-
-def _facts(node: Node) -> str:
-    said = []
-    if "id" in node:
-        said.append(f"id {node['id']}")
-    if node.get("count") is not None:
-        said.append(f"{node['count']} faces")
-    if node.get("digest"):
-        said.append(f"sha256 {node['digest'][:12]}")
-    if "macro_f1" in node:
-        said.append("macro-F1 " + ", ".join(f"{name} {100 * f1:.2f}" for name, f1 in node["macro_f1"].items() if f1))
-    if "accepted" in node:
-        said.append(f"{node['accepted']} of {node['considered']} by {(node['rule'] or {}).get('rule')}")
-    versions = ("version", "version_at_start", "version_of_best", "feedback_version")
-    said += [f"{key.replace('_', ' ')} {node[key]}" for key in versions if node.get(key) is not None]
-    for key, what in (("sources", "predictions of"), ("updates", "updates by")):
-        said += [f"{count} {what} {name}" for name, count in node.get(key, {}).items()]
-    if node.get("git_commit"):
-        said.append(f"commit {node['git_commit'][:12]}")
-    said += [node[key] for key in ("origin",) if key in node]
-    if node.get("above"):
-        said.append("see above")
-    if "problem" in node:
-        said.append(f"PROBLEM: {node['problem']}")
-    return f"  ({'; '.join(said)})" if said else ""
 
 
 def _walk(node: Node) -> Iterator[Node]:

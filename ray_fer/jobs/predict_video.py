@@ -1,8 +1,4 @@
-"""The expression of every frame of video files: one CSV and one figure per video.
-
-A temporal model brings the width of its box filter with it, chosen on its validation videos. A backbone has none, and
-its frames are smoothed over +/- half a second: on Aff-Wild2 that is published to give two thirds of what the best width
-(1.7 s) gives, and it still shows a surprise, which lasts for about a second.
+"""The job that predicts the expression of every frame of video files: one CSV and one figure per video.
 
 A whole frame is taken for a face, as everywhere in ray-fer: videos are crops. Frames are decoded, encoded and forgotten
 one batch at a time, so that an hour of video needs no more memory than its features do. A video that cannot be read is
@@ -17,41 +13,36 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ray_fer import storage
 from ray_fer.errors import UserError
 from ray_fer.reports.plots import expression_timeline
 from ray_fer.resources import device_here
-from ray_fer.video.clips import ClipModel
 from ray_fer.video.config import PredictVideoConfig
-from ray_fer.video.frame_features import Pixels
-from ray_fer.video.frames import Video, find_videos
-
-BACKBONE_SMOOTHING_S = 0.5
-_DEFAULT_FPS = 25.0
+from ray_fer.video.frames import find_videos
+from ray_fer.video.prediction import ClipModel, VideoPrediction, predict_file
 
 log = logging.getLogger(__name__)
 
 
 def predict_video(config: PredictVideoConfig) -> dict[str, Any]:
-    """Predicts every frame of every video under ``source``.
+    """Predict every frame of every video under ``source``.
 
-    Writes, for each, ``OUT/NAME.csv`` (frame, time_s, label, confidence, and the probability of each class) and
-    ``OUT/NAME.png``, then ``OUT/summary.json``. NAME is the file's without its extension, and with a part of a hash
-    after it where two videos would share it.
+    For each video this writes ``OUT/NAME.csv`` (frame, time_s, label, confidence, and the probability of each class)
+    and ``OUT/NAME.png``, then ``OUT/summary.json``. NAME is the name of the file without its extension, followed by a
+    part of a hash where two videos would share it.
 
     Returns:
-        ``videos`` and ``frames`` (counts), ``failed`` (reasons by URI), ``predictions`` (by NAME: ``video``,
-        ``frames``, ``seconds``, ``smoothing`` in frames, ``share`` of the frames by class, ``problem`` of a damaged
-        file, or of frames for which the model puts out nothing finite, or null), ``out``.
+        ``model`` and ``model_id``; ``videos`` and ``frames`` (counts); ``failed`` (reasons by URI); ``out``; and
+        ``predictions`` by NAME: ``video``, ``frames``, ``seconds``, ``smoothing`` in frames, ``share`` of the frames by
+        class, and ``problem`` of a damaged file or of frames without finite numbers, or null.
 
     Raises:
-        UserError: when the model or the source cannot be used, or when not one video could be read.
+        UserError: When the model or the source cannot be used, or when not one video could be read.
     """
     device = device_here(config.device)
     videos = find_videos(config.source)
@@ -60,12 +51,13 @@ def predict_video(config: PredictVideoConfig) -> dict[str, Any]:
     predictions: dict[str, dict[str, Any]] = {}
     for number, (name, uri) in enumerate(zip(output_names(videos), videos, strict=True), start=1):
         try:
-            predictions[name] = done = _predict(model, uri, name, config.out)
+            found = predict_file(model, uri)
+            predictions[name] = {"video": uri, **_publish(found, model.classes, name, config.out)}
         except UserError as error:
             failed[uri] = str(error)
             log.warning("%d of %d videos: %s", number, len(videos), error)
         else:
-            log.info("%d of %d videos: %s, %d frames", number, len(videos), name, done["frames"])
+            log.info("%d of %d videos: %s, %d frames", number, len(videos), name, len(found.frames))
     if not predictions:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         raise UserError(f"no video could be read: {next(iter(failed.values()))}{more}")
@@ -83,9 +75,9 @@ def predict_video(config: PredictVideoConfig) -> dict[str, Any]:
 
 
 def output_names(uris: Sequence[str]) -> list[str]:
-    """A name for each video: the file's stem, followed by 8 hex digits of its URI's hash where another has it too.
+    """Name each video by its file's stem, followed by 8 hex digits of its URI's hash where another has that stem too.
 
-    Upper and lower case count as the same, for there are file systems that think so.
+    Upper and lower case count as the same, because some file systems do not tell them apart.
     """
     stems = [os.path.splitext(uri.rsplit("/", 1)[-1])[0] for uri in uris]
     count = Counter(stem.lower() for stem in stems)
@@ -95,51 +87,27 @@ def output_names(uris: Sequence[str]) -> list[str]:
     ]
 
 
-def _predict(model: ClipModel, uri: str, name: str, out: str) -> dict[str, Any]:
-    video = Video(uri, model.backbone.image_size)
-    times: list[float] = []
-
-    def frames() -> Iterator[tuple[int, Pixels | str]]:
-        for frame in video:
-            times.append(frame.time_s)
-            yield frame.index, frame.pixels
-
-    clip = model(frames())
-    fps = _frame_rate(times)
-    smoothing = model.temporal.smoothing if model.temporal else round(BACKBONE_SMOOTHING_S * fps)
-    probs = clip.smoothed(smoothing)
-    labels, confidence = probs.argmax(axis=1), probs.max(axis=1)
-    storage.write_bytes(storage.join(out, f"{name}.csv"), _csv(clip.frames, times, probs, model.classes))
-    figure = expression_timeline(labels, model.classes, fps=fps, confidence=confidence, title=name)
+def _publish(found: VideoPrediction, classes: Sequence[str], name: str, out: str) -> dict[str, Any]:
+    """Write the CSV and the figure of one video, and return its part of the summary."""
+    labels, confidence = found.probs.argmax(axis=1), found.probs.max(axis=1)
+    storage.write_bytes(storage.join(out, f"{name}.csv"), _csv(found, classes))
+    figure = expression_timeline(labels, confidence, classes, fps=found.fps, title=name)
     storage.write_bytes(storage.join(out, f"{name}.png"), figure)
-    guessed = [number for number in clip.frames.tolist() if number in clip.problems]
-    problem = video.problem
-    if guessed and problem is None:
-        problem = f"{len(guessed)} frames are filled in from their neighbours: {clip.problems[guessed[0]]}"
-    share = np.bincount(labels, minlength=len(model.classes)) / len(labels)
+    share = np.bincount(labels, minlength=len(classes)) / len(labels)
     return {
-        "video": uri,
         "frames": len(labels),
-        "seconds": round(len(labels) / fps, 3),
-        "smoothing": smoothing,
-        "share": {label: round(float(part), 4) for label, part in zip(model.classes, share, strict=True)},
-        "problem": problem,
+        "seconds": round(len(labels) / found.fps, 3),
+        "smoothing": found.smoothing,
+        "share": {label: round(float(part), 4) for label, part in zip(classes, share, strict=True)},
+        "problem": found.problem,
     }
 
 
-def _frame_rate(times: Sequence[float]) -> float:
-    """Frames per second on average; the usual rate for what has a single frame or broken time stamps."""
-    length = times[-1] - times[0]
-    return (len(times) - 1) / length if length > 0 else _DEFAULT_FPS
-
-
-def _csv(
-    frames: NDArray[np.int64], times: Sequence[float], probs: NDArray[np.float32], classes: Sequence[str]
-) -> bytes:
+def _csv(found: VideoPrediction, classes: Sequence[str]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["frame", "time_s", "label", "confidence", *classes])
-    for frame, time_s, row in zip(frames.tolist(), times, probs, strict=True):
+    for frame, time_s, row in zip(found.frames.tolist(), found.times, found.probs, strict=True):
         numbers = [f"{value:.4f}" for value in row]
         top = int(row.argmax())
         writer.writerow([frame, f"{time_s:.4f}", classes[top], numbers[top], *numbers])

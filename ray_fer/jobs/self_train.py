@@ -29,7 +29,8 @@ from ray_fer.data.sources import check_sources
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
 from ray_fer.evaluation.halves import prior_helps
-from ray_fer.feedback.actor import FeedbackStore, get_feedback_actor
+from ray_fer.feedback.actor import get_feedback_actor, update
+from ray_fer.feedback.store import FeedbackStore
 from ray_fer.jobs.backbone_inputs import open_start
 from ray_fer.jobs.config import SelfTrainConfig
 from ray_fer.jobs.loop_configs import FROM_TEACHER, LoopConfigs
@@ -263,12 +264,10 @@ class _Loop(LoopConfigs):
             last = read_document(self._round_file(number - 1), Round)
             share = last["accepted"] / max(last["predictions"], 1)
         cluster.connect()
-        import ray
-
         actor = get_feedback_actor(self.place("feedback"), teacher.classes, self.config.feedback_parts)
         source = f"round-{number}/teacher-{teacher.id}"
         evidence = {"q_hat": counts.tolist(), "accepted_share": share, "prior_helps": prior_helps(half)}
-        ray.get(actor.update.remote(half["confusion_matrix"], source, **evidence))
+        update(actor, half["confusion_matrix"], source, **evidence)
 
 
 def _scores(artifact: Artifact) -> Summary:

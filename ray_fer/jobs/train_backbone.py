@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_fer import storage
-from ray_fer.config import FeedbackPart
 from ray_fer.data.manifests import Manifest
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
+from ray_fer.feedback.config import FeedbackPart
 from ray_fer.jobs.backbone_inputs import Inputs, open_inputs, warn_of_doubts
 from ray_fer.jobs.held_out import UNLABELED, check_selection, list_unlabeled, read_unlabeled, warn_of_copies
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig, upgraded
@@ -31,7 +31,7 @@ from ray_fer.training import lease
 from ray_fer.training.run_folder import RUN, absolute, claim, digest, environment, identity_of, is_finished, must_run
 
 if TYPE_CHECKING:  # torch, timm and Ray take seconds to import, a mistyped path should not
-    from ray_fer.feedback.formulas import Snapshot
+    from ray_fer.feedback.state import Snapshot
     from ray_fer.methods.base import BackboneMethod
     from ray_fer.training.runner import Outcome
     from ray_fer.training.world import World
@@ -106,7 +106,7 @@ def _absolute(config: TrainBackboneConfig) -> TrainBackboneConfig:
 
 def make_method(config: TrainBackboneConfig, start: Start, folder: str, world: World) -> BackboneMethod:
     """The method of one rank, from the URIs in ``config``: data and weights never travel as arguments."""
-    from ray_fer.feedback.actor import load_snapshot
+    from ray_fer.feedback.store import load_snapshot
     from ray_fer.jobs.backbone_context import build_method
 
     inputs = open_inputs(config, quiet=world.rank > 0)
@@ -129,14 +129,11 @@ class _Feedback:
     run_name: str
 
     def __call__(self, confusion: NDArray[np.int64], epoch: int, **evidence: Any) -> Snapshot:
-        import ray
-
-        from ray_fer.feedback.actor import get_feedback_actor
+        from ray_fer.feedback.actor import get_feedback_actor, update
 
         actor = get_feedback_actor(self.uri, self.classes, self.parts)
         source = f"{self.run_name}/epoch-{epoch + 1}"
-        answer: Snapshot = ray.get(actor.update.remote(confusion.tolist(), source, **evidence))
-        return answer
+        return update(actor, confusion.tolist(), source, **evidence)
 
 
 # --- whose run it is ---
@@ -161,7 +158,7 @@ def _digest(manifest: Manifest) -> str:
 
 
 def _start(out: str, identity: Identity, inputs: Inputs) -> dict[str, Any]:
-    from ray_fer.feedback.actor import FeedbackStore
+    from ray_fer.feedback.store import FeedbackStore
 
     check_selection(inputs)
     warn_of_copies(inputs)

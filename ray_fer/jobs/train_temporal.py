@@ -1,13 +1,13 @@
 """The job that trains the temporal encoder: checks, run, choice of the smoothing, publication.
 
-It works on features that `extract_features` made, so no video is opened and the backbone only travels along. Four
-numbers come out of it, all macro-F1 over the same validation frames: the frame classifier and the encoder, each as it
-is and smoothed by its own best box filter. The one to beat is the *smoothed* frame classifier; where the encoder does
-not, the log says so. Epoch and widths are chosen on the same videos, so all but the first number are a little
-optimistic; report on test videos (`evaluate`).
+It works on features that `extract_features` made, so no video is opened and the backbone is only copied. Its result is
+four values of macro-F1 over the same validation frames: of the frame classifier and of the encoder, each as it is and
+smoothed by its own best box filter. The one to beat is the *smoothed* frame classifier; where the encoder does not, the
+log says so. Epoch and widths are chosen on the same videos, so all but the first value are a little optimistic: report
+on test videos (`evaluate`).
 
-Like `train_backbone`, a run is a function of its arguments and of what they point at: the same command on a finished
-``out`` answers at once, on an unfinished one goes on, and another command on the same ``out`` is refused.
+A run is a function of its arguments and of what they point at, as in `train_backbone`. The same command on a finished
+``out`` returns at once, on an unfinished one it continues, and another command on the same ``out`` is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from ray_fer import cluster, storage
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
-from ray_fer.jobs.extract_features import read_clips, read_info, survey_clips
 from ray_fer.methods.temporal import TemporalMethod, WindowModel, build_encoder, inference_stride
 from ray_fer.models.artifact import METRICS, PROVENANCE, Artifact, open_artifact
 from ray_fer.models.records import EncoderMetrics, Identity, Trained
@@ -31,10 +30,12 @@ from ray_fer.models.softmax import softmax
 from ray_fer.resources import check_device
 from ray_fer.training import lease
 from ray_fer.training.run_folder import RUN, absolute, claim, digest, environment, identity_of, is_finished, must_run
+from ray_fer.video.artifact import open_temporal, save_temporal
 from ray_fer.video.config import TrainTemporalConfig
-from ray_fer.video.encoder import clip_logits, open_temporal, save_temporal
-from ray_fer.video.smoothing import choose_half_width, smoothed_macro_f1
-from ray_fer.video.windows import frame_grid
+from ray_fer.video.encoder import clip_logits
+from ray_fer.video.features import read_clips, read_info, survey_clips
+from ray_fer.video.smoothing import Scored, choose_smoothing
+from ray_fer.video.windows import common_step
 
 if TYPE_CHECKING:  # Ray Train takes seconds to import, a finished run should answer at once
     from ray_fer.training.runner import Outcome
@@ -42,19 +43,17 @@ if TYPE_CHECKING:  # Ray Train takes seconds to import, a finished run should an
 
 log = logging.getLogger(__name__)
 
-Scored = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]
-
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """What the arguments point at, opened and found to fit.
+    """What the arguments point at, opened and checked.
 
     Attributes:
-        backbone: whose features both sets are.
+        backbone: The backbone that made the features of both sets.
         dim: D, features per frame.
-        frame_step: frames of a video per step of most training frames.
+        frame_step: Frames of a video per step of most training frames.
         counts: ``clips``, ``frames`` and ``labelled`` of both sets, for provenance and summary.
-        contents: digests of both sets.
+        contents: Digests of both sets.
     """
 
     backbone: Artifact
@@ -65,7 +64,7 @@ class Inputs:
 
 
 def train_temporal(config: TrainTemporalConfig) -> dict[str, Any]:
-    """Trains and publishes, or answers from what is there.
+    """Train and publish, or return the summary of what is there.
 
     Returns:
         ``model`` (URI), ``id``, ``classes``, ``val_macro_f1`` (of the smoothed encoder: what `predict_video` does),
@@ -73,7 +72,7 @@ def train_temporal(config: TrainTemporalConfig) -> dict[str, Any]:
         ``epochs``, ``features`` and ``val`` (counts), ``resumed_from_epoch``.
 
     Raises:
-        UserError: for anything wrong with the arguments or with what they point at.
+        UserError: When anything is wrong with the arguments or with what they point at.
     """
     _check(config)
     check_device(config.device)
@@ -83,7 +82,7 @@ def train_temporal(config: TrainTemporalConfig) -> dict[str, Any]:
     out = storage.normalise(config.out)
     if must_run(out, identity):
         with lease.held(out) as held:
-            if not is_finished(out, identity):  # who held the lease may have ended meanwhile
+            if not is_finished(out, identity):  # another process may have held the lease and finished
                 claim(out, identity)
                 outcome = _run(config, inputs, storage.join(out, RUN), held)
                 held.check()
@@ -93,11 +92,11 @@ def train_temporal(config: TrainTemporalConfig) -> dict[str, Any]:
 
 
 def open_inputs(config: TrainTemporalConfig) -> Inputs:
-    """Opens what ``config`` points at; of the features only which frames there are.
+    """Open what ``config`` points at, without reading the features themselves.
 
     Raises:
-        UserError: naming the key, when features are missing, of another or a lost backbone, without labels, or when a
-            video is on both sides.
+        UserError: Naming the key, when features are missing, of another or a lost backbone, without labels, or when a
+            video is in both sets.
     """
     features, val = read_info(config.features, "features"), read_info(config.val, "val")
     if features["backbone"] != val["backbone"]:
@@ -131,19 +130,6 @@ def open_inputs(config: TrainTemporalConfig) -> Inputs:
     contents = {key: digest([info["backbone"], info["files"]]) for key, info in (("features", features), ("val", val))}
     step = common_step([frames for frames, _ in sets["features"].values()])
     return Inputs(backbone, int(features["dim"]), step, counts, contents)
-
-
-def common_step(clips: list[NDArray[np.int64]]) -> int:
-    """The step of most frames: clips, each of frame numbers (M,), may differ, and the encoder has only one rate."""
-    frames: dict[int, int] = {}
-    for clip in clips:
-        # A single frame has no rate.
-        step = frame_grid(clip).step if len(clip) > 1 else 0
-        frames[step] = frames.get(step, 0) + len(clip)
-    frames.pop(0, None)
-    if len(frames) > 1:
-        log.warning("the training clips have different steps (frames by step: %s)", dict(sorted(frames.items())))
-    return max(frames, key=lambda step: (frames[step], -step), default=1)
 
 
 def make_method(config: TrainTemporalConfig, world: World) -> TemporalMethod:
@@ -216,42 +202,6 @@ def _publish(out: str, config: TrainTemporalConfig, inputs: Inputs, outcome: Out
             **environment(),
         },
     )
-
-
-def choose_smoothing(framewise: list[Scored], encoded: list[Scored], half_widths: list[int]) -> dict[str, Any]:
-    """The best half-widths on validation clips, and what they are worth; warns where the encoder is of no use.
-
-    Args:
-        framewise: frame numbers (M,), probabilities of the frame classifier (M, K), and labels (M,) of each clip.
-        encoded: the same with the encoder's probabilities.
-        half_widths: candidates, in steps of a clip's grid.
-
-    Returns:
-        ``smoothing``, ``frame_smoothing``; ``scores`` (macro-F1 by name: ``frame``, ``frame_smoothed``, ``encoder``,
-        ``encoder_smoothed``); ``by_half_width`` (macro-F1 of both by candidate).
-    """
-    frame_width, frame_scores = choose_half_width(framewise, half_widths)
-    width, scores = choose_half_width(encoded, half_widths)
-    four = {
-        "frame": smoothed_macro_f1(framewise, 0),
-        "frame_smoothed": frame_scores[frame_width],
-        "encoder": smoothed_macro_f1(encoded, 0),
-        "encoder_smoothed": scores[width],
-    }
-    log.info(
-        "val macro-F1: frame classifier %.2f, smoothed over +/-%d steps %.2f; encoder %.2f, smoothed over +/-%d %.2f",
-        *(100 * four["frame"], frame_width, 100 * four["frame_smoothed"]),
-        *(100 * four["encoder"], width, 100 * four["encoder_smoothed"]),
-    )
-    if four["encoder_smoothed"] <= four["frame_smoothed"]:
-        log.warning("the encoder does not beat the smoothed frame classifier on val: smoothing alone is as good")
-    by_half_width = {"frame": frame_scores, "encoder": scores}
-    return {
-        "smoothing": width,
-        "frame_smoothing": frame_width,
-        "scores": four,
-        "by_half_width": {name: {str(key): f1 for key, f1 in found.items()} for name, found in by_half_width.items()},
-    }
 
 
 def _summary(out: str) -> dict[str, Any]:

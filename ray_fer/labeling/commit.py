@@ -25,15 +25,15 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from ray_fer import storage
 from ray_fer.errors import one_line
-from ray_fer.labeling.key_sets import Halves, KeySet
-from ray_fer.labeling.ledger import KEY_HASHES, LISTED_HASHES, halves_of, listed_halves_of
+from ray_fer.labeling.key_sets import KeyHashes, KeySet
+from ray_fer.labeling.ledger import KEY_HASHES, LISTED_HASHES, key_hashes, listed_key_hashes
 from ray_fer.labeling.table import (
     KNOWN,
-    MARKS,
+    MARKERS,
     TRANSIENT,
     WrittenFile,
     files_of,
-    mark_rows,
+    marker_rows,
     picture_uri,
     place_of,
     read_keys,
@@ -104,7 +104,7 @@ class Committer:
     def _look_at_others(self) -> None:
         landed = set(files_of(self.table, self.model)) - self._seen
         for batch in read_keys(self.table, self.model, landed):
-            settled = batch.filter(pa.array(~_has_status(batch, (*TRANSIENT, *MARKS))))
+            settled = batch.filter(pa.array(~_has_status(batch, (*TRANSIENT, *MARKERS))))
             self._by_others.add(self._hashes(settled))
             self._by_others.add(self._hashes(settled, listed=True))
         self._seen |= landed
@@ -121,7 +121,7 @@ class Committer:
                 continue
             rows = self._read(file)
             hashes = self._hashes(rows)
-            theirs = self._by_others.contains(hashes) & ~_has_status(rows, MARKS)
+            theirs = self._by_others.contains(hashes) & ~_has_status(rows, MARKERS)
             removed += len(np.unique(hashes[0, theirs]))
             left_out = theirs | self._among(rows, pictures)
             if not left_out.any():
@@ -151,15 +151,15 @@ class Committer:
         columns = ["uri", "identity", "listed_identity", "source"]
         pictures = pl.DataFrame(pl.from_arrow(rows.select(columns))).with_columns(picture_uri(self.model))
         listed = pictures.filter(pl.col("listed_identity").is_not_null()).unique(maintain_order=True)
-        return mark_rows(listed.with_columns(pl.lit(KNOWN).alias("status")), self.run)
+        return marker_rows(listed.with_columns(pl.lit(KNOWN).alias("status")), self.run)
 
-    def _hashes(self, rows: pa.Table | pa.RecordBatch, listed: bool = False) -> Halves:
+    def _hashes(self, rows: pa.Table | pa.RecordBatch, listed: bool = False) -> KeyHashes:
         """The keys of ``rows``, or those by which they were listed where that is something else."""
         keys = pl.DataFrame(pl.from_arrow(rows.select(["uri", "identity", "listed_identity"])))
         keys = keys.with_columns(picture_uri(self.model))
         if not listed:
-            return halves_of(keys.select(KEY_HASHES))
-        return listed_halves_of(keys.filter(pl.col("listed_identity").is_not_null()).select(LISTED_HASHES))
+            return key_hashes(keys.select(KEY_HASHES))
+        return listed_key_hashes(keys.filter(pl.col("listed_identity").is_not_null()).select(LISTED_HASHES))
 
     def _try(self, files: Sequence[WrittenFile]) -> None:
         actions: list[AddAction | RemoveAction] = [

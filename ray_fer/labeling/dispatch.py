@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import pyarrow as pa
 
 from ray_fer.errors import UserError
+from ray_fer.labeling.work import WorkUnit
 
 UNIT_SECONDS = 5.0
 SMALLEST_UNIT_ROWS = 64
@@ -75,8 +76,8 @@ class Dispatcher:
             self._backlog.clear()
             return keys
 
-    def feed(self, put: Callable[[int, pa.Table | None], None]) -> None:
-        """Starts the thread that hands number and keys of every unit to ``put``, and None after the last."""
+    def feed(self, put: Callable[[WorkUnit | None], None]) -> None:
+        """Starts the thread that hands every unit to ``put``, and None after the last."""
         self._feeder = threading.Thread(target=self._feed, args=(put,), daemon=True)
         self._feeder.start()
 
@@ -147,16 +148,16 @@ class Dispatcher:
             self._listed = True
             self._changed.notify_all()
 
-    def _feed(self, put: Callable[[int, pa.Table | None], None]) -> None:
+    def _feed(self, put: Callable[[WorkUnit | None], None]) -> None:
         number = 0
         try:
             while (keys := self.next_unit(number)) is not None:
-                put(number, keys)
+                put(WorkUnit(number, keys))
                 number += 1
         except BaseException as error:
             self.error = error
         finally:
-            put(number, None)
+            put(None)
 
     def _can_cut(self) -> bool:
         if self._stopped:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ray_fer.data.digests import contents_of, told
+from ray_fer.data.digests import contents_of, describe_unread
 from ray_fer.data.manifests import named_pictures
 from ray_fer.data.sources.uris import split_face
 from ray_fer.errors import UserError
@@ -54,7 +54,7 @@ def read_exclusions(config: SelectionConfig) -> Exclusions:
         uris.update(named, pictures)
         digests.update(contents.digests)
         if contents.unread:
-            message = f"selection.exclude={manifest}: {told(contents.unread, len(pictures))}"
+            message = f"selection.exclude={manifest}: {describe_unread(contents.unread, len(pictures))}"
             if config.exclude_unreadable == "error":
                 raise UserError(
                     f"{message}, and no copy of them would be found; selection.exclude_unreadable=skip goes on without"

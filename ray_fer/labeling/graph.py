@@ -10,8 +10,6 @@ may run a unit twice (a lost node); only the files that come back first are comm
 
 from __future__ import annotations
 
-import pickle
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,26 +17,24 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from ray_fer import cluster
+from ray_fer.compat.ray import join_data_threads
 from ray_fer.config import as_argument
 from ray_fer.errors import UserError
 from ray_fer.labeling.dispatch import SMALLEST_UNIT_ROWS, Dispatcher
-from ray_fer.labeling.unit import joined, pack_decoded, unpack_decoded
-from ray_fer.labeling.unit_queue import make_queue, pack_unit, read_units, unpack_unit
-from ray_fer.labeling.worker import DoneUnit, Labeller, Plan, decode
+from ray_fer.labeling.unit import joined
+from ray_fer.labeling.unit_queue import make_queue, read_units
+from ray_fer.labeling.work import DecodedUnit, UnitResult, WorkUnit, is_refusal, refusal
+from ray_fer.labeling.worker import Labeller, Plan, decode
 from ray_fer.room import Demand
 
 UNITS_PER_ACTOR = 2
 # A unit that has killed so many processes, also when it was decoded in isolation, cannot be labelled by this engine.
 MOST_BEGINNINGS = 5
-# Of Ray Data's threads behind a stream of batches the one that asks for blocks.
-_ITERATING = "iter_threaded"
-_THREAD_SECONDS = 30.0
 
 
-def label_on_cluster(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
+def label_on_cluster(dispatcher: Dispatcher, plan: Plan) -> Iterator[UnitResult]:
     """Labels what comes from ``dispatcher`` over a pool of actors.
 
     Yields:
@@ -53,26 +49,21 @@ def label_on_cluster(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
     unit_queue = make_queue()
     dataset = _graph(plan, unit_queue, dispatcher.wait_for_work())
 
-    def put(number: int, keys: pa.Table | None) -> None:
-        ray.get(unit_queue.put.remote(None if keys is None else pack_unit(number, keys)))
+    def put(unit: WorkUnit | None) -> None:
+        ray.get(unit_queue.put.remote(unit and unit.to_block()))
 
     dispatcher.feed(put)
     blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     try:
         for block in blocks:
-            for row in block.to_pylist():
-                if reason := row.get("reason"):
-                    raise UserError(reason)
-                done: DoneUnit = pickle.loads(row["done"])
-                if dispatcher.finished(row["unit"], done.images, done.seconds):
-                    yield done
+            for row in range(block.num_rows):
+                result = UnitResult.from_block(block.slice(row, 1))
+                if dispatcher.finished(result.number, result.images, result.seconds):
+                    yield result
     finally:
         dispatcher.stop()
         blocks.close()
-        # They end by themselves, but one that asks Ray something when it is gone makes the process exit with 1.
-        for thread in threading.enumerate():
-            if isinstance(thread, StreamingExecutor) or thread.name == _ITERATING:
-                thread.join(_THREAD_SECONDS)
+        join_data_threads()
 
 
 def _graph(plan: Plan, unit_queue: Any, waiting: int) -> Any:
@@ -103,13 +94,12 @@ class LabelActor:
     def __call__(self, block: pa.Table) -> pa.Table:
         """Labels a packed unit; returns the description of the written files."""
         if isinstance(self.labeller, UserError):
-            return _stopped(self.labeller)
-        number, keys = unpack_unit(block)
+            return refusal(self.labeller)
+        unit = WorkUnit.from_block(block)
         try:
-            isolated = _begin(self.plan, self.unit_queue, number, keys["uri"][0].as_py(), keys.num_rows) > 1
-            return _done(number, self.labeller.label(number, keys, isolated))
+            return self.labeller.label(unit, _begin_unit(self.plan, self.unit_queue, unit) > 1).to_block()
         except UserError as error:
-            return _stopped(error)
+            return refusal(error)
 
 
 class _DecodeTask:
@@ -120,14 +110,14 @@ class _DecodeTask:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         started = time.monotonic()
-        number, keys = unpack_unit(block)
+        unit = WorkUnit.from_block(block)
         try:
-            isolated = _begin(self.plan, self.unit_queue, number, keys["uri"][0].as_py(), keys.num_rows) > 1
-            batches = list(decode(self.plan, keys, keys.num_rows, isolated))
+            isolated = _begin_unit(self.plan, self.unit_queue, unit) > 1
+            batches = list(decode(self.plan, unit.keys, unit.keys.num_rows, isolated))
         except UserError as error:
-            return _stopped(error)
-        decoded = joined(batches, self.plan.image_sizes)
-        return pack_decoded(number, decoded).append_column("seconds", pa.array([time.monotonic() - started]))
+            return refusal(error)
+        batch = joined(batches, self.plan.image_sizes)
+        return DecodedUnit(unit.number, batch, time.monotonic() - started).to_block()
 
 
 class InferActor:
@@ -139,17 +129,17 @@ class InferActor:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Labels a decoded unit; returns the description of the written files."""
-        if "reason" in block.column_names:
+        if is_refusal(block):
             return block
         if isinstance(self.labeller, UserError):
-            return _stopped(self.labeller)
-        started = time.monotonic() - block["seconds"][0].as_py()
-        number, batch = unpack_decoded(block, self.plan.image_sizes)
+            return refusal(self.labeller)
+        unit = DecodedUnit.from_block(block, self.plan.image_sizes)
+        started, rows = time.monotonic() - unit.seconds, unit.batch.rows
         try:
-            _begin(self.plan, self.unit_queue, ("infer", number), batch.rows[0]["uri"], len(batch.rows))
-            return _done(number, self.labeller.finish(number, iter([batch]), started))
+            _begin(self.plan, self.unit_queue, ("infer", unit.number), rows[0].uri, len(rows))
+            return self.labeller.finish(unit.number, iter([unit.batch]), started).to_block()
         except UserError as error:
-            return _stopped(error)
+            return refusal(error)
 
 
 def _load(plan: Plan) -> Labeller | UserError:
@@ -160,18 +150,14 @@ def _load(plan: Plan) -> Labeller | UserError:
         return error
 
 
+def _begin_unit(plan: Plan, unit_queue: Any, unit: WorkUnit) -> int:
+    return _begin(plan, unit_queue, unit.number, unit.keys["uri"][0].as_py(), unit.keys.num_rows)
+
+
 def _begin(plan: Plan, unit_queue: Any, work: Any, first: str, images: int) -> int:
-    """How often ``work`` was begun; more than once, and whoever had it before did not survive it."""
+    """Returns how often ``work`` was begun; if more than once, the workers that had it before did not survive it."""
     beginnings: int = ray.get(unit_queue.begin.remote(work))
     if beginnings > MOST_BEGINNINGS:
         teacher, what = as_argument("teacher", plan.config.teacher), f"the {images} images from {first} on"
         raise UserError(f"{teacher}: {MOST_BEGINNINGS} workers died one after the other of {what}")
     return beginnings
-
-
-def _stopped(reason: UserError) -> pa.Table:
-    return pa.Table.from_pylist([{"reason": str(reason)}])
-
-
-def _done(number: int, unit: DoneUnit) -> pa.Table:
-    return pa.table({"unit": [number], "done": pa.array([pickle.dumps(unit)], pa.binary())})

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 from ray_fer import cluster
 from ray_fer.labeling.dispatch import Dispatcher
-from ray_fer.labeling.worker import DoneUnit, Labeller, Plan
+from ray_fer.labeling.work import UnitResult, WorkUnit
+from ray_fer.labeling.worker import Labeller, Plan
 
 FEW_IMAGES = 512
 # A listing that goes on for longer is that of a large bucket, for which Ray's start does not matter.
@@ -21,7 +22,7 @@ def may_label_here(plan: Plan) -> bool:
     return plan.device == "cpu" and plan.config.workers is None and cluster.is_local()
 
 
-def label_few(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
+def label_few(dispatcher: Dispatcher, plan: Plan) -> Iterator[UnitResult]:
     """Labels everything that ``dispatcher`` has as one unit, if it is little; else yields nothing.
 
     Raises:
@@ -30,6 +31,6 @@ def label_few(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
     keys = dispatcher.take_few(min(FEW_IMAGES, plan.unit_rows), PATIENCE_SECONDS)
     if keys is not None:
         # Isolated, for nobody would be left to tell which object has killed this process.
-        done = Labeller(plan).label(0, keys, isolated=True)
-        dispatcher.finished(0, done.images, done.seconds)
-        yield done
+        result = Labeller(plan).label(WorkUnit(0, keys), isolated=True)
+        dispatcher.finished(0, result.images, result.seconds)
+        yield result

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ray_fer.interruption import shielded_children
 from ray_fer.labeling.table import CRASHED
-from ray_fer.labeling.unit import Decoded, attempts_of, decode_items, joined, teachers_of
+from ray_fer.labeling.unit import Decoded, Row, attempts_of, decode_items, joined, teachers_of
 
 
 def decode_isolated(keys: pa.Table, **settings: Any) -> Decoded:
@@ -80,10 +80,10 @@ def _results(child: subprocess.Popen[bytes]) -> Iterator[Decoded]:
 
 
 def _crashed(key: pa.Table, returncode: int, teachers: int) -> Decoded:
-    (row,) = key.select(["uri", "identity", "source"]).to_pylist()
-    row |= {"status": CRASHED, "error": f"kills the process that decodes it (signal {-returncode})"}
-    (row["attempts"],) = attempts_of(key, teachers)
-    return Decoded([row], teachers_of(key))
+    (known,) = key.select(["uri", "identity", "source"]).to_pylist()
+    error = f"kills the process that decodes it (signal {-returncode})"
+    (attempts,) = attempts_of(key, teachers)
+    return Decoded([Row(**known, status=CRASHED, error=error, attempts=attempts)], teachers_of(key))
 
 
 def main() -> None:

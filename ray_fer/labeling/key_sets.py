@@ -5,7 +5,7 @@ halves as another: either is sorted in place, with nothing carried along, and a 
 halves are there. A collision would cost one image its label. Among N keys a new one is mistaken for a known one with a
 chance of (N / 2⁶⁴)²: at N = 10⁸ that is 3·10⁻²³ per key, and 3·10⁻¹⁵ for a listing of 10⁸ new keys.
 
-The bit says whether a listing has met the key: what it has not met may be gone from the sources (see `gone`).
+The bit says whether a listing has seen the key: what it has not seen may be gone from the sources (see `tombstones`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-Halves = npt.NDArray[np.uint64]
+KeyHashes = npt.NDArray[np.uint64]
 """Hashed keys, (2, N)."""
 Bools = npt.NDArray[np.bool_]
 
@@ -68,46 +68,46 @@ class SortedHashes:
         return self.find(wanted)[1]
 
 
-class _Run:
-    """Keys in the order of their first halves, with a bit for each that was met."""
+class _SortedRun:
+    """Keys in the order of their first halves, with a bit for each that was seen."""
 
     def __init__(self, first: SortedHashes, second: SortedHashes) -> None:
         self.halves = [first, second]
-        self.met = np.zeros(len(first) // 8 + 1, np.uint8)
+        self.seen = np.zeros(len(first) // 8 + 1, np.uint8)
 
     def __len__(self) -> int:
         return len(self.halves[0])
 
-    def find(self, hashes: Halves) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def find(self, hashes: KeyHashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Which of (2, N) hashes are there, and the places of these; int64 (M,) each."""
         places, likely = self.halves[0].find(hashes[0])
         rows = np.flatnonzero(likely)
         rows = rows[self.halves[1].contains(hashes[1, rows])]
         return rows, places[rows]
 
-    def all_met(self) -> bool:
-        """Whether every key was met."""
-        met = int(np.bitwise_count(self.met).sum())
-        if met == len(self):
+    def all_seen(self) -> bool:
+        """Whether every key was seen."""
+        seen = int(np.bitwise_count(self.seen).sum())
+        if seen == len(self):
             return True
-        # Of a key that is there several times, as a picture with several faces, only the first place is ever met.
+        # Of a key that is there several times, as a picture with several faces, only the first place is ever seen.
         values = self.halves[0].values()
-        return met == len(self) - int(np.count_nonzero(values[1:] == values[:-1]))
+        return seen == len(self) - int(np.count_nonzero(values[1:] == values[:-1]))
 
 
 class KeySet:
     """A growing set of hashed keys, as in a log-structured merge tree: a few sorted runs, those of like size merged.
 
-    What was met is forgotten where keys are added.
+    What was seen is forgotten where keys are added.
     """
 
     def __init__(self) -> None:
-        self._runs: list[_Run] = []
+        self._runs: list[_SortedRun] = []
 
     def __len__(self) -> int:
         return sum(map(len, self._runs))
 
-    def add(self, hashes: Halves) -> None:
+    def add(self, hashes: KeyHashes) -> None:
         """Adds (2, N) hashes."""
         self.add_parts([hashes[0]], [hashes[1]])
 
@@ -115,7 +115,7 @@ class KeySet:
         """Adds keys whose halves come in parts of like length; both lists are emptied."""
         if not sum(map(len, first)):
             return
-        self._push(_Run(SortedHashes(first), SortedHashes(second)))
+        self._push(_SortedRun(SortedHashes(first), SortedHashes(second)))
 
     def take(self, other: KeySet) -> None:
         """Moves the keys of ``other`` here."""
@@ -123,56 +123,56 @@ class KeySet:
             self._push(run)
         other._runs = []
 
-    def _push(self, run: _Run) -> None:
+    def _push(self, run: _SortedRun) -> None:
         self._runs.append(run)
         # Merging only runs of like size sorts each key a logarithmic number of times.
         while len(self._runs) > 1 and len(self._runs[-1]) * 2 > len(self._runs[-2]):
             later, earlier = self._runs.pop().halves, self._runs.pop().halves
             # Half by half, and the old ones are let go: memory holds one half twice at the most.
             merged = [SortedHashes([later.pop(0).values(), earlier.pop(0).values()]) for _ in range(2)]
-            self._runs.append(_Run(*merged))
+            self._runs.append(_SortedRun(*merged))
 
-    def contains(self, hashes: Halves) -> Bools:
+    def contains(self, hashes: KeyHashes) -> Bools:
         """Which of (2, N) hashes are in the set, bool (N,)."""
         found = np.zeros(hashes.shape[1], bool)
         for run in self._runs:
             found[run.find(hashes)[0]] = True
         return found
 
-    def meet(self, hashes: Halves) -> Bools:
+    def mark_seen(self, hashes: KeyHashes) -> Bools:
         """As `contains`, and remembers those that are."""
         found = np.zeros(hashes.shape[1], bool)
         for run in self._runs:
             rows, places = run.find(hashes)
-            np.bitwise_or.at(run.met, places >> 3, np.left_shift(1, places & 7).astype(np.uint8))
+            np.bitwise_or.at(run.seen, places >> 3, np.left_shift(1, places & 7).astype(np.uint8))
             found[rows] = True
         return found
 
-    def met(self, hashes: Halves) -> Bools:
-        """Which of (2, N) hashes are in the set and were met, bool (N,)."""
+    def seen(self, hashes: KeyHashes) -> Bools:
+        """Which of (2, N) hashes are in the set and were seen, bool (N,)."""
         found = np.zeros(hashes.shape[1], bool)
         for run in self._runs:
             rows, places = run.find(hashes)
-            found[rows] = run.met[places >> 3] >> (places & 7).astype(np.uint8) & 1
+            found[rows] = run.seen[places >> 3] >> (places & 7).astype(np.uint8) & 1
         return found
 
-    def all_met(self) -> bool:
-        """Whether every key was met."""
-        return all(run.all_met() for run in self._runs)
+    def all_seen(self) -> bool:
+        """Whether every key was seen."""
+        return all(run.all_seen() for run in self._runs)
 
-    def forget_met(self) -> None:
-        """As if no key had been met."""
+    def forget_seen(self) -> None:
+        """As if no key had been seen."""
         for run in self._runs:
-            run.met[:] = 0
+            run.seen[:] = 0
 
 
-def look_up(sets: Iterable[KeySet], hashes: Halves) -> tuple[Bools, Bools]:
-    """Which of (2, N) hashes are in one of ``sets``, and which were met there; bool (N,) each."""
-    known, met = np.zeros(hashes.shape[1], bool), np.zeros(hashes.shape[1], bool)
+def look_up(sets: Iterable[KeySet], hashes: KeyHashes) -> tuple[Bools, Bools]:
+    """Which of (2, N) hashes are in one of ``sets``, and which were seen there; bool (N,) each."""
+    known, seen = np.zeros(hashes.shape[1], bool), np.zeros(hashes.shape[1], bool)
     for keys in sets:
         known |= keys.contains(hashes)
-        met |= keys.met(hashes)
-    return known, met
+        seen |= keys.seen(hashes)
+    return known, seen
 
 
 class Aliases:
@@ -182,7 +182,7 @@ class Aliases:
         pairs: (aliases, keys) as (2, N) hashes each, in any number of parts; an alias may stand for several keys.
     """
 
-    def __init__(self, pairs: Iterable[tuple[Halves, Halves]] = ()) -> None:
+    def __init__(self, pairs: Iterable[tuple[KeyHashes, KeyHashes]] = ()) -> None:
         parts = [np.concatenate(pair) for pair in pairs]
         self._pairs = np.concatenate([np.empty((4, 0), np.uint64), *parts], axis=1)
         self._pairs = self._pairs[:, np.argsort(self._pairs[0], kind="stable")]
@@ -190,11 +190,11 @@ class Aliases:
     def __len__(self) -> int:
         return int(self._pairs.shape[1])
 
-    def pairs(self) -> tuple[Halves, Halves]:
+    def pairs(self) -> tuple[KeyHashes, KeyHashes]:
         """The aliases and their keys, (2, N) each."""
         return self._pairs[:2], self._pairs[2:]
 
-    def find(self, hashes: Halves) -> tuple[npt.NDArray[np.int64], Halves]:
+    def find(self, hashes: KeyHashes) -> tuple[npt.NDArray[np.int64], KeyHashes]:
         """Which of (2, N) hashes are aliases, int64 (M,), once for each of their keys, and these, uint64 (2, M)."""
         start, end = (np.searchsorted(self._pairs[0], hashes[0], side) for side in ("left", "right"))
         counts = end - start

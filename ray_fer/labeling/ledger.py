@@ -15,8 +15,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from ray_fer.labeling.key_sets import Aliases, Bools, Halves, KeySet, look_up
-from ray_fer.labeling.table import KNOWN, MARKS, SUCCESSES, TRANSIENT
+from ray_fer.labeling.key_sets import Aliases, Bools, KeyHashes, KeySet, look_up
+from ray_fer.labeling.table import KNOWN, MARKERS, SUCCESSES, TRANSIENT
 
 # What the table's rows make of a key, the strongest first: a success supersedes a failure.
 DONE, PERMANENT, GIVEN_UP, TO_RETRY = "done", "failed_permanent", "failed_given_up", "failed_to_retry"
@@ -40,7 +40,7 @@ LISTED_HASHES = _hashes_with("listed_identity", "listed_first", "listed_second")
 URI_HASH = pl.col("uri").hash(seed=5).alias("hash")
 
 
-def hash_keys(uri: pa.Array | pa.ChunkedArray, identity: pa.Array | pa.ChunkedArray) -> Halves:
+def hash_keys(uri: pa.Array | pa.ChunkedArray, identity: pa.Array | pa.ChunkedArray) -> KeyHashes:
     """The two 64-bit hashes of (uri, identity).
 
     Args:
@@ -50,15 +50,15 @@ def hash_keys(uri: pa.Array | pa.ChunkedArray, identity: pa.Array | pa.ChunkedAr
     Returns:
         uint64 (2, N).
     """
-    return halves_of(pl.DataFrame({"uri": pl.from_arrow(uri), "identity": pl.from_arrow(identity)}).select(KEY_HASHES))
+    return key_hashes(pl.DataFrame({"uri": pl.from_arrow(uri), "identity": pl.from_arrow(identity)}).select(KEY_HASHES))
 
 
-def halves_of(hashed: pl.DataFrame) -> Halves:
+def key_hashes(hashed: pl.DataFrame) -> KeyHashes:
     """The columns that `KEY_HASHES` makes, as uint64 (2, N)."""
     return np.stack([hashed["first"].to_numpy(), hashed["second"].to_numpy()])
 
 
-def listed_halves_of(hashed: pl.DataFrame) -> Halves:
+def listed_key_hashes(hashed: pl.DataFrame) -> KeyHashes:
     """The columns that `LISTED_HASHES` makes, as uint64 (2, N)."""
     return np.stack([hashed["listed_first"].to_numpy(), hashed["listed_second"].to_numpy()])
 
@@ -79,13 +79,13 @@ class Outcomes:
         settled: a set for each of `SETTLED`.
         to_retry: the keys of `TO_RETRY` by the number of their tries, from 1; all of them failed.
         aliases: of keys that are done or have failed permanently, by the identities that they were listed with.
-        marks: rows that say that an object is gone, or has returned.
+        markers: rows that say that an object is gone, or has returned.
     """
 
     settled: dict[str, KeySet]
     to_retry: dict[int, KeySet]
     aliases: Aliases
-    marks: int
+    markers: int
 
     def sets(self) -> list[KeySet]:
         """All sets."""
@@ -101,36 +101,36 @@ def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> Outcomes:
     """
     status = pl.col("status")
     first = pl.when(status.is_in(SUCCESSES)).then(0).when(status.is_in(TRANSIENT)).then(2)
-    outcome = first.when(status == KNOWN).then(4).when(status.is_in(MARKS)).then(3).otherwise(1)
+    outcome = first.when(status == KNOWN).then(4).when(status.is_in(MARKERS)).then(3).otherwise(1)
     listed = pl.col("listed_identity").is_not_null().alias("listed")
     hashed = labelled.select(*KEY_HASHES, *LISTED_HASHES, listed, outcome.cast(pl.UInt8).alias("outcome"))
     parts: dict[str, tuple[list[npt.NDArray[np.uint64]], ...]] = {name: ([], []) for name in (DONE, PERMANENT)}
     failures: list[pl.DataFrame] = [hashed.select("first", "second").clear().collect()]
-    pairs: list[tuple[Halves, Halves]] = []
-    marks = 0
+    pairs: list[tuple[KeyHashes, KeyHashes]] = []
+    markers = 0
     for batch in batches(hashed):
         for number, name in enumerate((DONE, PERMANENT)):
             _append(parts[name], batch.filter(pl.col("outcome") == number))
         failures.append(batch.filter(pl.col("outcome") == 2).select("first", "second"))
         if batch["listed"].any():
             others = batch.filter(pl.col("listed") & (pl.col("outcome") != 2))
-            pairs.append((listed_halves_of(others), halves_of(others)))
-        marks += int((batch["outcome"] == 3).sum())
+            pairs.append((listed_key_hashes(others), key_hashes(others)))
+        markers += int((batch["outcome"] == 3).sum())
     settled = {name: KeySet() for name in SETTLED}
-    for name, halves in parts.items():
-        settled[name].add_parts(*halves)
+    for name, columns in parts.items():
+        settled[name].add_parts(*columns)
     # What a mark calls known may have been lost with a run that was killed.
     pairs = [
         (listed[:, held], keys[:, held]) for listed, keys in pairs if (held := look_up(settled.values(), keys)[0]).any()
     ]
     tries = pl.concat(failures).group_by("first", "second").len("tries")
-    tries = tries.filter(~look_up(settled.values(), halves_of(tries))[0])
-    settled[GIVEN_UP].add(halves_of(tries.filter(pl.col("tries") >= max_attempts)))
+    tries = tries.filter(~look_up(settled.values(), key_hashes(tries))[0])
+    settled[GIVEN_UP].add(key_hashes(tries.filter(pl.col("tries") >= max_attempts)))
     to_retry: dict[int, KeySet] = {}
     for count, keys in tries.filter(pl.col("tries") < max_attempts).partition_by("tries", as_dict=True).items():
         to_retry[int(count[0])] = retried = KeySet()
-        retried.add(halves_of(keys))
-    return Outcomes(settled, to_retry, Aliases(pairs), marks)
+        retried.add(key_hashes(keys))
+    return Outcomes(settled, to_retry, Aliases(pairs), markers)
 
 
 def batches(frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
@@ -138,9 +138,9 @@ def batches(frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
     yield from frame.collect_batches(chunk_size=_BATCH_ROWS, maintain_order=False)
 
 
-def _append(halves: tuple[list[npt.NDArray[np.uint64]], ...], rows: pl.DataFrame) -> None:
-    for half, name in zip(halves, ("first", "second"), strict=True):
-        half.append(rows[name].to_numpy())
+def _append(columns: tuple[list[npt.NDArray[np.uint64]], ...], rows: pl.DataFrame) -> None:
+    for column, name in zip(columns, ("first", "second"), strict=True):
+        column.append(rows[name].to_numpy())
 
 
 class Ledger:
@@ -153,25 +153,25 @@ class Ledger:
     Attributes:
         rows: keys in the table.
         successes: those of them that a model has predictions for, or no face to make any of.
-        marks: rows of the table that say that an object is gone, or has returned.
+        markers: rows of the table that say that an object is gone, or has returned.
     """
 
     def __init__(self, labelled: pl.LazyFrame, max_attempts: int) -> None:
         outcomes = sort_out(labelled, max_attempts)
-        self.marks = outcomes.marks
+        self.markers = outcomes.markers
         self.rows = sum(map(len, outcomes.sets()))
         self.successes = len(outcomes.settled[DONE])
         self._settled, self._to_retry, self._aliases = outcomes.settled, outcomes.to_retry, outcomes.aliases
         self._claimed_before = KeySet()
         self._claimed = KeySet()
-        self._read_otherwise: list[tuple[Halves, Halves]] = []
+        self._read_otherwise: list[tuple[KeyHashes, KeyHashes]] = []
         self._lock = threading.Lock()
 
     def claim(self, page: pa.Table) -> pa.Table:
         """The rows of ``page`` that are new work; they are remembered, so that no later page gets them again."""
         return page.take(pa.array(self.claim_hashes(hash_keys(page["uri"], page["identity"]))[0]))
 
-    def claim_hashes(self, hashes: Halves) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    def claim_hashes(self, hashes: KeyHashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
         """Which of (2, N) hashed keys are new work, remembered as by `claim`, and which try of it that will be.
 
         Returns:
@@ -180,15 +180,15 @@ class Ledger:
         with self._lock:
             new = np.arange(hashes.shape[1])
             for keys in self._settled.values():
-                new = new[~keys.meet(hashes[:, new])]
+                new = new[~keys.mark_seen(hashes[:, new])]
             attempts = np.ones(hashes.shape[1], np.int32)
             for tries, keys in self._to_retry.items():
-                attempts[new[keys.meet(hashes[:, new])]] += tries
-            new = new[~self._claimed_before.meet(hashes[:, new])]
+                attempts[new[keys.mark_seen(hashes[:, new])]] += tries
+            new = new[~self._claimed_before.mark_seen(hashes[:, new])]
             if len(self._aliases):
                 rows, held = self._aliases.find(hashes)
                 for keys in self._known():
-                    keys.meet(held)
+                    keys.mark_seen(held)
                 new = np.setdiff1d(new, rows, assume_unique=True)
             new = new[~self._claimed.contains(hashes[:, new])]
             new = new[_first_of_each(hashes[:, new])]
@@ -201,7 +201,7 @@ class Ledger:
         Args:
             listed: N rows (uri, identity), which were claimed.
             identity: what was read.
-            remember: whether the next listing shall meet what is listed so.
+            remember: whether the next listing counts what is listed so as seen.
 
         Returns:
             Which of them are new, bool (N,): neither done nor failed for good, nor claimed, nor read before.
@@ -210,7 +210,7 @@ class Ledger:
         with self._lock:
             known = self._claimed.contains(hashes)
             for keys in self._known():
-                held = keys.meet(hashes)
+                held = keys.mark_seen(hashes)
                 if keys in (self._settled[DONE], self._settled[PERMANENT], self._claimed_before):
                     known |= held
             new = np.flatnonzero(~known)
@@ -223,7 +223,7 @@ class Ledger:
         return fresh
 
     def start_listing(self) -> None:
-        """To be called before another listing: no key was met by it yet."""
+        """To be called before another listing: no key was seen by it yet."""
         with self._lock:
             self._claimed_before.take(self._claimed)
             # Either way round: whichever of the two the next listing shows, the object is there.
@@ -232,26 +232,26 @@ class Ledger:
                 self._aliases = Aliases([self._aliases.pairs(), *both])
                 self._read_otherwise = []
             for keys in self._known():
-                keys.forget_met()
+                keys.forget_seen()
 
-    def all_met(self) -> bool:
-        """Whether the listing has met every key that was known when it started."""
-        return all(keys.all_met() for keys in self._known())
+    def all_seen(self) -> bool:
+        """Whether the listing has seen every key that was known when it started."""
+        return all(keys.all_seen() for keys in self._known())
 
-    def look_up(self, hashes: Halves) -> tuple[Bools, Bools]:
-        """Which of (2, N) hashes were known when the listing started, and which of these it has met; bool (N,) each."""
+    def look_up(self, hashes: KeyHashes) -> tuple[Bools, Bools]:
+        """Tells which of (2, N) hashes were known when the listing started, and which it has seen; bool (N,) each."""
         return look_up(self._known(), hashes)
 
     def _known(self) -> list[KeySet]:
         return [*self._settled.values(), *self._to_retry.values(), self._claimed_before]
 
 
-def _first_of_each(hashes: Halves) -> npt.NDArray[np.int64]:
+def _first_of_each(hashes: KeyHashes) -> npt.NDArray[np.int64]:
     # Once in a million runs two keys of a page share a first half: one of them waits for the next run.
     return np.sort(np.unique(hashes[0], return_index=True)[1])
 
 
-def claim_for_each(ledgers: Sequence[Ledger], page: pa.Table) -> tuple[pa.Table, list[int]]:
+def claim_missing(ledgers: Sequence[Ledger], page: pa.Table) -> tuple[pa.Table, list[int]]:
     """The rows of ``page`` that are new work by any of the ledgers, one per teacher; claimed in all that lack them.
 
     Returns:

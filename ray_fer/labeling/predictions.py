@@ -24,7 +24,7 @@ from deltalake import DeltaTable
 
 from ray_fer.data.sources.uris import RANGE_PATTERN
 from ray_fer.labeling.exclusions import Exclusions
-from ray_fer.labeling.table import GONE, MARKS, NO_FACE, OK, picture_uri, scan_rows
+from ray_fer.labeling.table import GONE, MARKERS, NO_FACE, OK, picture_uri, scan_rows
 from ray_fer.models.model_id import sees_faces
 
 BATCH_ROWS = 1 << 17
@@ -130,7 +130,7 @@ def _newest(table: DeltaTable, model: str, left_out: dict[str, int]) -> pl.DataF
             picture_uri(model).hash(_SEED).alias("picture"),
             pl.col("uri", "identity", "digest").hash(_SEED),
             ok=status == OK,
-            mark=status.is_in(MARKS),
+            mark=status.is_in(MARKERS),
             gone=status == GONE,
             no_face=status == NO_FACE,
         )

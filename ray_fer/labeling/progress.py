@@ -9,12 +9,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray.util.metrics
 
 from ray_fer.labeling.table import OK, SUCCESSES
+
+if TYPE_CHECKING:
+    from ray_fer.labeling.unit import Row
 
 CONFIDENCE_BINS = 100
 SAMPLES_PER_CLASS = 8  # a row of the sheet
@@ -22,71 +25,80 @@ _TIMELINE_POINTS = 400
 # Of each unit the texts that occur most, and of a run ten times as many.
 _ERRORS = 20
 
-Stats = dict[str, Any]
+Sample = tuple[str, str, float]
 
 
-def unit_stats(rows: Sequence[dict[str, Any]], classes: Sequence[str]) -> Stats:
-    """The description of the rows of a unit, ready for JSON.
+@dataclass(frozen=True)
+class UnitStats:
+    """The description of the rows of a unit, small whatever its size.
 
-    Args:
-        rows: dicts of the columns of `table.FILE_SCHEMA`.
-        classes: K names.
-
-    Returns:
-        ``statuses``: images per status; ``retried``: likewise, of those that had been tried before. ``errors``: the
-        (status, error, images) that occur most. ``confidence``: int (K, `CONFIDENCE_BINS`), how often each class was
-        predicted at which confidence. ``samples``: of every class, the (digest, uri, confidence) of the pictures with
-        the smallest digests, which is a random choice that joins across units in any order. ``read_otherwise``: the
-        (uri, listed identity, identity) of the objects that were read with another identity than the listed one.
+    Attributes:
+        statuses: images per status.
+        retried: images per status, of those that had been tried before.
+        errors: the (status, error, images) that occur most.
+        confidence: int (K, `CONFIDENCE_BINS`), how often each class was predicted at which confidence.
+        samples: of every class, the (digest, uri, confidence) of the pictures with the smallest digests, which is a
+            random choice that joins across units in any order.
+        read_otherwise: the (uri, listed identity, identity) of the objects that were read with another identity than
+            the listed one.
     """
-    statuses = image_statuses(rows)
+
+    statuses: dict[str, int]
+    retried: dict[str, int]
+    errors: list[tuple[str, str, int]]
+    confidence: list[list[int]]
+    samples: dict[str, list[Sample]]
+    read_otherwise: list[tuple[str, str, str]]
+
+
+def unit_stats(rows: Sequence[Row], classes: Sequence[str]) -> UnitStats:
+    """Describes the rows of a unit, whose predictions are of ``classes``, K names."""
     histogram = np.zeros((len(classes), CONFIDENCE_BINS), np.int64)
     index = {name: k for k, name in enumerate(classes)}
-    candidates: list[list[tuple[str, str, float]]] = [[] for _ in classes]
+    candidates: list[list[Sample]] = [[] for _ in classes]
     for row in rows:
-        if row["status"] == OK:
-            k, confidence = index[row["label"]], float(row["confidence"])
+        if row.status == OK:
+            assert row.label is not None
+            assert row.digest is not None
+            k, confidence = index[row.label], float(row.confidence)
             histogram[k, min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)] += 1
-            candidates[k].append((row["digest"].hex(), row["uri"], confidence))
-    samples = {name: _smallest(found) for name, found in zip(classes, candidates, strict=True)}
-    read_otherwise = [(*row["read_otherwise"], row["identity"]) for row in rows if "read_otherwise" in row]
-    retried = image_statuses(row for row in rows if row.get("attempt", 1) > 1)
-    errors = Counter((row["status"], row["error"]) for row in rows if row.get("error") and "further_face" not in row)
-    return {
-        "statuses": dict(statuses),
-        "retried": dict(retried),
-        "errors": [(*key, count) for key, count in errors.most_common(_ERRORS)],
-        "confidence": histogram.tolist(),
-        "samples": samples,
-        "read_otherwise": read_otherwise,
-    }
+            candidates[k].append((row.digest.hex(), row.uri, confidence))
+    errors = Counter((row.status, row.error) for row in rows if row.error and not row.further_face)
+    return UnitStats(
+        statuses=dict(image_statuses(rows)),
+        retried=dict(image_statuses(row for row in rows if row.attempt > 1)),
+        errors=[(*key, count) for key, count in errors.most_common(_ERRORS)],
+        confidence=histogram.tolist(),
+        samples={name: _smallest(found) for name, found in zip(classes, candidates, strict=True)},
+        read_otherwise=[(*row.listed_as, row.identity) for row in rows if row.listed_as],
+    )
 
 
-def image_statuses(rows: Iterable[dict[str, Any]]) -> Counter[str]:
-    """Images per status, of which some have a row for each of several faces."""
-    return Counter(row["status"] for row in rows if "further_face" not in row)
+def image_statuses(rows: Iterable[Row]) -> Counter[str]:
+    """Counts images per status; an image with several faces has a row for each of them."""
+    return Counter(row.status for row in rows if not row.further_face)
 
 
-def joint_stats(statuses: dict[str, int], parts: Sequence[Stats]) -> Stats:
-    """The description of a unit that several teachers labelled: images count once, predictions once per teacher.
+def joint_stats(statuses: dict[str, int], parts: Sequence[UnitStats]) -> UnitStats:
+    """Describes a unit that several teachers labelled: images count once, predictions once per teacher.
 
     Args:
         statuses: images per status.
-        parts: what `unit_stats` says of the rows of each teacher.
+        parts: the description of the rows of each teacher.
     """
-    names = parts[0]["samples"]
-    samples = {name: _smallest(found for part in parts for found in part["samples"][name]) for name in names}
+    names = parts[0].samples
     retried, errors = Counter[str](), Counter[tuple[str, str]]()
     for part in parts:
-        retried |= Counter(part["retried"])
-        errors |= Counter({(status, error): count for status, error, count in part["errors"]})
-    return {
-        "statuses": statuses,
-        "retried": dict(retried),
-        "errors": [(*key, count) for key, count in errors.items()],
-        "confidence": np.sum([part["confidence"] for part in parts], axis=0).tolist(),
-        "samples": samples,
-    }
+        retried |= Counter(part.retried)
+        errors |= Counter({(status, error): count for status, error, count in part.errors})
+    return UnitStats(
+        statuses=statuses,
+        retried=dict(retried),
+        errors=[(*key, count) for key, count in errors.items()],
+        confidence=np.sum([part.confidence for part in parts], axis=0).tolist(),
+        samples={name: _smallest(found for part in parts for found in part.samples[name]) for name in names},
+        read_otherwise=[],
+    )
 
 
 def failures_in(statuses: Mapping[str, int]) -> dict[str, int]:
@@ -94,7 +106,7 @@ def failures_in(statuses: Mapping[str, int]) -> dict[str, int]:
     return {status: count for status, count in statuses.items() if status not in SUCCESSES}
 
 
-def _smallest(samples: Iterable[tuple[str, str, float]]) -> list[tuple[str, str, float]]:
+def _smallest(samples: Iterable[Sample]) -> list[Sample]:
     unique = {sample[0]: sample for sample in samples}
     return [unique[digest] for digest in sorted(unique)[:SAMPLES_PER_CLASS]]
 
@@ -123,7 +135,7 @@ class Progress:
         self.retried: Counter[str] = Counter()
         self.errors: Counter[tuple[str, str]] = Counter()
         self.confidence = np.zeros((len(classes), CONFIDENCE_BINS), np.int64)
-        self.samples: dict[str, list[tuple[str, str, float]]] = {name: [] for name in classes}
+        self.samples: dict[str, list[Sample]] = {name: [] for name in classes}
         self.timeline: list[tuple[float, int]] = [(0.0, 0)]
         self._started = time.monotonic()
 
@@ -142,17 +154,17 @@ class Progress:
         """Images without a prediction so far."""
         return sum(failures_in(self.statuses).values())
 
-    def add(self, stats: Stats) -> None:
-        """Adds what `unit_stats` or `joint_stats` says of a unit."""
-        self.statuses.update(stats["statuses"])
-        self.retried.update(stats["retried"])
-        for status, error, count in stats["errors"]:
+    def add(self, stats: UnitStats) -> None:
+        """Adds the description of a unit."""
+        self.statuses.update(stats.statuses)
+        self.retried.update(stats.retried)
+        for status, error, count in stats.errors:
             self.errors[status, error] += count
         if len(self.errors) > 10 * _ERRORS:
             self.errors = Counter(dict(self.errors.most_common(5 * _ERRORS)))
-        self.confidence += np.asarray(stats["confidence"], np.int64)
-        for name, found in stats["samples"].items():
-            self.samples[name] = _smallest([*self.samples[name], *map(tuple, found)])
+        self.confidence += np.asarray(stats.confidence, np.int64)
+        for name, found in stats.samples.items():
+            self.samples[name] = _smallest([*self.samples[name], *found])
         self._mark()
 
     def _mark(self) -> None:
@@ -218,45 +230,6 @@ class Progress:
             "images_per_second": round(self.rate(), 1),
             "gpu_hours" if self.device == "cuda" else "core_hours": round(self.device_hours(self.seconds), 4),
         }
-
-
-class Metrics:
-    """The same figures as Ray metrics, under the names that Prometheus sees.
-
-    ``ray_fer_labelled_images_total{status}``, ``ray_fer_predictions_total{label,model}``,
-    ``ray_fer_images_per_second``, ``ray_fer_sure_share`` and ``ray_fer_images_left`` (-1 while the listing goes on);
-    all with ``run``.
-    """
-
-    def __init__(self, run: str) -> None:
-        # Ray puts "ray_" before every name, and Prometheus's exporter "_total" behind a counter's.
-        self._images = ray.util.metrics.Counter("fer_labelled_images", "Images labelled", ("run", "status"))
-        labels = ("run", "label", "model")
-        self._labels = ray.util.metrics.Counter("fer_predictions", "Predictions by class", labels)
-        self._rate = ray.util.metrics.Gauge("fer_images_per_second", "Images per second", ("run",))
-        self._sure = ray.util.metrics.Gauge("fer_sure_share", "Predictions above the threshold", ("run",))
-        self._left = ray.util.metrics.Gauge("fer_images_left", "Images to go, -1 while unknown", ("run",))
-        for metric in (self._images, self._labels, self._rate, self._sure, self._left):
-            metric.set_default_tags({"run": run})
-
-    def add(self, statuses: dict[str, int], parts: dict[str, Stats], progress: Progress, left: int | None) -> None:
-        """Publishes a unit and the sums that it led to.
-
-        Args:
-            statuses: its images per status.
-            parts: for each model what `unit_stats` says of its rows.
-            progress: of the run, the unit included.
-            left: images to go; None while the listing goes on.
-        """
-        for status, count in statuses.items():
-            self._images.inc(count, {"status": status})
-        for model, stats in parts.items():
-            for name, bins in zip(progress.classes, stats["confidence"], strict=True):
-                if count := sum(bins):
-                    self._labels.inc(count, {"label": name, "model": model})
-        self._rate.set(progress.rate())
-        self._sure.set(progress.sure_share())
-        self._left.set(-1 if left is None else left)
 
 
 def _clock(seconds: float) -> str:

@@ -37,10 +37,10 @@ NOT_FINITE = "not_finite"  # the model puts out NaN or infinity for it
 PERMANENT = ("undecodable", "too_large", CRASHED, NOT_FINITE)
 # May be otherwise on a later run.
 TRANSIENT = ("missing", "unreadable")
-# Not about a content but about the object's place: marks, the first two of which `gone` writes. The third says that an
+# Not about a content but about the object's place: the first two are of `tombstones`. The third says that an
 # object was read and found to be labelled already, under another identity than the listed one.
 GONE, RETURNED, KNOWN = "gone", "returned", "known"
-MARKS = (GONE, RETURNED, KNOWN)
+MARKERS = (GONE, RETURNED, KNOWN)
 
 FILE_SCHEMA = pa.schema(
     [
@@ -54,7 +54,7 @@ FILE_SCHEMA = pa.schema(
         ("confidence", pa.float32()),
         ("status", pa.string()),
         ("error", pa.string()),
-        ("attempt", pa.int32()),  # which try of this (uri, identity, model) it is, from 1; null for marks
+        ("attempt", pa.int32()),  # which try of this (uri, identity, model) it is, from 1; null for markers
         ("run", pa.string()),
         ("labelled_at", pa.timestamp("us", tz="UTC")),
     ]
@@ -237,8 +237,8 @@ def read_keys(table: DeltaTable, model: str, files: Iterable[str] | None = None)
             yield batch.select(READ_COLUMNS)
 
 
-def mark_rows(rows: pl.DataFrame, run: str) -> pa.Table:
-    """Marks as a table of `FILE_SCHEMA`, stamped with the run and the time; columns that ``rows`` lack are null."""
+def marker_rows(rows: pl.DataFrame, run: str) -> pa.Table:
+    """Returns markers as a table of `FILE_SCHEMA`, stamped with run and time; columns that ``rows`` lack are null."""
     stamped = rows.with_columns(pl.lit(run).alias("run"), pl.lit(datetime.now(UTC)).alias("labelled_at"))
     columns = [
         stamped[field.name].to_arrow().cast(field.type)

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable
 
-from ray_fer.labeling import gone
+from ray_fer.labeling import tombstones
 from ray_fer.labeling.commit import Committer, Listed
 from ray_fer.labeling.ledger import Ledger
-from ray_fer.labeling.progress import Progress, Stats
+from ray_fer.labeling.progress import Progress, UnitStats
 from ray_fer.labeling.table import WrittenFile, scan_keys
 
 
@@ -36,7 +36,7 @@ class TeacherRun:
         pending: files that are written but not committed.
         read_otherwise: images that were read under another identity than the one they were listed with.
         known: images that were labelled already under the identity that they were read with.
-        marks: how many objects this run has marked, by kind.
+        markers: how many markers this run has written, by kind.
     """
 
     def __init__(
@@ -50,13 +50,13 @@ class TeacherRun:
         self.pending: list[WrittenFile] = []
         self.read_otherwise = self.known = 0
         self._known_in: dict[str, set[Listed]] = {}
-        self.marks: Counter[str] = Counter()
+        self.markers: Counter[str] = Counter()
 
-    def add(self, file: WrittenFile, stats: Stats, watch: bool) -> None:
+    def add(self, file: WrittenFile, stats: UnitStats, watch: bool) -> None:
         """Takes note of a file that a worker has written; ``watch`` tells whether there will be another listing."""
         self.progress.add(stats)
-        if stats["read_otherwise"]:
-            self._claim_read(file, stats["read_otherwise"], watch)
+        if stats.read_otherwise:
+            self._claim_read(file, stats.read_otherwise, watch)
         # Last: what an interruption finds pending is committed, and needs to be known by then.
         self.pending.append(file)
 
@@ -74,17 +74,17 @@ class TeacherRun:
         """To be called before a listing."""
         self.ledger.start_listing()
 
-    def may_lack_marks(self) -> bool:
+    def may_lack_markers(self) -> bool:
         """Whether the listing that has ended may have shown objects to be gone, or to be there again."""
-        return not self.ledger.all_met() or bool(self.ledger.marks or self.marks.total())
+        return not self.ledger.all_seen() or bool(self.ledger.markers or self.markers.total())
 
-    def mark_gone(self, sources: Sequence[str], started: datetime) -> None:
-        """Writes the marks that follow from a complete listing of ``sources`` that began at ``started``; see `gone`."""
-        self.marks += gone.mark(self.committer, sources, self.ledger.look_up, started)
+    def write_markers(self, sources: Sequence[str], started: datetime) -> None:
+        """Writes the markers that follow from a complete listing of ``sources``, begun at ``started``."""
+        self.markers += tombstones.write_markers(self.committer, sources, self.ledger.look_up, started)
 
     def marked(self) -> dict[str, int]:
-        """The marks that this run has written, by kind."""
-        return {name: self.marks[name] for name in gone.WRITTEN}
+        """Returns how many markers this run has written, by kind."""
+        return {name: self.markers[name] for name in tombstones.WRITTEN}
 
     def commit(self) -> None:
         """Commits what is pending."""

@@ -2,7 +2,7 @@
 
 Several teachers share what is read and decoded: an object is decoded once, to a crop of every size that is wanted of
 it, and `share` is what one of them sees of a batch. Which of them lack a key, and which try of each this is, say the
-columns ``teachers`` and ``attempts`` of the keys, as `ledger.claim_for_each` gives them.
+columns ``teachers`` and ``attempts`` of the keys, as `ledger.claim_missing` gives them.
 
 The same functions run fused in one single-threaded actor per core where there is no accelerator, and split into
 decoding tasks and GPU actors where there is one (see `graph`).
@@ -11,29 +11,56 @@ decoding tasks and GPU actors where there is one (see `graph`).
 from __future__ import annotations
 
 import functools
-import pickle
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
 from ray_fer.data.crop import Picture
-from ray_fer.data.decode import DecodeError, decode_into_each
+from ray_fer.data.decode import DecodeError, Pixels, decode_into_each
 from ray_fer.data.read import Item, read_objects
 from ray_fer.labeling.table import FILE_SCHEMA, NO_FACE, NOT_FINITE, OK, TRANSIENT
 from ray_fer.models.face_detector import face_detector
 from ray_fer.models.softmax import softmax, why_not_finite
 
 if TYPE_CHECKING:
-    from ray_fer.models.engines import Engine, Pixels
+    from ray_fer.models.engines import Engine
 
 # Of a key without the column ``teachers``.
 EVERY_TEACHER = -1
-Row = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Row:
+    """What became of one image, or of one face in it; most fields are columns of `FILE_SCHEMA`.
+
+    Attributes:
+        attempts: which try this is of each teacher, from 1.
+        attempt: which try this is of the teacher that the row is for.
+        further_face: whether it is not the first face of its picture.
+        listed_as: the URI and the identity that had been listed, where another identity was read.
+    """
+
+    uri: str
+    status: str
+    identity: str = ""
+    source: str = ""
+    attempts: Sequence[int] = (1,)
+    attempt: int = 1
+    listed_identity: str | None = None
+    digest: bytes | None = None
+    error: str | None = None
+    probs: npt.NDArray[np.float32] | None = None
+    label: str | None = None
+    confidence: Any = None
+    further_face: bool = False
+    listed_as: tuple[str, str] | None = None
 
 
 @dataclass
@@ -41,9 +68,7 @@ class Decoded:
     """A batch after reading and decoding.
 
     Attributes:
-        rows: for each object a dict of the columns of `FILE_SCHEMA` that are known so far, with ``attempts``, one for
-            each teacher, and ``read_otherwise``, the URI and the identity that had been listed, where another identity
-            was read. Of a picture with several faces all but the first one have ``further_face``.
+        rows: one for each object, or for each face that was found in it.
         teachers: for each row the bits of the teachers that lack it.
         pixels: for each size S uint8 (B, S, S, 3); the crops of the rows that are ``ok`` and wanted in that size, in
             their order.
@@ -89,18 +114,15 @@ def decode_items(
     first_try = [1] * len(image_sizes)
     known = (columns["source"], teachers_of(keys), attempts_of(keys, len(image_sizes)))
     for read, source, teachers, attempts in zip(read_objects(items, max_bytes), *known, strict=True):
-        row: Row = {"uri": read.item.uri, "identity": read.identity, "source": source, "status": read.status}
-        row["attempts"] = attempts
+        row = Row(read.item.uri, read.status, read.identity, source, attempts, error=read.error)
         found = [row]
         if read.status in TRANSIENT:  # that says nothing of a content, and is about what was listed
-            row["identity"] = read.item.identity
+            row.identity = read.item.identity
         elif read.identity != read.item.identity:
-            row |= {"read_otherwise": (read.item.uri, read.item.identity), "attempts": first_try}
-            row["listed_identity"] = read.item.identity or None
-        if read.data is None:
-            row["error"] = read.error
-        else:
-            row["digest"] = xxhash.xxh3_128_digest(read.data)
+            row.listed_as, row.attempts = (read.item.uri, read.item.identity), first_try
+            row.listed_identity = read.item.identity or None
+        if read.data is not None:
+            row.digest = xxhash.xxh3_128_digest(read.data)
             sizes = sizes_for(teachers)
             before = crops.taken.copy()
             try:
@@ -110,10 +132,10 @@ def decode_items(
                     decode_into_each(read.data, crops.take(sizes), cover, max_pixels=max_pixels)
             except DecodeError as error:
                 crops.taken = before
-                row |= {"status": error.status, "error": error.message}
+                row.status, row.error = error.status, error.message
             except MemoryError:
                 crops.taken = before
-                row |= {"status": "too_large", "error": "not enough memory to decode it"}
+                row.status, row.error = "too_large", "not enough memory to decode it"
         rows += found
         asked += [teachers] * len(found)
         left -= 1
@@ -130,10 +152,10 @@ def _faces_of(row: Row, picture: Picture, crops: _Crops, sizes: Sequence[int]) -
         for out in crops.take(sizes):
             picture.cut_into(face, out)
     if not faces:
-        return [row | {"status": NO_FACE}]
-    further = {key: value for key, value in row.items() if key != "read_otherwise"} | {"further_face": True}
-    uris = [face.uri_in(row["uri"]) for face in faces]
-    return [row | {"uri": uris[0]}, *(further | {"uri": uri} for uri in uris[1:])]
+        return [replace(row, status=NO_FACE)]
+    uris = [face.uri_in(row.uri) for face in faces]
+    further = [replace(row, uri=uri, further_face=True, listed_as=None) for uri in uris[1:]]
+    return [replace(row, uri=uris[0]), *further]
 
 
 class _Crops:
@@ -207,15 +229,15 @@ def share(batch: Decoded, teacher: int, image_sizes: Sequence[int]) -> tuple[lis
     pixels = batch.pixels[size]
     if len(image_sizes) == 1:
         for row in batch.rows:
-            (row["attempt"],) = row["attempts"]
+            (row.attempt,) = row.attempts
         return batch.rows, pixels
     who = wanted_sizes(image_sizes)[size]
     rows, cropped = [], []
     for row, bits in zip(batch.rows, batch.teachers, strict=True):
         lacks = bool(bits >> teacher & 1)
         if lacks:
-            rows.append(row | {"attempt": row["attempts"][teacher]})
-        if row["status"] == OK and bits & who:
+            rows.append(replace(row, attempt=row.attempts[teacher]))
+        if row.status == OK and bits & who:
             cropped.append(lacks)
     return rows, pixels if all(cropped) else pixels[cropped]
 
@@ -225,40 +247,25 @@ def infer(rows: list[Row], pixels: Pixels, engine: Engine, classes: tuple[str, .
 
     One whose output has no probabilities becomes ``not_finite``, with an error that says why.
     """
-    good = [row for row in rows if row["status"] == OK]
+    good = [row for row in rows if row.status == OK]
     for start in range(0, len(good), batch_size):
         batch = good[start : start + batch_size]
         logits = engine(pixels[start : start + batch_size])
         probs = softmax(logits)
         best = probs.argmax(axis=1)
         for row, p, k in zip(batch, probs, best, strict=True):
-            row |= {"probs": p, "label": classes[k], "confidence": p[k]}
+            row.probs, row.label, row.confidence = p, classes[k], p[k]
         for number in np.flatnonzero(np.isnan(probs[:, 0])).tolist():
-            error = why_not_finite(logits[number], classes)
-            batch[number] |= {"status": NOT_FINITE, "error": error, "probs": None, "label": None, "confidence": None}
+            row = batch[number]
+            row.status, row.error = NOT_FINITE, why_not_finite(logits[number], classes)
+            row.probs = row.label = row.confidence = None
     return rows
 
 
 def to_table(rows: list[Row], run: str) -> pa.Table:
     """Rows as a table of `FILE_SCHEMA`, stamped with the run and the time."""
-    stamp = {"run": run, "labelled_at": datetime.now(UTC)}
-    return pa.Table.from_pylist([row | stamp for row in rows], schema=FILE_SCHEMA)
-
-
-def pack_decoded(number: int, batch: Decoded) -> pa.Table:
-    """A decoded unit as a block of one row, without copying the pixels: number, rows, pixels of each size."""
-    columns = {"unit": [number], "rows": pa.array([pickle.dumps((batch.rows, batch.teachers))], pa.large_binary())}
-    for size, pixels in batch.pixels.items():
-        ends = pa.py_buffer(np.array([0, pixels.nbytes]))
-        columns[f"pixels_{size}"] = pa.LargeBinaryArray.from_buffers(
-            pa.large_binary(), 1, [None, ends, pa.py_buffer(pixels)]
-        )
-    return pa.table(columns)
-
-
-def unpack_decoded(block: pa.Table, image_sizes: Sequence[int]) -> tuple[int, Decoded]:
-    """The inverse of `pack_decoded`; the pixels are views into ``block``."""
-    rows, teachers = pickle.loads(block["rows"][0].as_py())
-    flat = {size: np.frombuffer(block[f"pixels_{size}"][0].as_buffer(), np.uint8) for size in set(image_sizes)}
-    pixels = {size: values.reshape(-1, size, size, 3) for size, values in flat.items()}
-    return block["unit"][0].as_py(), Decoded(rows, teachers, pixels)
+    columns: dict[str, Any] = {"run": pa.repeat(run, len(rows)), "labelled_at": [datetime.now(UTC)] * len(rows)}
+    for name in FILE_SCHEMA.names:
+        if name not in columns:
+            columns[name] = list(map(attrgetter(name), rows))
+    return pa.table({name: columns[name] for name in FILE_SCHEMA.names}, schema=FILE_SCHEMA)

@@ -18,19 +18,6 @@ from ray.data.datasource import Datasource, ReadTask
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 
-def pack_unit(number: int, keys: pa.Table) -> pa.Table:
-    """A unit as a block of one row: its number and its keys."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, keys.schema) as writer:
-        writer.write_table(keys)
-    return pa.table({"unit": [number], "keys": pa.array([sink.getvalue().to_pybytes()], pa.large_binary())})
-
-
-def unpack_unit(block: pa.Table) -> tuple[int, pa.Table]:
-    """The inverse of `pack_unit`."""
-    return block["unit"][0].as_py(), pa.ipc.open_stream(block["keys"][0].as_buffer()).read_all()
-
-
 class UnitQueue:
     """The queue between the driver and the read task; it also counts how often each unit was begun."""
 

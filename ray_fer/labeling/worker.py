@@ -1,4 +1,4 @@
-"""What a worker needs to know, and how it labels a unit from its keys to its files. Free of Ray, see `graph`."""
+"""What a worker needs to know, and how it labels a unit from its keys to its files. Importing it loads no Ray."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import botocore.exceptions
 import pyarrow as pa
 
-from ray_fer import cluster
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.config import PseudoLabelConfig
 from ray_fer.labeling.isolation import decode_isolated
-from ray_fer.labeling.progress import Stats, image_statuses, unit_stats
+from ray_fer.labeling.progress import unit_stats
 from ray_fer.labeling.table import NOT_FINITE, OK, WrittenFile, write_file
 from ray_fer.labeling.unit import Decoded, Row, decode_items, infer, share, to_table
+from ray_fer.labeling.work import UnitResult, WorkUnit
 from ray_fer.models.face_detector import weights
 from ray_fer.models.teacher import open_teacher
 
@@ -63,32 +63,6 @@ class Plan:
             return min(self.config.unit_rows, GPU_BLOCK_BYTES // sum(size**2 * 3 for size in set(self.image_sizes)))
         return self.config.unit_rows
 
-    def count_workers(self) -> int:
-        """Processes that take units at the same time, as the cluster stands."""
-        return self.actors + (cluster.cpus() if self.device == "cuda" else 0)
-
-
-@dataclass(frozen=True)
-class DoneUnit:
-    """What came of a unit.
-
-    Attributes:
-        statuses: its images per status.
-        files: for each model that lacked some of them the written file.
-        stats: for each of these models what `progress.unit_stats` says of its rows.
-        seconds: from reading to writing.
-    """
-
-    statuses: dict[str, int]
-    files: dict[str, WrittenFile]
-    stats: dict[str, Stats]
-    seconds: float
-
-    @property
-    def images(self) -> int:
-        """How many it had."""
-        return sum(self.statuses.values())
-
 
 class Labeller:
     """The engines of all teachers in this process.
@@ -118,25 +92,29 @@ class Labeller:
         if plan.device == "cpu" and "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
 
-    def label(self, number: int, keys: pa.Table, isolated: bool) -> DoneUnit:
-        """Reads, decodes, infers and writes the unit ``number``.
+    def label(self, unit: WorkUnit, isolated: bool) -> UnitResult:
+        """Reads, decodes, infers and writes a unit.
 
         Args:
-            number: of the unit, for the names of its files.
-            keys: (uri, identity, size, source, teachers, attempts), as `ledger.claim_for_each` gives them.
+            unit: the keys of its images, and its number for the names of its files.
             isolated: whether to decode in a process of its own, for an object may kill it.
 
         Raises:
-            UserError: when the table cannot be written.
+            UserError: the table cannot be written.
         """
         started = time.monotonic()
-        return self.finish(number, decode(self.plan, keys, self.plan.batch_size, isolated), started)
+        return self.finish(unit.number, decode(self.plan, unit.keys, self.plan.batch_size, isolated), started)
 
-    def finish(self, number: int, batches: Iterator[Decoded], started: float) -> DoneUnit:
-        """Infers and writes a unit that is decoded or being decoded, and was ``started`` then on the monotonic clock.
+    def finish(self, number: int, batches: Iterator[Decoded], started: float) -> UnitResult:
+        """Infers and writes a unit that is decoded or being decoded.
+
+        Args:
+            number: of the unit.
+            batches: its parts.
+            started: when its work began, on the monotonic clock.
 
         Raises:
-            UserError: as `label`.
+            UserError: the table cannot be written.
         """
         statuses: Counter[str] = Counter()
         rows: list[list[Row]] = [[] for _ in self.engines]
@@ -145,20 +123,19 @@ class Labeller:
             for teacher, engine in enumerate(self.engines):
                 mine, pixels = share(batch, teacher, self.plan.image_sizes)
                 rows[teacher] += infer(mine, pixels, engine, self.classes, self.plan.batch_size)
-                broken.update(row["uri"] for row in mine if row["status"] == NOT_FINITE)
+                broken.update(row.uri for row in mine if row.status == NOT_FINITE)
             # An image for which one of several teachers fails counts as failed.
             statuses.update(
-                image_statuses(
-                    row | {"status": NOT_FINITE} if row["status"] == OK and row["uri"] in broken else row
-                    for row in batch.rows
-                )
+                NOT_FINITE if row.status == OK and row.uri in broken else row.status
+                for row in batch.rows
+                if not row.further_face
             )
         files, stats = {}, {}
         for model, mine in zip(self.plan.models, rows, strict=True):
             if mine:
                 files[model] = self._write(model, mine, number)
                 stats[model] = unit_stats(mine, self.classes)
-        return DoneUnit(dict(statuses), files, stats, time.monotonic() - started)
+        return UnitResult(number, dict(statuses), files, stats, time.monotonic() - started)
 
     def _write(self, model: str, rows: list[Row], number: int) -> WrittenFile:
         table, run = self.plan.config.table, self.plan.run

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ray_fer.feedback.formulas import sampling_probabilities
+from ray_fer.feedback.factors import sampling_probabilities
 from ray_fer.training.loop import Batch
 
 Indices = NDArray[np.int64]

@@ -11,13 +11,15 @@ from pydantic import AfterValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from ray_fer import plugins
-from ray_fer.config import Count, Device, FeedbackPart, JobConfig, Minutes, NonNegative, Seed, Share, Uri, conf_file
+from ray_fer.config import Count, Device, JobConfig, Minutes, NonNegative, Seed, Share, Uri, conf_file
 from ray_fer.data.source_config import Sources
+from ray_fer.feedback.config import FeedbackPart
 
 METHODS = ("supervised", "online", "meta_feedback")
 NO_FEEDBACK = "none"
 """What ``feedback=`` says where there shall be none."""
 _WIDTH, _COLUMN = 118, 24
+_EARLIER = {"supervised": "supervised", "online": "online", "meta_feedback": "meta"}  # sections of earlier versions
 
 
 class MethodConfig(JobConfig):
@@ -51,7 +53,7 @@ def upgraded(arguments: Mapping[str, Any]) -> dict[str, Any]:
         return old
     name = old.pop("recipe")
     pseudo = {key: old.pop(key) for key in ("pseudo_ratio", "pseudo_weight") if key in old}
-    own = {ours: old.pop(key, {}) for ours, key in zip(METHODS, ("supervised", "online", "meta"), strict=True)}
+    own = {ours: old.pop(key, {}) for ours, key in _EARLIER.items()}
     given = old.pop("settings", None) or {}
     numbers = {**(pseudo if name in ("supervised", "online") else {}), **own.get(name, {}), **given}
     return {**old, "method": {"name": name, **numbers}}
@@ -138,6 +140,7 @@ class TrainBackboneConfig(JobConfig):
 
 
 def _help_of(name: str) -> str:
-    if name in METHODS:
-        return conf_file(f"methods/{name}").read_text()
-    return as_yaml(name, plugins.load(f"method={name}", name).METHOD.Config)
+    written = conf_file(f"methods/{name}")
+    if name in METHODS and written.exists():  # importing the method takes seconds
+        return written.read_text()
+    return as_yaml(name, plugins.load(f"method={name}", module_of(name)).METHOD.Config)

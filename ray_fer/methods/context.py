@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ray_fer.feedback.formulas import Snapshot
+from ray_fer.feedback.state import Snapshot
 from ray_fer.methods.batch import Faces, PseudoLabels, Stream
 from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.training.world import World

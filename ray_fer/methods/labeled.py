@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from ray_fer.data.sampling import ClassUniformSampler
 from ray_fer.evaluation.halves import prior_helps
-from ray_fer.feedback.formulas import Snapshot, initial_state, sampling_probabilities, snapshot
+from ray_fer.feedback.factors import sampling_probabilities
+from ray_fer.feedback.state import Snapshot, initial_state, snapshot
 from ray_fer.methods.base import BackboneMethod
 from ray_fer.methods.context import Context
 

@@ -31,7 +31,7 @@ from ray_fer.config import Count, NonNegative
 from ray_fer.data.augment import STRONG, WEAK
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
-from ray_fer.feedback.formulas import moved_thresholds
+from ray_fer.feedback.factors import moved_thresholds
 from ray_fer.methods.batch import Indices
 from ray_fer.methods.context import Context
 from ray_fer.methods.heads import BALANCED, DEBIASED, MAIN
@@ -45,7 +45,7 @@ from ray_fer.methods.online_heads import (
     Unlabeled,
 )
 from ray_fer.methods.supervised import Head, PseudoConfig, SupervisedMethod
-from ray_fer.selection import RULES, Accepted, Known, Measured, debias, harden, move, smoothed_prior
+from ray_fer.selection import RULES, Accepted, Measured, SelectionContext, debias, harden, move, smoothed_prior
 from ray_fer.selection.config import Rule
 from ray_fer.selection.rule import CONCATENATED
 from ray_fer.training.loop import Terms
@@ -106,10 +106,10 @@ class OnlineMethod(SupervisedMethod):
         self.like = torch.zeros((1, k), device=device)
         self.rule_state = move(self.rule.start(self.known(0), rows=count), self.like)
 
-    def known(self, epoch: int) -> Known:
+    def known(self, epoch: int) -> SelectionContext:
         """What the rule may know in ``epoch``."""
         confidence = self.confidence_of_correct
-        return Known(
+        return SelectionContext(
             thresholds=moved_thresholds(self.numbers.threshold, self.snapshot.thresholds),
             labelled_prior=smoothed_prior(self.labeled_counts),
             labelled_counts=self.labeled_counts,
@@ -122,7 +122,7 @@ class OnlineMethod(SupervisedMethod):
 
     def steps(self, epoch: int) -> Iterator[OnlineBatch]:
         """This rank's part of every step of ``epoch``."""
-        self.known_now = self.known(epoch).like(self.like)
+        self.known_now = self.known(epoch).to(self.like)
         self.rule_state = self.rule.refresh(self.rule_state, self.known_now)
         self.accepted.zero_()
         self.touched.zero_()

@@ -28,7 +28,7 @@ from ray_fer.config import Count, NonNegative
 from ray_fer.data.augment import STRONG
 from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import weighted_indices
-from ray_fer.feedback.formulas import Snapshot
+from ray_fer.feedback.state import Snapshot
 from ray_fer.methods.base import VIEWS, Weights
 from ray_fer.methods.batch import Indices, LabeledBatch, Targets
 from ray_fer.methods.config import MethodConfig

@@ -29,13 +29,13 @@ from torch import nn
 
 from ray_fer.data.sampling import weighted_indices
 from ray_fer.evaluation.metrics import evaluate_probs
-from ray_fer.jobs.extract_features import LabelledClip
 from ray_fer.models.softmax import softmax
 from ray_fer.training.loop import Batch, Terms
 from ray_fer.training.optimisation import Ema, learning_rate_factor, parameter_groups
 from ray_fer.training.world import World
 from ray_fer.video.config import TrainTemporalConfig
 from ray_fer.video.encoder import TemporalEncoder, clip_logits
+from ray_fer.video.features import LabelledClip
 from ray_fer.video.windows import frame_grid, gather, window_starts
 
 Floats = NDArray[np.float64]

@@ -144,8 +144,8 @@ def save_artifact(
         extra: The contents of further files by name.
     """
     from safetensors.torch import save_file
-    from timm.models._hub import save_config_for_hf
 
+    from ray_fer.compat.timm import save_config
     from ray_fer.models.nets import module_of
 
     preprocessing = {
@@ -162,7 +162,7 @@ def save_artifact(
         facts: dict[str, Any] = {"label_names": list(classes), "temperature": temperature}
         if module := module_of(model):
             facts["module"] = module
-        save_config_for_hf(model, str(folder / CONFIG), facts, data_config=preprocessing)
+        save_config(model, str(folder / CONFIG), facts, preprocessing)
         (folder / METRICS).write_text(storage.to_json(metrics, indent=2))
         (folder / PROVENANCE).write_text(storage.to_json(provenance, indent=2))
         for file_name, data in (extra or {}).items():

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from timm.data.config import resolve_model_data_config
 
 from ray_fer import storage
+from ray_fer.compat.timm import classifier_name
 from ray_fer.errors import UserError, one_line
 from ray_fer.models.artifact import CONFIG, Artifact, load_model
 from ray_fer.models.folder_facts import architecture_of
@@ -253,6 +254,6 @@ def _start_from(model: torch.nn.Module, init: Artifact, *, keep_head: bool) -> N
 
 
 def _head_names(model: torch.nn.Module) -> set[str]:
-    classifier = getattr(model, "default_cfg", {}).get("classifier", "fc")
+    classifier = classifier_name(model)
     prefixes = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     return {name for name, _ in model.named_parameters() if name.startswith(tuple(f"{prefix}." for prefix in prefixes))}

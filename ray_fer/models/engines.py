@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ray_fer.data.decode import Pixels
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact
 from ray_fer.models.onnx_net import onnx_engine
@@ -21,7 +22,6 @@ from ray_fer.models.outputs import Outputs
 from ray_fer.models.softmax import softmax
 from ray_fer.models.teacher import OnnxTeacher, Teacher, TimmTeacher, check_place
 
-Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 
 

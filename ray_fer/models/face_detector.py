@@ -21,12 +21,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from ray_fer.data.crop import Picture, cut_image
+from ray_fer.data.decode import Pixels
 from ray_fer.data.sources.uris import Face
 from ray_fer.errors import UserError
 from ray_fer.models.openvino_engine import SETTINGS, from_pixels
 
 Floats = npt.NDArray[np.float32]
-Pixels = npt.NDArray[np.uint8]
 
 SIDE = 960
 NEAR_SIDE = 320

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ray_fer.data.decode import Pixels
 from ray_fer.errors import UserError, one_line
 from ray_fer.models.openvino_engine import OpenVINOEngine, from_pixels
 from ray_fer.models.probe import probe_pictures
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
     from ray_fer.models.sidecar import OnnxSidecar
 
-Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 # The integer types that an input may have, with their lowest and highest values.

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ray_fer import storage
+from ray_fer.data.decode import Pixels
 
 if TYPE_CHECKING:
     import openvino
 
-Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 SETTINGS = {

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ray_fer.data.decode import Pixels
 from ray_fer.errors import UserError
 from ray_fer.models.softmax import softmax, why_not_finite
 
 if TYPE_CHECKING:
     from ray_fer.models.sidecar import OnnxSidecar
 
-Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 # The step of a probability in eight bits. K rounded ones sum to 1 up to K/2 steps, or K if a library rounds down.

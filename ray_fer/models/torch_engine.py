@@ -14,6 +14,7 @@ import timm
 import torch
 from timm.models import load_checkpoint
 
+from ray_fer.data.decode import Pixels
 from ray_fer.errors import UserError, one_line
 from ray_fer.models.artifact import CONFIG, Artifact, load_model
 from ray_fer.models.backbone import check_backbone, check_forward
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 # The weights of red, green and blue in grey (ITU-R BT.601), as in Pillow, OpenCV and OpenVINO.
 LUMA = (0.299, 0.587, 0.114)
-Pixels = npt.NDArray[np.uint8]
 Logits = npt.NDArray[np.float32]
 
 

@@ -1,59 +1,74 @@
-"""The page about a labelling run: how fast, which classes, how sure, and what the faces look like."""
+"""The page about a labelling run: how fast, which classes, how confident, and what the faces look like."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray_fer.labeling.progress import Progress
-from ray_fer.reports.evaluation import Report
-from ray_fer.reports.face_sheet import face_sheet
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_fer.reports.faces import face_sheet
+from ray_fer.reports.page import Report
 from ray_fer.reports.plots import class_histogram, confidence_histogram, throughput_plot
 
 
-def run_report(summary: dict[str, Any], progress: Progress, by_model: Mapping[str, Progress]) -> str:
-    """The HTML page of a run.
+def run_report(
+    summary: Mapping[str, Any],
+    *,
+    failed: int,
+    threshold: float,
+    confidence: NDArray[np.int64],
+    samples: Mapping[str, Sequence[tuple[str, str, float]]],
+    timeline: Sequence[tuple[float, int]],
+) -> str:
+    """Render the HTML page of a run.
 
     Args:
-        summary: what the job returns.
-        progress: the run's sums; its samples are read again for their crops.
-        by_model: the sums of each teacher.
+        summary: What the job returns.
+        failed: Images without a prediction.
+        threshold: Confidence from which a prediction is likely to be accepted.
+        confidence: Predictions of each class over B equal bins of the confidence from 0 to 1, int64 (K, B).
+        samples: (digest, uri, confidence) of some faces of each predicted class; they are read again for the page.
+        timeline: Points (seconds since the start, images so far).
     """
-    models = f"model{'s' * (len(by_model) > 1)} {', '.join(by_model)}"
-    report = Report("Pseudo-labels", f"run {summary['run']}, {models}, table {summary['table']}")
+    classes, models = list(summary["predicted"]), summary.get("models", {})
+    names = list(models) or [summary["model"]]
+    subtitle = f"run {summary['run']}, model{'s' * (len(names) > 1)} {', '.join(names)}, table {summary['table']}"
+    report = Report("Pseudo-labels", subtitle)
+    cost = "gpu_hours" if "gpu_hours" in summary else "core_hours"
     report.key_numbers(
         {
             "labelled": summary["labelled"],
             "already labelled": summary["already_labelled"],
-            "without a prediction": progress.failed,
-            "images per second": round(progress.rate()),
-            "GPU-hours" if progress.device == "cuda" else "core-hours": progress.device_hours(progress.seconds),
+            "without a prediction": failed,
+            "images per second": round(summary["images_per_second"]),
+            {"gpu_hours": "GPU-hours", "core_hours": "core-hours"}[cost]: summary[cost],
         }
     )
     report.section("Throughput")
-    report.figure(throughput_plot(progress.timeline), "Images per second, as units were finished.")
-    labels = progress.labels()
-    sure = progress.confidence[:, round(progress.threshold * progress.confidence.shape[1]) :].sum(axis=1)
-    above = f"at {progress.threshold:g} or more"
+    report.figure(throughput_plot(timeline), "Images per second, as units were finished.")
+    above = f"at {threshold:g} or more"
     report.section("Predictions")
-    mixes = {"predicted": list(labels.values()), above: sure.tolist()}
-    if len(by_model) > 1:
-        mixes = {model: list(part.labels().values()) for model, part in by_model.items()}
-    report.figure(class_histogram(mixes, progress.classes, title="Predicted classes"))
-    report.figure(confidence_histogram(progress.confidence, progress.classes, threshold=progress.threshold))
-    failures = {status: count for status, count in summary["statuses"].items() if status != "ok"}
-    if failures:
+    if models:
+        mixes = {model: list(part["predicted"].values()) for model, part in models.items()}
+    else:
+        accepted = confidence[:, round(threshold * confidence.shape[1]) :].sum(axis=1)
+        mixes = {"predicted": list(summary["predicted"].values()), above: accepted.tolist()}
+    report.figure(class_histogram(mixes, classes, title="Predicted classes"))
+    report.figure(confidence_histogram(confidence, classes, threshold=threshold))
+    if failures := {status: count for status, count in summary["statuses"].items() if status != "ok"}:
         report.table(["status", "images"], [list(item) for item in failures.items()])
-    if len(by_model) > 1:
+    if models:
         counts = ("teacher", "labelled", "already_labelled", "sure_share")
-        rows = [[model, *(part[count] for count in counts)] for model, part in summary["models"].items()]
+        rows = [[model, *(part[count] for count in counts)] for model, part in models.items()]
         report.table(["model", "teacher", "labelled", "already labelled", above], rows)
     chosen = [
-        (uri, f"{name}\n{confidence:.2f}")
-        for name in progress.classes
-        for _, uri, confidence in sorted(progress.samples[name], key=lambda sample: -sample[2])
+        (uri, f"{name}\n{score:.2f}")
+        for name in classes
+        for _, uri, score in sorted(samples[name], key=lambda sample: -sample[2])
     ]
     if (sheet := face_sheet(chosen)) is not None:
         report.section("Faces")
-        report.figure(sheet, "A random sample of every predicted class, from the most to the least sure.")
+        report.figure(sheet, "A random sample of every predicted class, from the most to the least confident.")
     return report.html()

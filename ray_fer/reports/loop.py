@@ -1,4 +1,4 @@
-"""The page about a self-training loop: whether the students got better, on which pseudo-labels, by which feedback."""
+"""The page about a self-training loop: whether the students got better, from which pseudo-labels, by which feedback."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import pyarrow.parquet as pq
 
 from ray_fer import storage
 from ray_fer.documents import read_document
-from ray_fer.feedback.formulas import FeedbackConfig, FeedbackState, initial_state, snapshot
+from ray_fer.feedback.factors import BASE_THRESHOLD, MAX_THRESHOLD, MIN_THRESHOLD
+from ray_fer.feedback.state import FeedbackState, initial_state, snapshot
 from ray_fer.models.artifact import PROVENANCE, Artifact
 from ray_fer.models.records import Trained
-from ray_fer.reports.evaluation import CAPTIONS, Report, metric_figures
-from ray_fer.reports.face_sheet import COLUMNS, face_sheet
+from ray_fer.reports.evaluation import CAPTIONS, metric_figures
+from ray_fer.reports.faces import COLUMNS, face_sheet
+from ray_fer.reports.page import Report
 from ray_fer.reports.plots import class_histogram, feedback_plot, rounds_plot
 from ray_fer.selection import file as selection_file
 
@@ -31,14 +33,14 @@ def loop_report(
     feedback: Sequence[Summary],
     stopped: str | None = None,
 ) -> str:
-    """The HTML page of a loop.
+    """Render the HTML page of a loop.
 
     Args:
-        first: the teacher that was trained on labelled faces alone.
-        best: the teacher after the last round.
-        rounds: what ``round.json`` holds, for every round.
-        feedback: every version of the feedback state, oldest first.
-        stopped: why the loop ended early, if it did.
+        first: The teacher that was trained on labelled faces alone.
+        best: The teacher after the last round.
+        rounds: What ``round.json`` holds, for every round.
+        feedback: Every version of the feedback state, oldest first.
+        stopped: Why the loop ended early, if it did.
     """
     classes = first.classes
     start, end = first.metrics["val"]["choice"]["macro_f1"], best.metrics["val"]["choice"]["macro_f1"]
@@ -103,12 +105,11 @@ def _add_pseudo_labels(report: Report, classes: tuple[str, ...], last: Summary) 
     counts = {name: [mix[c] for c in classes] for name, mix in mixes.items()}
     report.figure(class_histogram(counts, classes, title="Predicted and accepted"), "A rule favours what it accepts.")
     folder = storage.join(last["student"].rsplit("/", 1)[0], "selection")
-    sheet = _sheet(folder, classes)
-    if sheet is not None:
+    if (sheet := _accepted_faces(folder, classes)) is not None:
         report.figure(sheet, "Accepted faces of each class, from the most to the least confident.")
 
 
-def _sheet(folder: str, classes: tuple[str, ...]) -> bytes | None:
+def _accepted_faces(folder: str, classes: tuple[str, ...]) -> bytes | None:
     table = pq.read_table(io.BytesIO(storage.read_bytes(storage.join(folder, selection_file.ROWS))))
     chosen: list[tuple[str, str]] = []
     for name in classes:
@@ -123,7 +124,6 @@ def _sheet(folder: str, classes: tuple[str, ...]) -> bytes | None:
 def _add_feedback(report: Report, classes: tuple[str, ...], documents: Sequence[Summary]) -> None:
     states = [initial_state(len(classes)), *(FeedbackState.from_json(document["state"]) for document in documents)]
     factors = [snapshot(state) for state in states]
-    constants = FeedbackConfig()
     report.section(
         "Feedback",
         "What the validation confusion of every epoch did to the weight of each class in the loss, and to the "
@@ -134,8 +134,8 @@ def _add_feedback(report: Report, classes: tuple[str, ...], documents: Sequence[
         feedback_plot(
             [factor.thresholds for factor in factors],
             classes,
-            neutral=constants.tau0,
-            bounds=(constants.tau_min, constants.tau_max),
+            neutral=BASE_THRESHOLD,
+            bounds=(MIN_THRESHOLD, MAX_THRESHOLD),
             title="Acceptance thresholds",
             ylabel="threshold",
         )

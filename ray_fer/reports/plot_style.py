@@ -1,9 +1,8 @@
-"""What all pictures share: colours, a quiet frame, lettering, and the way to PNG bytes.
+"""The style of all plots: colours, frame, lettering, and their PNG bytes.
 
-Figures are made without pyplot: its global state leaks memory in a long-running actor and is not safe between
-threads. Every picture has the same quiet frame, and colours that stay apart for colour-blind readers (Okabe and Ito,
-Paul Tol). An expression keeps its colour in every picture; where colours carry meaning, position or a marker carries
-it too. One picture costs 0.1 to 0.4 s of one core.
+Figures are made without pyplot, because its global state leaks memory in a long-running actor and is not safe between
+threads. Colours stay apart for colour-blind readers (Okabe and Ito, Paul Tol). An expression keeps its colour in every
+plot; where colours carry meaning, position or a marker carries it too. A plot costs 0.1 to 0.4 s of one core.
 """
 
 from __future__ import annotations
@@ -47,14 +46,14 @@ _BOXES = "Last Resort"  # a font of boxes, for every character there is
 
 
 def axes_of(figure: Figure, title: str, *, legend: bool = True) -> Axes:
-    """The only axes of a figure, in the quiet frame; `legend` keeps a line free for one."""
+    """Add the only axes of a figure, in the common frame; `legend` keeps a line free for a legend."""
     axes = figure.subplots()
     frame(axes, title, legend=legend)
     return axes
 
 
 def frame(axes: Axes, title: str = "", *, legend: bool = False) -> None:
-    """Give axes the quiet frame; `legend` keeps a line free for one below the title."""
+    """Give axes the common frame; `legend` keeps a line free for a legend below the title."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(GREY)
@@ -69,7 +68,7 @@ def frame(axes: Axes, title: str = "", *, legend: bool = False) -> None:
 
 
 def add_legend(axes: Axes, *, columns: int) -> None:
-    """A legend in one line above the axes; none where nothing has a label."""
+    """Add a legend in one line above the axes; none where nothing has a label."""
     if not axes.get_legend_handles_labels()[0]:
         return
     axes.legend(
@@ -79,7 +78,7 @@ def add_legend(axes: Axes, *, columns: int) -> None:
 
 
 def class_ticks(axes: Axes, labels: Sequence[str], inches: float) -> None:
-    """Labels below places 0, 1, ... of the x axis, which are ``inches`` apart; slanted where they would overlap."""
+    """Label places 0, 1, ... of the x axis, which are ``inches`` apart; slanted where the labels would overlap."""
     longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
     slant = longest * _INCHES_PER_LETTER > inches
     axes.set_xticks(range(len(labels)), labels)
@@ -89,7 +88,7 @@ def class_ticks(axes: Axes, labels: Sequence[str], inches: float) -> None:
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
-    """Places at least ``gap`` apart, in the same order and as near to those given as that allows."""
+    """Move places to be at least ``gap`` apart, in the same order and as near to where they were as that allows."""
     order = sorted(range(len(places)), key=lambda index: places[index])
     groups: list[list[int]] = []
     centre: list[float] = []
@@ -108,9 +107,9 @@ def spread(places: Sequence[float], gap: float) -> list[float]:
 
 
 def plain(text: str) -> str:
-    r"""Text from users as it is: matplotlib would set what stands between two dollar signs as a formula, or fail.
+    r"""Escape a text from users, because matplotlib would set what stands between two dollar signs as a formula.
 
-    A character that no font on this machine has is written as its code point, \u559c: boxes would be all alike.
+    A character that no font on this machine has becomes its code point, \u559c, because boxes would be all alike.
     """
     lacking = {each for each in text if each != "\n" and _font_with(each) is None}
     if lacking:
@@ -129,13 +128,13 @@ def _warn_once() -> None:
 
 @cache
 def _font_with(character: str) -> str | None:
-    """The family of a font that has the character: the usual one, or the first other on this machine."""
+    """Return the family of a font that has the character: the usual one, or the first other on this machine."""
     return next((name for name, path in _fonts().items() if _has(path, character)), None)
 
 
 @cache
 def _fonts() -> dict[str, str]:
-    """The file of each family: the usual one, then those without serifs, as it is, then the others."""
+    """Return the file of each family: the usual one, then other families without serifs, then the rest."""
     usual = FontProperties()
     upright = [font for font in fontManager.ttflist if font.style == "normal" and not font.name.startswith(_BOXES)]
     upright.sort(key=lambda font: (not any(kind in font.name for kind in _PLAIN_KINDS), font.name))
@@ -151,7 +150,7 @@ def _has(path: str, character: str) -> bool:
 
 
 def _set_fonts(figure: Figure) -> None:
-    """Names other families for the texts with characters that the usual one lacks."""
+    """Name further families for the texts with characters that the usual one lacks."""
     usual = FontProperties().get_name()
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
@@ -161,12 +160,12 @@ def _set_fonts(figure: Figure) -> None:
 
 
 def class_colours(classes: Sequence[str]) -> list[str]:
-    """The colour of each class: its own if it is an expression, else by its position."""
+    """Return the colour of each class: its own if it is an expression, else by its position."""
     return [EXPRESSION_COLOURS.get(name, PALETTE[k % len(PALETTE)]) for k, name in enumerate(classes)]
 
 
 def short(count: int) -> str:
-    """A count in few characters: all digits below 10,000, then three with k, M or G."""
+    """Format a count in few characters: all digits below 10,000, then three with k, M or G."""
     if count >= 10_000:
         for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
             # Three digits of 999,500 are 1000 thousand: it is written in the next unit.
@@ -177,7 +176,7 @@ def short(count: int) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG."""
+    """Encode a figure as PNG."""
     _set_fonts(figure)
     buffer = io.BytesIO()
     # Without the software entry the same data gives the same bytes under every matplotlib release of one version.

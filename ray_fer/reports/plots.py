@@ -1,17 +1,15 @@
-"""Pictures of the class mix, of rounds, feedback versions and video time, and sheets of faces, as PNG bytes.
+"""Plots of the class mix, of rounds, feedback versions, throughput and video time, as PNG bytes.
 
-Those of a classifier's quality are in `ray_fer.reports.metric_plots`.
+The figures of an evaluation are in `ray_fer.reports.figures`, sheets of faces in `ray_fer.reports.faces`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
@@ -25,7 +23,6 @@ from ray_fer.reports.plot_style import (
     ORANGE,
     PALETTE,
     PERCENT,
-    RED,
     add_legend,
     axes_of,
     class_colours,
@@ -41,12 +38,10 @@ from ray_fer.reports.plot_style import (
 _AXES_POINTS, _LABEL_POINTS = 190.0, 11.0
 
 
-def class_histogram(
-    groups: Mapping[str, ArrayLike], classes: Sequence[str], *, title: str = "Class mix", log: bool = False
-) -> bytes:
-    """Share of every class in one or more groups, e.g. {"predictions": counts, "selected": counts} with counts (K,).
+def class_histogram(groups: Mapping[str, ArrayLike], classes: Sequence[str], *, title: str = "Class mix") -> bytes:
+    """Draw the share of every class in one or more groups, {"predictions": counts, ...} with counts (K,).
 
-    The legend gives each group's total, the bars their counts. `log` makes long tails visible.
+    The legend gives each group's total, the bars give their counts.
     """
     # The count above a bar needs .4 inches.
     inches = max(0.95, 0.5 * len(groups))
@@ -63,22 +58,14 @@ def class_histogram(
         axes.bar_label(bars, [short(int(n)) for n in counts], fontsize=7.5, padding=2, color=MUTED)
     class_ticks(axes, [plain(name) for name in classes], inches)
     axes.set_ylabel("share of the group")
-    if log:
-        axes.set_yscale("log")
     axes.yaxis.set_major_formatter(PERCENT)
     axes.margins(y=0.12)
     add_legend(axes, columns=len(groups))
     return png(figure)
 
 
-def rounds_plot(
-    series: Mapping[str, ArrayLike],
-    errors: Mapping[str, ArrayLike] | None = None,
-    *,
-    title: str = "Macro-F1 over rounds",
-    ylabel: str = "macro-F1",
-) -> bytes:
-    """One line per name over the rounds 0, 1, ..., each (R,), NaN where missing; bands of +/- one error (R,)."""
+def rounds_plot(series: Mapping[str, ArrayLike], *, title: str = "Macro-F1 over rounds") -> bytes:
+    """Draw macro-F1 over the rounds 0, 1, ..., one line per name; each (R,), NaN where missing."""
     figure = Figure(figsize=(6.4, 3.8), layout="constrained")
     axes = axes_of(figure, title)
     ends: list[tuple[float, float, str]] = []
@@ -86,9 +73,6 @@ def rounds_plot(
         y = np.asarray(values, dtype=np.float64)
         colour = PALETTE[index % len(PALETTE)]
         axes.plot(y, color=colour, marker=MARKERS[index % len(MARKERS)], markersize=5, linewidth=2, label=plain(name))
-        if errors is not None and name in errors:
-            e = np.asarray(errors[name], dtype=np.float64)
-            axes.fill_between(np.arange(y.size), y - e, y + e, color=colour, alpha=0.15, linewidth=0)
         last = np.flatnonzero(~np.isnan(y))
         if last.size:
             ends.append((float(last[-1]), float(y[last[-1]]), colour))
@@ -96,13 +80,13 @@ def rounds_plot(
     axes.margins(x=0.09, y=0.12)
     _label_ends(axes, ends)
     axes.set_xlabel("round")
-    axes.set_ylabel(ylabel)
+    axes.set_ylabel("macro-F1")
     add_legend(axes, columns=min(len(series), 3))
     return png(figure)
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str]]) -> None:
-    """The values (x, y, colour) at the ends of lines, beside them, one above the other where they are alike."""
+    """Write the values at the ends (x, y, colour) of lines beside them, one above the other where they are alike."""
     bottom, top = axes.get_ylim()
     places = [_AXES_POINTS * (y - bottom) / (top - bottom) for _, y, _ in ends]
     for (x, y, colour), place, free in zip(ends, places, spread(places, _LABEL_POINTS), strict=True):
@@ -121,7 +105,7 @@ def feedback_plot(
     title: str = "Loss weights",
     ylabel: str = "weight",
 ) -> bytes:
-    """A per-class factor over V feedback versions, (V, K), around its neutral value and inside its bounds."""
+    """Draw a per-class factor over V feedback versions, (V, K), around its neutral value and inside its bounds."""
     history = np.asarray(values, dtype=np.float64)
     figure = Figure(figsize=(7.4, 4.0), layout="constrained")
     axes = axes_of(figure, title, legend=False)
@@ -140,33 +124,30 @@ def feedback_plot(
     return png(figure)
 
 
-def throughput_plot(timeline: Sequence[tuple[float, int]], *, title: str = "Throughput") -> bytes:
-    """Rows per second over a run, from points (seconds, rows so far); in at most 60 steps, each a second or more."""
-    seconds, rows = np.asarray(timeline, np.float64).T
+def throughput_plot(timeline: Sequence[tuple[float, int]]) -> bytes:
+    """Draw images per second over a run, from points (seconds, images so far), in at most 60 steps of >= 1 s each."""
+    seconds, images = np.asarray(timeline, np.float64).T
     edges = np.linspace(seconds[0], seconds[-1], 1 + max(1, min(60, int(seconds[-1] - seconds[0]))))
-    rates = np.diff(np.interp(edges, seconds, rows)) / max(edges[1] - edges[0], 1e-9)
+    rates = np.diff(np.interp(edges, seconds, images)) / max(edges[1] - edges[0], 1e-9)
     figure = Figure(figsize=(9.0, 3.0), layout="constrained")
-    axes = axes_of(figure, title, legend=False)
+    axes = axes_of(figure, "Throughput", legend=False)
     axes.stairs(rates, edges, fill=True, color=BLUE, alpha=0.35)
-    axes.set(xlabel="time [s]", ylabel="rows per second")
+    axes.set(xlabel="time [s]", ylabel="images per second")
     axes.set_ylim(bottom=0)
     return png(figure)
 
 
-def confidence_histogram(
-    counts: ArrayLike, classes: Sequence[str], *, threshold: float | None = None, title: str = "Confidence"
-) -> bytes:
-    """How sure the predictions of every class are, stacked; counts (K, B) over B equal bins from 0 to 1."""
+def confidence_histogram(counts: ArrayLike, classes: Sequence[str], *, threshold: float) -> bytes:
+    """Draw how confident the predictions of every class are, stacked; counts (K, B) over B equal bins from 0 to 1."""
     values = np.asarray(counts, np.float64)
     edges = np.linspace(0, 1, values.shape[1] + 1)
     figure = Figure(figsize=(7.4, 4.0), layout="constrained")
-    axes = axes_of(figure, title, legend=False)
+    axes = axes_of(figure, "Confidence", legend=False)
     below = np.zeros(values.shape[1])
     for k, (name, colour) in enumerate(zip(classes, class_colours(classes), strict=True)):
         axes.stairs(below + values[k], edges, baseline=below, fill=True, color=colour, label=plain(name))
         below = below + values[k]
-    if threshold is not None:
-        axes.axvline(threshold, color=INK, linewidth=1.2, linestyle="--", label=f"threshold ({threshold:g})")
+    axes.axvline(threshold, color=INK, linewidth=1.2, linestyle="--", label=f"threshold ({threshold:g})")
     axes.set(xlabel="confidence", ylabel="predictions", xlim=(0, 1))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, labelcolor=INK)
     return png(figure)
@@ -174,92 +155,43 @@ def confidence_histogram(
 
 def expression_timeline(
     predictions: ArrayLike,
+    confidence: ArrayLike,
     classes: Sequence[str],
     *,
     fps: float,
-    confidence: ArrayLike | None = None,
-    truth: ArrayLike | None = None,
     title: str = "Expression over time",
 ) -> bytes:
-    """The expression of every frame of a video, one lane per class.
+    """Draw the expression of every frame of a video, one lane per class, above the confidence.
 
     Args:
-        predictions: Class index per frame, (F,); -1 for a frame without a face.
+        predictions: Class index per frame, int (F,); -1 for a frame without a face.
+        confidence: Largest probability per frame, (F,).
         classes: The K class names.
         fps: Frames per second.
-        confidence: Largest probability per frame, (F,), drawn below the lanes.
-        truth: True class index per frame, (F,), -1 unknown; drawn as a thin dark line in its lane.
-        title: Title of the picture.
+        title: Title of the plot.
     """
     lanes = np.asarray(predictions, dtype=np.int64)
-    seconds = lanes.size / fps
-    height = 1.3 + 0.32 * len(classes) + (1.0 if confidence is not None else 0.0)
-    figure = Figure(figsize=(9.0, height), layout="constrained")
-    ratios = (0.32 * len(classes), 0.8) if confidence is not None else (1.0,)
-    grid = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios, squeeze=False)
-    axes = grid[0, 0]
-    frame(axes, title, legend=truth is not None)
+    lanes_height = 0.32 * len(classes)
+    figure = Figure(figsize=(9.0, 2.3 + lanes_height), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(lanes_height, 0.8))
+    frame(upper, title)
     for k, colour in enumerate(class_colours(classes)):
-        axes.broken_barh(_runs(lanes == k, fps), (k - 0.36, 0.72), facecolors=colour, zorder=2)
-        if truth is not None:
-            axes.broken_barh(_runs(np.asarray(truth) == k, fps), (k - 0.06, 0.12), facecolors=INK, zorder=3)
-    axes.set_yticks(range(len(classes)), [plain(name) for name in classes])
-    axes.set_ylim(len(classes) - 0.5, -0.5)
-    axes.set_xlim(0, max(seconds, 1 / fps))
-    axes.grid(axis="y", visible=False)
-    if truth is not None:
-        axes.plot([], [], color=INK, linewidth=2, label="true")
-        add_legend(axes, columns=1)
-    if confidence is not None:
-        values = np.asarray(confidence, dtype=np.float64)
-        # A step ends where the next begins: the last frame needs an end of its own.
-        held = np.concatenate([values, values[-1:]])
-        time = np.arange(held.size) / fps
-        frame(grid[1, 0])
-        grid[1, 0].fill_between(time, held, color=GREY, linewidth=0, step="post")
-        grid[1, 0].set(ylim=(0, 1), yticks=(0, 0.5, 1))
-        grid[1, 0].set_ylabel("confidence", fontsize=8)
-    grid[-1, 0].set_xlabel("time [s]")
+        upper.broken_barh(_spans(lanes == k, fps), (k - 0.36, 0.72), facecolors=colour, zorder=2)
+    upper.set_yticks(range(len(classes)), [plain(name) for name in classes])
+    upper.set_ylim(len(classes) - 0.5, -0.5)
+    upper.set_xlim(0, max(lanes.size, 1) / fps)
+    upper.grid(axis="y", visible=False)
+    values = np.asarray(confidence, dtype=np.float64)
+    # A step ends where the next begins: the last frame needs an end of its own.
+    held = np.concatenate([values, values[-1:]])
+    frame(lower)
+    lower.fill_between(np.arange(held.size) / fps, held, color=GREY, linewidth=0, step="post")
+    lower.set(ylim=(0, 1), yticks=(0, 0.5, 1), xlabel="time [s]")
+    lower.set_ylabel("confidence", fontsize=8)
     return png(figure)
 
 
-def contact_sheet(
-    faces: NDArray[np.uint8],
-    captions: Sequence[str],
-    *,
-    columns: int | None = None,
-    wrong: Sequence[bool] | None = None,
-    title: str = "",
-) -> bytes:
-    """A grid of faces, uint8 RGB (N, S, S, 3), with captions; those marked `wrong` get a red frame and a cross."""
-    n = len(faces)
-    columns = columns or max(1, min(10, math.ceil(math.sqrt(n * 1.6))))
-    rows = max(1, math.ceil(n / columns))
-    side = faces.shape[1]
-    # One axes for all: an axes for each face, and a layout that fits them, take seconds.
-    lines = max((caption.count("\n") + 1 for caption in captions), default=1)
-    gap, text = 0.08 * side, 0.17 * lines * side
-    width, height = columns * (side + gap) + gap, rows * (side + gap + text) + gap
-    figure = Figure(figsize=(1.25 * columns, 1.25 * columns * height / width + (0.4 if title else 0)))
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1 - (0.4 / figure.get_figheight() if title else 0)))
-    axes.set_axis_off()
-    for index in range(n):
-        left = gap + index % columns * (side + gap)
-        top = gap + text + index // columns * (side + gap + text)
-        bad = wrong is not None and wrong[index]
-        extent = (left, left + side, top + side, top)
-        axes.imshow(faces[index], extent=extent, interpolation="nearest" if side < 64 else "antialiased")
-        caption = ("✗ " if bad else "") + plain(captions[index])
-        colour = RED if bad else INK
-        axes.text(left + side / 2, top - 0.03 * side, caption, fontsize=8, color=colour, ha="center", va="bottom")
-        if bad:
-            axes.add_patch(Rectangle((left, top), side, side, fill=False, edgecolor=RED, linewidth=2.5))
-    axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
-    if title:
-        figure.suptitle(plain(title), x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
-    return png(figure)
-
-
-def _runs(active: NDArray[np.bool_], fps: float) -> list[tuple[float, float]]:
+def _spans(active: NDArray[np.bool_], fps: float) -> list[tuple[float, float]]:
+    """Return (start, length) in seconds of every run of active frames."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], active, [False]]).astype(np.int8)))
     return [(start / fps, (stop - start) / fps) for start, stop in edges.reshape(-1, 2)]

@@ -12,14 +12,14 @@ from ray_fer.selection.rule import (
     LOWEST_THRESHOLD,
     Accepted,
     Array,
-    Known,
     Measured,
     Rule,
+    SelectionContext,
     State,
     accept_above,
+    asarray_like,
     average,
     count,
-    like,
     moving,
     normalise,
     number,
@@ -36,7 +36,7 @@ class FlexMatch(Rule):
     is ours: at the start β = 0 would accept everything.
 
     State: ``assigned`` int8 (rows,), the class of each face or −1; ``counts`` (K + 1,), of it, the last of −1;
-    ``thresholds`` (K,), those of `Known`. With ``rows`` given, `measure` returns ``rows`` and ``labels`` (−1: not
+    ``thresholds`` (K,), those of the context. With ``rows`` given, `measure` returns ``rows`` and ``labels`` (−1: not
     sure), to be appended rather than added up; `update` changes those rows alone, and of several predictions of a face
     takes the last sure one. Without (offline, where each face is seen once, or for endless streams) it returns sums
     like any rule, and ``counts`` are their moving average.
@@ -44,21 +44,21 @@ class FlexMatch(Rule):
 
     passes: ClassVar[int] = 1
 
-    def start(self, known: Known, rows: int = 0) -> State:
+    def start(self, context: SelectionContext, rows: int = 0) -> State:
         """See `Rule.start`."""
-        counts = np.zeros(len(known.thresholds) + 1, np.float32)
+        counts = np.zeros(len(context.thresholds) + 1, np.float32)
         counts[-1] = rows
-        return self.refresh({"assigned": np.full(rows, -1, np.int8), "counts": counts}, known)
+        return self.refresh({"assigned": np.full(rows, -1, np.int8), "counts": counts}, context)
 
-    def refresh(self, state: State, known: Known) -> State:
+    def refresh(self, state: State, context: SelectionContext) -> State:
         """See `Rule.refresh`."""
-        return state | {"thresholds": like(known.thresholds, state["counts"])}
+        return state | {"thresholds": asarray_like(context.thresholds, state["counts"])}
 
     def measure(self, probs: Array, state: State, rows: Array | None = None) -> Measured:
         """See `Rule.measure`."""
         xp = array_namespace(probs)
         named, confidence = top(probs)
-        sure = confidence >= xp.take(like(state["thresholds"], probs), named)
+        sure = confidence >= xp.take(asarray_like(state["thresholds"], probs), named)
         classes = probs.shape[1]
         if rows is None:
             return {"counts": count(xp.where(sure, named, classes), classes + 1)}
@@ -87,13 +87,13 @@ class FlexMatch(Rule):
         ]
         return state | {"assigned": assigned, "counts": counts + change[0] - change[1]}
 
-    def accept(self, probs: Array, state: State, known: Known) -> Accepted:
+    def accept(self, probs: Array, state: State, context: SelectionContext) -> Accepted:
         """See `Rule.accept`."""
         xp = array_namespace(probs)
-        counts = like(state["counts"], probs)
+        counts = asarray_like(state["counts"], probs)
         most = xp.max(counts)
         beta = counts[:-1] / xp.where(most > 0, most, xp.ones_like(most))
-        base = like(known.thresholds, probs)
+        base = asarray_like(context.thresholds, probs)
         return accept_above(probs, xp.minimum(base, xp.clip(base * beta / (2 - beta), LOWEST_THRESHOLD, None)))
 
 
@@ -112,9 +112,9 @@ class FreeMatch(Rule):
     update_first: ClassVar[bool] = True
     passes: ClassVar[int] = 1
 
-    def start(self, known: Known, rows: int = 0) -> State:
+    def start(self, context: SelectionContext, rows: int = 0) -> State:
         """See `Rule.start`."""
-        classes = len(known.thresholds)
+        classes = len(context.thresholds)
         return {
             "threshold": np.asarray(1 / classes, np.float32),
             "mean": np.full(classes, 1 / classes, np.float32),
@@ -133,11 +133,11 @@ class FreeMatch(Rule):
         """See `Rule.update`."""
         return {name: average(old, measured[name], measured["number"], momentum) for name, old in state.items()}
 
-    def accept(self, probs: Array, state: State, known: Known) -> Accepted:
+    def accept(self, probs: Array, state: State, context: SelectionContext) -> Accepted:
         """See `Rule.accept`."""
         xp = array_namespace(probs)
-        mean = like(state["mean"], probs)
-        thresholds = like(state["threshold"], probs) * mean / xp.max(mean)
+        mean = asarray_like(state["mean"], probs)
+        thresholds = asarray_like(state["threshold"], probs) * mean / xp.max(mean)
         return accept_above(probs, xp.clip(thresholds, LOWEST_THRESHOLD, None))
 
 
@@ -162,9 +162,9 @@ class SoftMatch(Rule):
     update_first: ClassVar[bool] = True
     passes: ClassVar[int] = 2
 
-    def start(self, known: Known, rows: int = 0) -> State:
+    def start(self, context: SelectionContext, rows: int = 0) -> State:
         """See `Rule.start`."""
-        classes = len(known.thresholds)
+        classes = len(context.thresholds)
         return {
             "mean": np.zeros(classes, np.float32),
             "mu": np.asarray(1 / classes, np.float32),
@@ -194,12 +194,12 @@ class SoftMatch(Rule):
             "variance": average(state["variance"], deviations, xp.clip(n - 1, 0, None), momentum),
         }
 
-    def accept(self, probs: Array, state: State, known: Known) -> Accepted:
+    def accept(self, probs: Array, state: State, context: SelectionContext) -> Accepted:
         """See `Rule.accept`."""
         xp = array_namespace(probs)
-        below = xp.clip(self._confidence(probs, state) - like(state["mu"], probs), None, 0)
+        below = xp.clip(self._confidence(probs, state) - asarray_like(state["mu"], probs), None, 0)
         # Confidences that are all the same have no variance.
-        spread = xp.clip(like(state["variance"], probs), 1e-6, None)
+        spread = xp.clip(asarray_like(state["variance"], probs), 1e-6, None)
         weights = xp.exp(-(below**2) * self.n_sigma**2 / (2 * spread))
         return Accepted(weights, top(probs)[0], probs)
 
@@ -207,6 +207,6 @@ class SoftMatch(Rule):
         """q, (N,)."""
         xp = array_namespace(probs)
         classes = probs.shape[1]
-        mean = like(state["mean"], probs)
+        mean = asarray_like(state["mean"], probs)
         mean = xp.where(xp.any(mean > 0), mean, xp.full_like(mean, 1 / classes))
         return xp.max(normalise(probs * ((1 / classes + 1e-6) / (mean + 1e-6))[None, :]), axis=1)

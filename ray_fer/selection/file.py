@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from ray_fer import storage
 from ray_fer.documents import MissingDocumentError, read_document
 from ray_fer.errors import UserError, one_line
+from ray_fer.selection.rule import Accepted, harden
 
 INFO = "selection.json"
 ROWS = "selection.parquet"
@@ -91,6 +92,31 @@ class Selection:
         per_class = np.array([earlier.get(name, 1.0) for name in self.info["classes"]], np.float32)
         plain: NDArray[np.float32] = self.weights / per_class[self.targets.argmax(axis=1)]
         return plain
+
+
+def to_table(
+    uris: pa.Array, accepted: Accepted, class_weights: NDArray[np.floating], classes: Sequence[str], targets: str
+) -> pa.Table:
+    """Returns accepted pseudo-labels as a table of `SCHEMA`.
+
+    Args:
+        uris: N strings.
+        accepted: N rows of numpy arrays.
+        class_weights: sampling weights, (K,).
+        classes: K names.
+        targets: ``soft`` for probabilities, ``hard`` for one-hot vectors.
+    """
+    labels, soft = accepted.labels, accepted.targets
+    kept = harden(labels, len(classes)) if targets == "hard" else soft
+    ends = np.arange(0, kept.size + 1, len(classes), dtype=np.int32)
+    columns = [
+        uris.cast(pa.string()),
+        pa.DictionaryArray.from_arrays(labels, list(classes)).cast(pa.string()),
+        pa.ListArray.from_arrays(ends, pa.array(kept.ravel())),
+        pa.array(accepted.weights * class_weights[labels], pa.float32()),
+        pa.array(soft.max(axis=1)),
+    ]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
 
 
 def read_selection(uri: str, classes: tuple[str, ...]) -> Selection:

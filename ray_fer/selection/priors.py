@@ -11,13 +11,13 @@ from array_api_compat import array_namespace
 from ray_fer.selection.rule import (
     Accepted,
     Array,
-    Known,
     Measured,
     Rule,
+    SelectionContext,
     State,
     accept_above,
+    asarray_like,
     average,
-    like,
     normalise,
     number,
 )
@@ -45,9 +45,9 @@ class Alignment(Rule):
     passes: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ("labelled_prior",)
 
-    def start(self, known: Known, rows: int = 0) -> State:
+    def start(self, context: SelectionContext, rows: int = 0) -> State:
         """See `Rule.start`."""
-        return {"mean": np.zeros(len(known.thresholds), np.float32)}
+        return {"mean": np.zeros(len(context.thresholds), np.float32)}
 
     def measure(self, probs: Array, state: State, rows: Array | None = None) -> Measured:
         """See `Rule.measure`."""
@@ -58,13 +58,13 @@ class Alignment(Rule):
         """See `Rule.update`."""
         return {"mean": average(state["mean"], measured["mean"], measured["number"], momentum, from_first=True)}
 
-    def accept(self, probs: Array, state: State, known: Known) -> Accepted:
+    def accept(self, probs: Array, state: State, context: SelectionContext) -> Accepted:
         """See `Rule.accept`."""
         xp = array_namespace(probs)
-        prior, mean = like(known.labelled_prior, probs), like(state["mean"], probs)
+        prior, mean = asarray_like(context.labelled_prior, probs), asarray_like(state["mean"], probs)
         mean = xp.where(xp.any(mean > 0), mean, prior)
         aligned = normalise(probs * (((prior + 1e-6) / (mean + 1e-6)) ** self.kappa)[None, :])
-        return accept_above(aligned, known.thresholds)
+        return accept_above(aligned, context.thresholds)
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class DebiasPL(Rule):
     strength: float = 0.4
     passes: ClassVar[int] = 1
 
-    def start(self, known: Known, rows: int = 0) -> State:
+    def start(self, context: SelectionContext, rows: int = 0) -> State:
         """See `Rule.start`."""
-        classes = len(known.thresholds)
+        classes = len(context.thresholds)
         return {"prior": np.full(classes, 1 / classes, np.float32)}
 
     def measure(self, probs: Array, state: State, rows: Array | None = None) -> Measured:
@@ -98,12 +98,12 @@ class DebiasPL(Rule):
         """See `Rule.update`."""
         return {"prior": average(state["prior"], measured["prior"], measured["number"], momentum)}
 
-    def accept(self, probs: Array, state: State, known: Known) -> Accepted:
+    def accept(self, probs: Array, state: State, context: SelectionContext) -> Accepted:
         """See `Rule.accept`."""
         xp = array_namespace(probs)
-        logits = xp.log(xp.clip(probs, _SMALLEST_PROBABILITY, None)) - like(self.margin(state), probs)[None, :]
+        logits = xp.log(xp.clip(probs, _SMALLEST_PROBABILITY, None)) - asarray_like(self.margin(state), probs)[None, :]
         debiased = normalise(xp.exp(logits - xp.max(logits, axis=1, keepdims=True)))
-        return accept_above(debiased, known.thresholds)
+        return accept_above(debiased, context.thresholds)
 
     def margin(self, state: State) -> Array:
         """See `Rule.margin`."""

@@ -14,7 +14,18 @@ from typing import ClassVar
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from ray_fer.selection.rule import Accepted, Array, Known, Measured, Rule, State, count, like, moving, top
+from ray_fer.selection.rule import (
+    Accepted,
+    Array,
+    Measured,
+    Rule,
+    SelectionContext,
+    State,
+    asarray_like,
+    count,
+    moving,
+    top,
+)
 
 _BINS = 1 << 12
 
@@ -33,9 +44,9 @@ class Ranked(Rule):
     update_first: ClassVar[bool] = True
     passes: ClassVar[int] = 1
 
-    def start(self, known: Known, rows: int = 0) -> State:
+    def start(self, context: SelectionContext, rows: int = 0) -> State:
         """See `Rule.start`."""
-        return {"histogram": np.zeros((len(known.thresholds), self.bins), np.float32)}
+        return {"histogram": np.zeros((len(context.thresholds), self.bins), np.float32)}
 
     def measure(self, probs: Array, state: State, rows: Array | None = None) -> Measured:
         """See `Rule.measure`."""
@@ -49,14 +60,14 @@ class Ranked(Rule):
         new = measured["histogram"]
         return {"histogram": moving(state["histogram"], new, new.sum() > 0, momentum, from_first=True)}
 
-    def accept(self, probs: Array, state: State, known: Known) -> Accepted:
+    def accept(self, probs: Array, state: State, context: SelectionContext) -> Accepted:
         """See `Rule.accept`."""
         xp = array_namespace(probs)
         labels, confidence = top(probs)
-        shares = self.shares(like(state["histogram"], probs), known)
+        shares = self.shares(asarray_like(state["histogram"], probs), context)
         return Accepted(xp.take(xp.reshape(shares, (-1,)), _cells(labels, confidence, self.bins)), labels, probs)
 
-    def shares(self, histogram: Array, known: Known) -> Array:
+    def shares(self, histogram: Array, context: SelectionContext) -> Array:
         """The weight (K, bins) of the predictions in each bin of ``histogram``."""
         raise NotImplementedError
 
@@ -77,10 +88,10 @@ class TopK(Ranked):
     per_class: float | None = None
     max_copies: float = 4.0
 
-    def shares(self, histogram: Array, known: Known) -> Array:
+    def shares(self, histogram: Array, context: SelectionContext) -> Array:
         """See `Ranked.shares`."""
         xp = array_namespace(histogram)
-        thresholds = like(known.thresholds, histogram)
+        thresholds = asarray_like(context.thresholds, histogram)
         classes = histogram.shape[0]
         passing = xp.sum(xp.where(_at_least(thresholds, self.bins), histogram, xp.zeros_like(histogram)))
         wanted = xp.clip(xp.floor(passing / classes), 1, None) if self.per_class is None else self.per_class
@@ -120,10 +131,10 @@ class CReST(Ranked):
         mine = xp.astype((ranks >= rank[:, None]) & (ranks < (rank + xp.sum(equal, axis=1))[:, None]), counts.dtype)
         return xp.sum(mine * by_rank[None, :], axis=1) / xp.sum(mine, axis=1)
 
-    def shares(self, histogram: Array, known: Known) -> Array:
+    def shares(self, histogram: Array, context: SelectionContext) -> Array:
         """See `Ranked.shares`."""
         xp = array_namespace(histogram)
-        rates = self.rates(like(known.labelled_counts, histogram))
+        rates = self.rates(asarray_like(context.labelled_counts, histogram))
         return _best(histogram, rates * xp.sum(histogram, axis=1))
 
 

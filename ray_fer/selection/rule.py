@@ -8,7 +8,7 @@ Online, once a step, ``rule.update_first`` says in which order::
 
     measured = all_reduce(rule.measure(probs, state, rows))     # sums; what is `CONCATENATED` is appended instead
     state = rule.update(state, measured, momentum)              # of the caller's choice
-    accepted = rule.accept(probs, state, known)
+    accepted = rule.accept(probs, state, context)
 
 Offline `fit` turns the sums over all batches into dataset-wide statistics. N is the number of rows, K of classes.
 """
@@ -36,7 +36,7 @@ LOWEST_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
-class Known:
+class SelectionContext:
     """What a rule may know besides the probabilities.
 
     Attributes:
@@ -56,10 +56,10 @@ class Known:
     log_prior: Array | None = None
     epoch: float = math.inf
 
-    def like(self, probs: Array) -> Known:
+    def to(self, probs: Array) -> SelectionContext:
         """The same with float32 arrays of the kind and on the device of ``probs``: once, rather than in each step."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "epoch"}
-        return replace(self, **{name: like(a, probs) for name, a in arrays.items() if a is not None})
+        return replace(self, **{name: asarray_like(a, probs) for name, a in arrays.items() if a is not None})
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,19 @@ class Rule:
     Attributes:
         update_first: whether a batch enters the statistics before they are applied to it.
         passes: how often `fit` goes over the data: 0 without statistics, 2 where some depend on others.
-        needs: the fields of `Known` without which the rule makes no sense.
+        needs: the fields of `SelectionContext` without which the rule makes no sense.
     """
 
     update_first: ClassVar[bool] = False
     passes: ClassVar[int] = 0
     needs: ClassVar[tuple[str, ...]] = ()
 
-    def start(self, known: Known, rows: int = 0) -> State:
+    def start(self, context: SelectionContext, rows: int = 0) -> State:
         """The numpy state before any prediction was seen; ``rows``: size of the unlabeled set, FlexMatch needs it."""
         return {}
 
-    def refresh(self, state: State, known: Known) -> State:
-        """The state after ``known`` has changed, as a new feedback version does."""
+    def refresh(self, state: State, context: SelectionContext) -> State:
+        """The state after ``context`` has changed, as a new feedback version does."""
         return state
 
     def measure(self, probs: Array, state: State, rows: Array | None = None) -> Measured:
@@ -113,7 +113,7 @@ class Rule:
         """The next state: moving averages of the means; ``momentum`` 0 takes the means themselves."""
         return state
 
-    def accept(self, probs: Array, state: State, known: Known) -> Accepted:
+    def accept(self, probs: Array, state: State, context: SelectionContext) -> Accepted:
         """Weights, labels and targets of ``probs`` (N, K)."""
         raise NotImplementedError
 
@@ -122,15 +122,15 @@ class Rule:
         return None
 
 
-def fit(rule: Rule, batches: Iterable[Array], known: Known) -> State:
+def fit(rule: Rule, batches: Iterable[Array], context: SelectionContext) -> State:
     """The state of ``rule`` over a whole data set.
 
     Args:
         rule: any.
         batches: float32 (n, K) each; gone over ``rule.passes`` times, so not an iterator.
-        known: of the data set.
+        context: of the data set.
     """
-    state = rule.start(known)
+    state = rule.start(context)
     for _ in range(rule.passes):
         totals: Measured = {}
         for probs in batches:
@@ -153,7 +153,7 @@ def move(state: State, probs: Array) -> State:
 # --- arrays ---
 
 
-def like(value: Array, probs: Array) -> Array:
+def asarray_like(value: Array, probs: Array) -> Array:
     """``value`` as float32 of the kind and on the device of ``probs``; as it is where it is so already."""
     xp = array_namespace(probs)
     if isinstance(value, type(probs)) and value.dtype == xp.float32 and device(value) == device(probs):
@@ -233,13 +233,13 @@ def debias(probs: Array, log_prior: Array | None) -> Array:
     """Probabilities (N, K) with a prior removed: softmax(log p − log prior), float32.
 
     The form is DebiasPL's (Wang et al., CVPR 2022) with strength 1; the prior comes from the measured confusion, see
-    `feedback.formulas`.
+    `feedback.factors`.
     """
     xp = array_namespace(probs)
-    probs = like(probs, probs)
+    probs = asarray_like(probs, probs)
     if log_prior is None:
         return probs
-    prior = like(log_prior, probs)
+    prior = asarray_like(log_prior, probs)
     # Relative to the smallest, so that nothing overflows.
     return normalise(probs * xp.exp(xp.min(prior) - prior)[None, :])
 
@@ -248,5 +248,5 @@ def accept_above(probs: Array, thresholds: Array) -> Accepted:
     """Accepts with weight 1 what is at least as confident as the threshold (K,) of its class; ≥ as in FixMatch."""
     xp = array_namespace(probs)
     labels, confidence = top(probs)
-    weights = xp.astype(confidence >= xp.take(like(thresholds, probs), labels), xp.float32)
+    weights = xp.astype(confidence >= xp.take(asarray_like(thresholds, probs), labels), xp.float32)
     return Accepted(weights, labels, probs)

@@ -8,16 +8,16 @@ from typing import ClassVar
 
 from array_api_compat import array_namespace
 
-from ray_fer.selection.rule import Accepted, Array, Known, Rule, State, accept_above, like
+from ray_fer.selection.rule import Accepted, Array, Rule, SelectionContext, State, accept_above, asarray_like
 
 
 @dataclass(frozen=True)
 class Threshold(Rule):
     """FixMatch's rule (Sohn et al., NeurIPS 2020, eq. 4): weight 1 where max p ≥ τ_ĉ; here with a τ for each class."""
 
-    def accept(self, probs: Array, state: State, known: Known) -> Accepted:
+    def accept(self, probs: Array, state: State, context: SelectionContext) -> Accepted:
         """See `Rule.accept`."""
-        return accept_above(probs, known.thresholds)
+        return accept_above(probs, context.thresholds)
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,16 @@ class AdaCM(Rule):
     ceiling: float = 0.97
     needs: ClassVar[tuple[str, ...]] = ("labelled_confidence",)
 
-    def accept(self, probs: Array, state: State, known: Known) -> Accepted:
+    def accept(self, probs: Array, state: State, context: SelectionContext) -> Accepted:
         """See `Rule.accept`."""
-        return accept_above(probs, self.margins(probs, known))
+        return accept_above(probs, self.margins(probs, context))
 
-    def margins(self, probs: Array, known: Known) -> Array:
+    def margins(self, probs: Array, context: SelectionContext) -> Array:
         """T, (K,), of the kind of ``probs``."""
         xp = array_namespace(probs)
-        floor = like(known.thresholds, probs)
-        if known.labelled_confidence is None:
+        floor = asarray_like(context.thresholds, probs)
+        if context.labelled_confidence is None:
             return floor
-        confidence = like(known.labelled_confidence, probs)
-        margins = self.ceiling / (1 + math.exp(-known.epoch)) * confidence
+        confidence = asarray_like(context.labelled_confidence, probs)
+        margins = self.ceiling / (1 + math.exp(-context.epoch)) * confidence
         return xp.where(xp.isnan(margins), floor, xp.maximum(floor, margins))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ray_fer.compat.deepspeed import held_weights, link_moments, skip_allreduce, skip_operator_probe
 from ray_fer.training.loop import Method
 from ray_fer.training.world import World
 
@@ -37,8 +38,7 @@ class DeepSpeedEngine:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         import deepspeed
 
-        # Also keeps DeepSpeed from asking the compiler which of its operators could be built.
-        deepspeed.ops.__compatible_ops__ = {}
+        skip_operator_probe()
         self._stage, self._rank = zero_stage, world.rank
         settings = {
             "train_micro_batch_size_per_gpu": 1,  # only read for throughput figures
@@ -58,8 +58,7 @@ class DeepSpeedEngine:
             model=method.model, optimizer=self._adamw, config=settings, dist_init_required=False
         )
         if world.size == 1 and zero_stage == 0:
-            # Nothing is reduced then, but all gradients would be copied to and fro for it.
-            self._engine.enable_backward_allreduce = False
+            skip_allreduce(self._engine)
         self.model: nn.Module = self._engine.module
 
     @property
@@ -145,19 +144,11 @@ class DeepSpeedEngine:
         """Which weights AdamW has together, and the tensor of this rank's part of them that it has for them."""
         if self._stage == 0:
             return [([weight], weight) for group in self.groups for weight in group["params"]]
-        if self._stage == 3:
-            return list(zip(self._optimizer.fp16_groups, self._optimizer.fp32_partitioned_groups_flat, strict=True))
-        return list(zip(self._optimizer.bit16_groups, self._optimizer.single_partition_of_fp32_groups, strict=True))
+        return held_weights(self._optimizer, self._stage)
 
     def _link(self, parameters: list[nn.Parameter], held: torch.Tensor) -> None:
-        """Lets DeepSpeed find the moments of ``parameters``: at stages 1 and 2 it looks for them once, and too early.
-
-        That is after the first group's first step, when the other groups have none yet.
-        """
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
         if self._stage in (1, 2):
-            lazy_init_hp_params_optimizer_state(parameters, held, self._adamw.state)
+            link_moments(parameters, held, self._adamw.state)
 
     def _set(self, parameter: nn.Parameter, key: str, whole: torch.Tensor) -> None:
         from deepspeed import utils

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray_fer.compat.ray import WorkerGroupCallback
 
 PLACED = "placed"
 

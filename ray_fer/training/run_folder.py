@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from ray_fer import storage
 from ray_fer.config import JobConfig
+from ray_fer.data.layouts import normalise_argument
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
 from ray_fer.models.records import Claim, Identity, Provenance
@@ -44,7 +45,7 @@ def absolute(config: Config, *keys: str) -> Config:
         UserError: for a URI that cannot be one, naming its key.
     """
     given = {key: uri for key in keys if (uri := getattr(config, key))}
-    return config.model_copy(update={key: storage.normalise_argument(key, uri) for key, uri in given.items()})
+    return config.model_copy(update={key: normalise_argument(key, uri) for key, uri in given.items()})
 
 
 def identity_of(config: JobConfig, contents: dict[str, str]) -> Identity:

@@ -1,4 +1,4 @@
-"""What the jobs for video can be told."""
+"""The configs of the jobs for video."""
 
 from __future__ import annotations
 

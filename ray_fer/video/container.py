@@ -1,4 +1,4 @@
-"""What FFmpeg leaves to whoever plays a file: which stream is the film, how it is turned, its times, what is missing.
+"""What FFmpeg leaves to a player: which stream is the film, its orientation, its times, and what is missing.
 
 A container promises frames by its index, if that lists them all, or bytes by the size that it declares. A number of
 frames in a header promises nothing: it counts frames that an edit list leaves out, and writers guess it.
@@ -62,14 +62,14 @@ class Container:
         return 1 / float(self.film.average_rate or self.film.guessed_rate or _USUAL_RATE)
 
     def _lasts(self, end_s: float) -> bool:
-        """Whether the film is as long as the header of a Matroska file says; of others, FFmpeg estimates the length."""
+        """Return whether the film is as long as its Matroska header says; of others, FFmpeg only estimates it."""
         if not self.opened.format.name.startswith("matroska") or self.opened.duration is None:
             return False
         return bool(end_s + 2 * self._step > self.opened.duration / av.time_base)
 
     @property
     def may_leap(self) -> bool:
-        """Whether time stamps may start anew or leap, as in a transport stream."""
+        """Return whether time stamps may start anew or leap, as in a transport stream."""
         return bool(self.opened.format.flags & av.format.Flags.ts_discont.value)
 
     def missing(self, shown: int, end_s: float, error: str | None) -> str | None:
@@ -96,7 +96,7 @@ def open_container(uri: str) -> Iterator[Container]:
     """Open a local file, or an S3 object, which is held in memory.
 
     Raises:
-        UserError: Naming the file, when there is none, or none with a film: a cover of a record is no film.
+        UserError: Naming the file, when it does not exist or holds no film; the cover of a record is no film.
     """
     try:
         if storage.is_remote(uri):
@@ -125,7 +125,7 @@ def open_container(uri: str) -> Iterator[Container]:
 
 
 def declared_size(head: bytes) -> int | None:
-    """The size in bytes that the head of a Matroska, AVI, FLV or ASF file gives for the file; None if it gives none."""
+    """Return the size in bytes that the head of a Matroska, AVI, FLV or ASF file declares, or None if it has none."""
     if head.startswith(_EBML):
         at = head.find(_SEGMENT)
         if at < 0 or len(head) < at + 12:
@@ -151,10 +151,10 @@ def declared_size(head: bytes) -> int | None:
 
 
 class Clock:
-    """Seconds since the first frame, from time stamps; they never go back.
+    """Turns time stamps into seconds since the first frame, which never go back.
 
-    Where stamps start anew, or leap in a container whose stamps may, recordings were glued together or the counter ran
-    over: the next frame then follows after one frame's time. A stamp that goes back by a few frames is one in disorder.
+    Stamps start anew, or leap in a container whose stamps may, where recordings were glued together or the counter ran
+    over; the next frame then follows after one frame's time. A stamp that goes back by a few frames is out of order.
 
     Args:
         step: Seconds per frame, for frames without a stamp too.
@@ -168,7 +168,7 @@ class Clock:
         self._latest = 0.0
 
     def __call__(self, stamp: float | None) -> float:
-        """Take the next frame's stamp in seconds, None if it has none, and give its time."""
+        """Return the time of the next frame from its stamp in seconds, None if it has none."""
         gap = self._step
         if stamp is not None and self._stamp is not None:
             gap = stamp - self._stamp
@@ -184,7 +184,7 @@ class Clock:
 
 
 def as_shown(pixels: NDArray[np.uint8], frame: Any) -> NDArray[np.uint8]:
-    """Turn and mirror pixels (S, S, C) of a frame as its display matrix says, to the nearest of the eight ways.
+    """Turn and mirror pixels (S, S, C) of a frame as its display matrix says, to the nearest of the eight orientations.
 
     The matrix takes a stored pixel (x, y) to (a x + c y, b x + d y).
     """

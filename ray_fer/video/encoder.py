@@ -1,44 +1,24 @@
-"""The temporal encoder: a small Transformer over the features of neighbouring frames, and the folder it is kept in.
+"""The temporal encoder: a small Transformer over the features of neighbouring frames.
 
-A reconstruction of the temporal encoder of arXiv:2403.11942: what could be read of it names a Transformer over the
-features of neighbouring frames, a per-frame head, overlapping windows and post-processing, but neither equations nor
-sizes. Ours, and not the paper's: the frame classifier's log-probabilities are a second input and a residual path, and
-the head starts at zero, so that an untrained encoder *is* the frame classifier and training adds what neighbours know.
+It is a reconstruction of the temporal encoder of arXiv:2403.11942. What could be read of it names a Transformer over
+the features of neighbouring frames, a per-frame head, overlapping windows and post-processing, but neither equations
+nor sizes. Ours, and not the paper's: the frame classifier's log-probabilities are a second input and a residual path,
+and the head starts at zero. So an untrained encoder *is* the frame classifier, and training adds what neighbours know.
 
 Shapes: B windows of T frames, D features, K classes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import shutil
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
-from typing_extensions import TypedDict
 
-from ray_fer import storage
-from ray_fer.config import Count
-from ray_fer.documents import parse_document
-from ray_fer.errors import UserError, one_line
-from ray_fer.models.artifact import METRICS, PROVENANCE, Artifact, open_artifact
-from ray_fer.models.weights import check_safetensors
 from ray_fer.video.windows import average_windows, frame_grid, gather, window_starts
-
-WEIGHTS = "temporal.safetensors"
-CONFIG = "temporal.json"
-BACKBONE = "backbone"
 
 _MIN_PROBABILITY = 1e-6
 _WINDOWS_PER_CALL = 64
@@ -46,29 +26,17 @@ _WINDOWS_PER_CALL = 64
 Floats = NDArray[np.float32]
 
 
-class Config(TypedDict):
-    """``temporal.json``."""
-
-    classes: list[str]
-    encoder: dict[str, Any]
-    stride: Count
-    frame_step: Count
-    smoothing: Annotated[int, Field(ge=0)]
-    frame_smoothing: Annotated[int, Field(ge=0)]
-    backbone: str
-
-
 class TemporalEncoder(nn.Module):
-    """Logits per frame from the features and probabilities of the frames of a window.
+    """Computes logits per frame from the features and probabilities of the frames of a window.
 
     Args:
         dim: D.
         n_classes: K.
-        window: the largest T.
-        width: of the encoder.
-        layers: pre-norm Transformer layers.
-        heads: attention heads; divide ``width``.
-        dropout: in the layers and after the embedding.
+        window: The largest T.
+        width: Width of the encoder.
+        layers: Number of pre-norm Transformer layers.
+        heads: Number of attention heads; divides ``width``.
+        dropout: Dropout in the layers and after the embedding.
     """
 
     def __init__(
@@ -95,21 +63,21 @@ class TemporalEncoder(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def normalise_inputs(self, features: Floats, probs: Floats) -> None:
-        """Takes mean and spread of the inputs from training frames, (M, D) and (M, K); saved with the weights."""
+        """Set mean and scale of the inputs from training frames, (M, D) and (M, K); they are saved with the weights."""
         inputs = np.concatenate([features, np.log(np.maximum(probs, _MIN_PROBABILITY))], axis=1)
         deviation = inputs.std(axis=0, dtype=np.float64)
-        # A feature that never varies (a dead ReLU) says nothing: it stays as it is instead of being blown up.
+        # A feature that never varies (a dead ReLU) keeps its scale instead of being blown up.
         scale = 1 / np.where(deviation > 1e-6, deviation, 1)
         self.mean.copy_(torch.from_numpy(inputs.mean(axis=0, dtype=np.float64)))
         self.scale.copy_(torch.from_numpy(scale))
 
     def forward(self, features: torch.Tensor, probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Logits (B, T, K); where ``mask`` is false they mean nothing.
+        """Compute logits (B, T, K), which mean nothing where ``mask`` is false.
 
         Args:
-            features: (B, T, D).
-            probs: of the frame classifier, (B, T, K).
-            mask: bool (B, T), false for absent frames, which nothing of the output depends on.
+            features: Features, (B, T, D).
+            probs: Probabilities of the frame classifier, (B, T, K).
+            mask: bool (B, T), false for absent frames, on which nothing else in the output depends.
         """
         log_probs = probs.clamp_min(_MIN_PROBABILITY).log()
         x = (torch.cat([features, log_probs], dim=-1) - self.mean) * self.scale
@@ -125,7 +93,11 @@ class TemporalEncoder(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Pre-norm attention and feed-forward (4 x width), each added to its input."""
+    """Pre-norm attention and feed-forward (4 x width), each added to its input.
+
+    `torch.nn.TransformerEncoderLayer` is not the same: it also drops attention weights, starts from other weights, and
+    takes a path at inference whose sums have another order.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -140,7 +112,7 @@ class _Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-        """(B, T, width) -> (B, T, width); ``visible`` bool (B, 1, T, T): which key a query may see."""
+        """Map (B, T, width) to (B, T, width); ``visible``, bool (B, 1, T, T), says which key a query may see."""
         batch, length, width = x.shape
         qkv = self.to_qkv(self.norm_attention(x)).reshape(batch, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
@@ -151,7 +123,7 @@ class _Layer(nn.Module):
 
 
 def sinusoids(length: int, width: int) -> torch.Tensor:
-    """Positions of Vaswani et al., 2017 (arXiv:1706.03762, section 3.5), float32 (length, width)."""
+    """Return the positions of Vaswani et al., 2017 (arXiv:1706.03762, section 3.5), float32 (length, width)."""
     rate = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
     angle = torch.arange(length)[:, None] * rate
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)[:, :width]
@@ -161,14 +133,17 @@ def sinusoids(length: int, width: int) -> torch.Tensor:
 def clip_logits(
     encoder: TemporalEncoder, frames: NDArray[np.int64], features: Floats, probs: Floats, stride: int
 ) -> Floats:
-    """Logits of the M frames of one clip, float32 (M, K): windows on the clip's grid, averaged where they overlap.
+    """Compute the logits of the M frames of one clip, averaged over the windows on its grid that overlap.
 
     Args:
-        encoder: in evaluation mode, on any device.
-        frames: frame numbers, int64 (M,), strictly increasing, M >= 1.
-        features: (M, D).
-        probs: of the frame classifier, (M, K).
-        stride: steps between the starts of windows, at most the encoder's window.
+        encoder: An encoder in evaluation mode, on any device.
+        frames: Frame numbers, int64 (M,), strictly increasing, M >= 1.
+        features: Features, (M, D).
+        probs: Probabilities of the frame classifier, (M, K).
+        stride: Steps between the starts of windows, at most the encoder's window.
+
+    Returns:
+        float32 (M, K).
     """
     grid = frame_grid(frames)
     starts = window_starts(grid.length, encoder.window, stride)
@@ -180,137 +155,3 @@ def clip_logits(
         windows = (torch.from_numpy(gather(values, some, encoder.window)).to(device) for values in inputs)
         outputs.append(encoder(*windows).float().cpu().numpy())
     return average_windows(np.concatenate(outputs), starts, grid.length)[grid.positions]
-
-
-@dataclass(frozen=True)
-class TemporalArtifact:
-    """A temporal model on disk, opened but not loaded: encoder, backbone, and how to run them.
-
-    Attributes:
-        uri: where it was opened.
-        folder: a local copy.
-        id: content hash (16 hex digits) of the encoder, its settings and the backbone.
-        config: ``temporal.json``.
-        backbone: the artifact whose features the encoder was trained on.
-    """
-
-    uri: str
-    folder: Path
-    id: str
-    config: dict[str, Any]
-    backbone: Artifact
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the logits."""
-        return tuple(self.config["classes"])
-
-    @property
-    def stride(self) -> int:
-        """Steps between the starts of windows at inference."""
-        return int(self.config["stride"])
-
-    @property
-    def frame_step(self) -> int:
-        """Frames of a video per step of the encoder."""
-        return int(self.config["frame_step"])
-
-    @property
-    def smoothing(self) -> int:
-        """Half-width, in steps, of the box filter over the encoder's probabilities."""
-        return int(self.config["smoothing"])
-
-    @property
-    def frame_smoothing(self) -> int:
-        """Half-width, in steps, of the box filter over the frame classifier's probabilities."""
-        return int(self.config["frame_smoothing"])
-
-
-def save_temporal(
-    uri: str,
-    encoder: TemporalEncoder,
-    backbone: Artifact,
-    *,
-    stride: int,
-    frame_step: int,
-    smoothing: int,
-    frame_smoothing: int,
-    metrics: dict[str, Any],
-    provenance: dict[str, Any],
-) -> TemporalArtifact:
-    """Writes the temporal model to ``uri`` with a copy of its backbone, so that predicting needs nothing else.
-
-    Args:
-        uri: the folder, local or ``s3://``.
-        encoder: what was trained.
-        backbone: what its features come from.
-        stride: see `TemporalArtifact.stride`, and so on.
-        frame_step: see there.
-        smoothing: see there.
-        frame_smoothing: see there.
-        metrics: what becomes ``metrics.json``.
-        provenance: what becomes ``provenance.json``.
-    """
-    config = {
-        "classes": list(backbone.classes),
-        "encoder": encoder.sizes,
-        "stride": stride,
-        "frame_step": frame_step,
-        "smoothing": smoothing,
-        "frame_smoothing": frame_smoothing,
-        "backbone": backbone.id,
-        "feature_normalisation": f"{WEIGHTS}: mean, scale",
-    }
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / BACKBONE).mkdir()
-        for path in backbone.folder.iterdir():
-            if path.is_file():  # not the checkpoints of its training
-                shutil.copyfile(path, folder / BACKBONE / path.name)
-        save_file({key: value.cpu().contiguous() for key, value in encoder.state_dict().items()}, folder / WEIGHTS)
-        (folder / METRICS).write_text(storage.to_json(metrics, indent=2))
-        (folder / PROVENANCE).write_text(storage.to_json(provenance, indent=2))
-        (folder / CONFIG).write_text(storage.to_json(config, indent=2))
-        storage.upload_folder(folder, uri, last=CONFIG)
-    return open_temporal(uri)
-
-
-def is_temporal(uri: str) -> bool:
-    """Whether a temporal model is at ``uri``."""
-    return storage.exists(storage.join(uri, CONFIG))
-
-
-def open_temporal(uri: str) -> TemporalArtifact:
-    """Opens the temporal model at ``uri`` (downloaded once per node if remote) without loading its weights.
-
-    Raises:
-        UserError: when there is none, or when its backbone is another than it was trained with.
-    """
-    uri = storage.normalise(uri)
-    for name in (CONFIG, WEIGHTS):
-        if not storage.exists(storage.join(uri, name)):
-            raise UserError(f"{uri}: no temporal model there ({name} is missing)")
-    folder = storage.local_copy(uri)
-    config = dict(parse_document((folder / CONFIG).read_bytes(), storage.join(uri, CONFIG), Config))
-    check_safetensors(f"{uri}/{WEIGHTS}", folder / WEIGHTS)
-    backbone = open_artifact(str(folder / BACKBONE))
-    if backbone.id != config["backbone"]:
-        raise UserError(f"{uri}: its backbone is {backbone.id}, but it was trained with {config['backbone']}")
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    digest.update((folder / WEIGHTS).read_bytes())
-    return TemporalArtifact(uri, folder, digest.hexdigest()[:16], config, backbone)
-
-
-def load_encoder(artifact: TemporalArtifact) -> TemporalEncoder:
-    """The encoder with its weights, on the CPU, in evaluation mode.
-
-    Raises:
-        UserError: when the weights are not those of the encoder that ``temporal.json`` describes.
-    """
-    try:
-        encoder = TemporalEncoder(**artifact.config["encoder"])
-        encoder.load_state_dict(load_file(artifact.folder / WEIGHTS))
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-        what = f"its weights do not fit the encoder of its {CONFIG}: {one_line(error)}"
-        raise UserError(f"{artifact.uri}: {what}") from None
-    return encoder.eval()

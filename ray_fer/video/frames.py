@@ -1,11 +1,12 @@
-"""Frames of video files, squashed to the square that the model sees, one at a time.
+"""Frames of video files and clips of manifests, squashed to the square that the model sees, one at a time.
 
-A video is never held in memory: the decoder hands over a frame, it is turned upright, squashed by the same filter as a
-picture (`ray_fer.data.decode`), and forgotten. Frames are numbered from 0 in the order in which they are shown; times
-come from their time stamps, so that a variable frame rate is no special case, and go on where recordings were glued
-together. Videos from the wild end early: a damaged or cut file gives the frames up to the damage and says so in
-`Video.problem`, as far as the container promises anything: a transport stream or raw H.264 may end anywhere. What is no
-video at all is a `UserError`. Transparency and the shape of pixels are ignored.
+A video is never held in memory: each frame is decoded, turned upright, squashed by the same filter as a picture
+(`ray_fer.data.decode`), and forgotten. Frames are numbered from 0 in the order in which they are shown. Their times
+come from the time stamps, so that a variable frame rate is no special case, and continue where recordings were glued
+together. Transparency and the shape of pixels are ignored.
+
+Videos from the wild end early. A damaged or cut file gives the frames up to the damage and says so in `Video.problem`,
+as far as the container promises anything: a transport stream or raw H.264 may end anywhere.
 
 Decoding 640 x 360 H.264 and squashing it to 112 pixels takes about 2.5 ms a frame on one core.
 """
@@ -25,9 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ray_fer import storage
-from ray_fer.data.crop import decode_uri
-from ray_fer.data.decode import DecodeError
-from ray_fer.data.loading import MAX_PICTURE_BYTES
+from ray_fer.data.loading import MAX_PICTURE_BYTES, Pixels, decode_read
 from ray_fer.data.manifests import Manifest
 from ray_fer.data.names import is_hidden
 from ray_fer.data.read import Item, read_objects
@@ -37,8 +36,6 @@ from ray_fer.video.container import Container, as_shown, open_container
 VIDEO_EXTENSIONS = frozenset(
     {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts", ".mts", ".ogv"}
 )
-
-Pixels = NDArray[np.uint8]
 
 log = logging.getLogger(__name__)
 
@@ -53,26 +50,24 @@ class Frame:
 
 
 class Video:
-    """The frames of one video file, once.
+    """An iterable over the frames of one video file.
 
     Args:
-        uri: a local file, or an ``s3://`` object (held in memory while it is open).
-        size: side S in pixels of the squares that frames are squashed to.
-        every: hand over only every such frame.
+        uri: A local file, or an ``s3://`` object, which is held in memory while it is open.
+        size: Side S in pixels of the squares that frames are squashed to.
 
     Attributes:
-        problem: once iterated, why the frames handed over are not all that the file promised; None if they are.
+        problem: After the iteration, why the frames are not all that the file promised; None if they are.
 
     Raises:
-        UserError: naming the file, when there is none, or none with a video stream. (On iteration.)
+        UserError: On iteration, naming the file, when there is none, or none with a video stream.
     """
 
-    def __init__(self, uri: str, size: int, *, every: int = 1) -> None:
+    def __init__(self, uri: str, size: int) -> None:
         self.uri = uri
         self.problem: str | None = None
         self._error: str | None = None
         self._size = size
-        self._every = every
 
     def __iter__(self) -> Iterator[Frame]:
         with open_container(self.uri) as container:
@@ -80,8 +75,7 @@ class Video:
             self.problem = self._error = None
             for frame in self._decoded(container):
                 time_s = clock(None if frame.time is None else float(frame.time))
-                if index % self._every == 0:
-                    yield Frame(index, _squash(frame, self._size), time_s)
+                yield Frame(index, _squash(frame, self._size), time_s)
                 index += 1
             self.problem = container.missing(index, time_s, self._error)
         if index == 0:
@@ -90,10 +84,10 @@ class Video:
             log.warning("%s: %s", self.uri, self.problem)
 
     def _decoded(self, container: Container) -> Iterator[Any]:
-        """Every frame in the order of showing, up to the damage if there is any."""
+        """Yield every frame in the order of showing, up to the damage if there is any."""
         try:
             for packet in container.opened.demux(container.film):
-                if packet.is_corrupt and not container.may_leap:  # in a transport stream, one before a joint is, too
+                if packet.is_corrupt and not container.may_leap:  # in a transport stream, so is one before a joint
                     self._error = "a frame is cut"
                 yield from packet.decode()
         except av.FFmpegError as error:
@@ -103,18 +97,23 @@ class Video:
                 yield from container.film.codec_context.decode(None)
 
 
+def is_video(uri: str) -> bool:
+    """Return whether the name of a file is that of a video."""
+    return os.path.splitext(uri)[1].lower() in VIDEO_EXTENSIONS
+
+
 def find_videos(sources: Sequence[str]) -> list[str]:
-    """Video files of ``sources``: a file as it is, of a folder or prefix everything under it with a video extension.
+    """List the video files of ``sources``: files as they are, of a folder or prefix all with a video extension.
 
     Raises:
-        UserError: when a source does not exist or when there is no video in any of them.
+        UserError: When a source does not exist, or when there is no video in any of them.
     """
     found: list[str] = []
     for source in sources:
         fs, path = storage.filesystem(source)
         if fs.isdir(path):
             below = [name for name in fs.find(path) if not is_hidden(name.removeprefix(path).lstrip("/"))]
-            names = sorted(name for name in below if os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS)
+            names = sorted(filter(is_video, below))
             found += [f"s3://{name}" if storage.is_remote(source) else name for name in names]
         elif fs.exists(path):
             found.append(storage.normalise(source))
@@ -127,13 +126,13 @@ def find_videos(sources: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """The rows of a manifest that are frames of one video, in the order of time.
+    """The M rows of a manifest that are frames of one video, in the order of time.
 
     Attributes:
-        name: of the video: the manifest's ``video``, else the file.
-        uris: one video file, or M pictures.
-        frames: frame numbers, int64 (M,), strictly increasing; of a video file they count from 0.
-        rows: which rows of the manifest they are, int64 (M,).
+        name: The manifest's ``video``, else the file.
+        uris: One video file, or M pictures.
+        frames: Frame numbers, int64 (M,), strictly increasing; in a video file they count from 0.
+        rows: The rows of the manifest, int64 (M,).
     """
 
     name: str
@@ -143,16 +142,18 @@ class Clip:
 
 
 def clips_of(manifest: Manifest) -> list[Clip]:
-    """The clips of a manifest of video frames, by name: one picture per frame, or rows that name a video file.
+    """Group the rows of a manifest of video frames into clips, sorted by name.
+
+    A row is a picture of one frame, or it names a video file and a frame of it.
 
     Raises:
-        UserError: when a row lacks its frame or (a picture) its video, or when a frame is there twice.
+        UserError: When a row lacks its frame, a picture its video, or when a frame is there twice.
     """
     if manifest.frames is None:
         raise UserError("data: the manifest has no column `frame`, so it is not about videos")
     members: dict[tuple[str, str], list[int]] = {}
     for row, (uri, frame) in enumerate(zip(manifest.uris, manifest.frames, strict=True)):
-        is_file = os.path.splitext(uri)[1].lower() in VIDEO_EXTENSIONS
+        is_file = is_video(uri)
         name = manifest.videos[row] if manifest.videos is not None else ""
         if frame < 0 or not (name or is_file):
             raise UserError(f"data: {uri} has no `{'frame' if frame < 0 else 'video'}` in the manifest")
@@ -170,15 +171,15 @@ def clips_of(manifest: Manifest) -> list[Clip]:
 
 
 def read_clip(clip: Clip, size: int) -> Iterator[tuple[int, Pixels | str]]:
-    """Every frame of a clip in turn: its number, and its pixels uint8 (S, S, 3) or why there are none.
+    """Yield every frame of a clip: its number, and its pixels uint8 (S, S, 3) or why there are none.
 
-    Of a video file these are all its frames, listed in the manifest or not (a temporal model wants the neighbours too),
-    and then the listed ones that it turned out not to have.
+    Of a video file these are all its frames, listed in the manifest or not, because a temporal model needs the
+    neighbours too. The listed frames that the file turned out not to have come last.
 
     Raises:
-        UserError: when the clip is a video file that cannot be opened.
+        UserError: When the clip is a video file that cannot be opened.
     """
-    if len(clip.uris) == 1 and os.path.splitext(clip.uris[0])[1].lower() in VIDEO_EXTENSIONS:
+    if len(clip.uris) == 1 and is_video(clip.uris[0]):
         video, last = Video(clip.uris[0], size), -1
         for frame in video:
             last = frame.index
@@ -188,13 +189,8 @@ def read_clip(clip: Clip, size: int) -> Iterator[tuple[int, Pixels | str]]:
         return
     reads = read_objects((Item(uri, "", 0) for uri in clip.uris), MAX_PICTURE_BYTES)
     for index, read in zip(clip.frames, reads, strict=True):
-        try:
-            yield (
-                int(index),
-                f"{read.status}: {read.error}" if read.data is None else decode_uri(read.item.uri, read.data, size),
-            )
-        except DecodeError as error:
-            yield int(index), str(error)
+        pixels = np.empty((size, size, 3), np.uint8)
+        yield int(index), decode_read(read, pixels) or pixels
 
 
 def _squash(frame: Any, size: int) -> Pixels:

@@ -1,4 +1,4 @@
-"""layouts: a golden file per format, asserted by name."""
+"""layouts: a golden folder per published set, read through `read_manifest` and asserted by name."""
 
 import io
 from pathlib import Path
@@ -7,22 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ray_fer.config import load_config
+from ray_fer.data.crop import decode_uri
 from ray_fer.data.decode import decode
-from ray_fer.data.layouts import (
-    convert_fer2013,
-    crop_faces,
-    read_affectnet,
-    read_affwild2,
-    read_expw,
-    read_fer2013,
-    read_ferplus,
-    read_image_folder,
-    read_raf_db,
-    write_abaw_submission,
-)
-from ray_fer.data.manifests import Manifest, read_manifest
+from ray_fer.data.layouts import LAYOUTS, normalise_argument
+from ray_fer.data.manifests import Manifest, named_pictures, read_manifest
+from ray_fer.data.sources.uris import split_face
 from ray_fer.errors import UserError
 from ray_fer.expressions import ABAW, EXPRESSIONS, SEVEN
+from ray_fer.jobs.backbone_inputs import open_inputs
+from ray_fer.labeling.exclusions import name_exclusions
+from ray_fer.training.run_folder import absolute
+from tests.images import picture
 
 
 def write(path: Path, text: str = "") -> str:
@@ -31,64 +27,10 @@ def write(path: Path, text: str = "") -> str:
     return str(path)
 
 
-def pairs(manifest: Manifest, root: str = "/images") -> list[tuple[str, str | None]]:
+def pairs(manifest: Manifest, root: str) -> list[tuple[str, str | None]]:
     """(path under root, class name) per row."""
     labels = [manifest.classes[label] if label >= 0 else None for label in manifest.labels.tolist()]
     return [(uri.removeprefix(f"{root}/"), label) for uri, label in zip(manifest.uris, labels, strict=True)]
-
-
-# ---------------------------------------------------------------------------------------------------- folder per class
-
-
-def test_image_folder(tmp_path: Path) -> None:
-    for name in (
-        "Happy/b.png",
-        "Happy/deeper/a.JPG",
-        "angry/1.webp",
-        "angry/notes.txt",
-        ".cache/x.png",
-        "Happy/.ipynb_checkpoints/b.png",
-        "Happy/deeper/.b.png",
-        "angry/._1.webp",
-        "angry/__MACOSX/1.webp",
-        "README.md",
-        "cover.png",
-    ):
-        write(tmp_path / name)
-    manifest = read_image_folder(str(tmp_path))
-    assert manifest.classes == ("anger", "happiness")
-    assert pairs(manifest, str(tmp_path)) == [
-        ("Happy/b.png", "happiness"),
-        ("Happy/deeper/a.JPG", "happiness"),
-        ("angry/1.webp", "anger"),
-    ]
-    declared = read_image_folder(str(tmp_path), ["sad", "happy", "angry"])
-    assert declared.classes == ("sadness", "happiness", "anger")
-    assert [label for _, label in pairs(declared)] == ["happiness", "happiness", "anger"]
-
-
-def test_image_folder_with_splits(tmp_path: Path) -> None:
-    for name in ("train/sad/a.png", "test/sad/b.png", "test/fear/c.png"):
-        write(tmp_path / name)
-    manifest = read_image_folder(str(tmp_path), split="test")
-    assert pairs(manifest, f"{tmp_path}/test") == [("fear/c.png", "fear"), ("sad/b.png", "sadness")]
-    with pytest.raises(UserError, match=r"has the splits test, train: name one of them"):
-        read_image_folder(str(tmp_path))
-    with pytest.raises(UserError, match=r"/val: no folder with images"):
-        read_image_folder(str(tmp_path), split="val")
-
-
-def test_image_folder_custom_classes(tmp_path: Path) -> None:
-    for name in ("Awe/a.png", "0/b.png"):
-        write(tmp_path / name)
-    with pytest.raises(UserError, match=r"folder '0' is no class \(known: neutral"):
-        read_image_folder(str(tmp_path))
-    assert pairs(read_image_folder(str(tmp_path), ["0", "awe"]), str(tmp_path)) == [
-        ("0/b.png", "0"),
-        ("Awe/a.png", "awe"),
-    ]
-    with pytest.raises(UserError, match=r"folder 'Awe' is no class \(known: 0, sadness\)"):
-        read_image_folder(str(tmp_path), ["0", "sad"])
 
 
 # ----------------------------------------------------------------------------------------------------------- AffectNet
@@ -96,53 +38,70 @@ def test_image_folder_custom_classes(tmp_path: Path) -> None:
 AFFECTNET_NAMES = ["neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt"]
 
 
-def affectnet(folder: Path, codes: range = range(11)) -> str:
+def affectnet(folder: Path, codes: range = range(11), images: str = "Manually_Annotated_Images") -> str:
     header = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal\n"
-    return write(folder / "a.csv", header + "".join(f"{c}/{c}.jpg,1,2,3,4,1;2;3,{c},0.5,-2\n" for c in codes))
+    write(folder / "training.csv", header + "".join(f"{c}/{c}.jpg,1,2,3,4,1;2;3,{c},0.5,-2\n" for c in codes))
+    write(folder / "validation.csv", header + "11/val.jpg,1,2,3,4,1;2;3,6,0.5,-2\n")
+    (folder / images).mkdir(exist_ok=True)
+    return f"affectnet:{folder}"
 
 
 def test_affectnet(tmp_path: Path) -> None:
-    manifest = read_affectnet(affectnet(tmp_path), "/images")
+    uri, images = affectnet(tmp_path), f"{tmp_path}/Manually_Annotated_Images"
+    manifest = read_manifest(uri, split="train")
     assert manifest.classes == EXPRESSIONS[:8]
-    assert pairs(manifest) == [(f"{code}/{code}.jpg", name) for code, name in enumerate(AFFECTNET_NAMES)]
+    train = [(f"{code}/{code}.jpg", name) for code, name in enumerate(AFFECTNET_NAMES)]
+    assert pairs(manifest, images) == train
+    assert pairs(read_manifest(f"{uri}#val"), images) == [("11/val.jpg", "anger")]
+    assert pairs(read_manifest(uri), images) == [*train, ("11/val.jpg", "anger")]
+    assert len(named_pictures(uri)) == 12, "those without a class too"
 
 
 def test_affectnet_onto_other_class_sets(tmp_path: Path) -> None:
-    uri = affectnet(tmp_path)
-    assert [name for _, name in pairs(read_affectnet(uri, "/images", SEVEN))] == AFFECTNET_NAMES[:7]
-    assert [name for _, name in pairs(read_affectnet(uri, "/images", ABAW))] == AFFECTNET_NAMES[:7]
-    mapped = read_affectnet(uri, "/images", ABAW, contempt_as_other=True)
-    assert [name for _, name in pairs(mapped)] == [*AFFECTNET_NAMES[:7], "other"]
+    uri, images = affectnet(tmp_path), f"{tmp_path}/Manually_Annotated_Images"
+    assert [name for _, name in pairs(read_manifest(f"{uri}#train", SEVEN), images)] == AFFECTNET_NAMES[:7]
+    assert [name for _, name in pairs(read_manifest(f"{uri}#train", ABAW), images)] == AFFECTNET_NAMES[:7]
 
 
 def test_affectnet_errors(tmp_path: Path) -> None:
-    uri = affectnet(tmp_path, range(12))
-    with pytest.raises(UserError, match=r"a\.csv: row 13: label 11 is not one of 0 to 10"):
-        read_affectnet(uri, "/images")
+    with pytest.raises(UserError, match=r"training\.csv: row 13: label 11 is not one of 0 to 10"):
+        read_manifest(affectnet(tmp_path, range(12)))
     with pytest.raises(UserError, match="no row is left"):
-        read_affectnet(affectnet(tmp_path, range(8, 11)), "/images")
+        read_manifest(affectnet(tmp_path, range(8, 11)), split="train")
+    write(tmp_path / "training.csv", "a,b\n1,2\n")
     with pytest.raises(UserError, match=r"no column `subDirectory_filePath` \(has: a, b\)"):
-        read_affectnet(write(tmp_path / "b.csv", "a,b\n1,2\n"), "/images")
-    with pytest.raises(UserError, match=r"c\.csv: no such file"):
-        read_affectnet(str(tmp_path / "c.csv"), "/images")
+        read_manifest(f"affectnet:{tmp_path}")
+    (tmp_path / "training.csv").unlink()
+    with pytest.raises(UserError, match=rf"^{tmp_path}: there is no training\.csv or .*/training\.csv in it$"):
+        read_manifest(f"affectnet:{tmp_path}")
 
 
 # -------------------------------------------------------------------------------------------------------------- RAF-DB
 
 RAF_NAMES = ["surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral"]
+RAF_LINES = "".join(f"train_0000{code}.jpg {code}\n" for code in range(1, 8)) + "test_0001.jpg 5\n"
+
+
+def raf_db(folder: Path, lines: str = RAF_LINES, kind: str = "aligned") -> str:
+    write(folder / "basic" / "EmoLabel" / "list_patition_label.txt", lines)
+    (folder / "basic" / "Image" / kind).mkdir(parents=True, exist_ok=True)
+    return f"rafdb:{folder}"
 
 
 def test_raf_db(tmp_path: Path) -> None:
-    lines = "".join(f"train_0000{code}.jpg {code}\n" for code in range(1, 8)) + "test_0001.jpg 5\n"
-    uri = write(tmp_path / "list_patition_label.txt", lines)
+    uri, images = raf_db(tmp_path), f"{tmp_path}/basic/Image/aligned"
     train = [(f"train_0000{code}_aligned.jpg", name) for code, name in enumerate(RAF_NAMES, start=1)]
-    assert pairs(read_raf_db(uri, "/images", split="train")) == train
-    assert pairs(read_raf_db(uri, "/images", split="test", aligned=False)) == [("test_0001.jpg", "sadness")]
-    assert len(read_raf_db(uri, "/images")) == 8
+    assert pairs(read_manifest(uri, split="train"), images) == train
+    assert pairs(read_manifest(f"{uri}#train"), images) == train
+    assert len(read_manifest(uri)) == 8
+    original = raf_db(tmp_path / "b", kind="original")
+    assert pairs(read_manifest(f"{original}#test"), f"{tmp_path}/b/basic/Image/original") == [
+        ("test_0001.jpg", "sadness")
+    ]
     with pytest.raises(UserError, match=r"row 1: label 0 is not one of 1 to 7"):
-        read_raf_db(write(tmp_path / "x.txt", "train_1.jpg 0\n"), "/images")
+        read_manifest(raf_db(tmp_path, "train_1.jpg 0\n"))
     with pytest.raises(UserError, match=r"row 2: 1 fields instead of 2"):
-        read_raf_db(write(tmp_path / "x.txt", "train_1.jpg 1\ntrain_2.jpg\n"), "/images")
+        read_manifest(raf_db(tmp_path, "train_1.jpg 1\ntrain_2.jpg\n"))
 
 
 # ----------------------------------------------------------------------------------------------------- FER2013, FERPlus
@@ -150,43 +109,46 @@ def test_raf_db(tmp_path: Path) -> None:
 FER_NAMES = ["anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral"]
 
 
-def fer2013(folder: Path) -> tuple[str, np.ndarray]:
+def fer2013(folder: Path) -> np.ndarray:
     images = np.random.default_rng(0).integers(0, 256, (7, 48, 48), dtype=np.uint8)
     usages = ["Training"] * 5 + ["PublicTest", "PrivateTest"]
     rows = [
         f"{code},{' '.join(map(str, images[code].ravel().tolist()))},{usage}\n" for code, usage in enumerate(usages)
     ]
-    return write(folder / "fer2013.csv", "emotion,pixels,Usage\n" + "".join(rows)), images
+    write(folder / "fer2013.csv", "emotion,pixels,Usage\n" + "".join(rows))
+    return images
 
 
 def test_fer2013(tmp_path: Path) -> None:
-    uri, images = fer2013(tmp_path)
-    data = read_fer2013(uri)
-    np.testing.assert_array_equal(data.images, images)
-    assert [data.classes[label] for label in data.labels] == FER_NAMES
-    assert data.splits == ["train"] * 5 + ["val", "test"]
-
-
-def test_convert_fer2013(tmp_path: Path) -> None:
-    uri, images = fer2013(tmp_path)
-    converted = convert_fer2013(uri, f"{tmp_path}/out")
-    manifest = read_manifest(f"{tmp_path}/out/manifest.csv")
-    assert manifest.uris == converted.uris
+    images, folder = fer2013(tmp_path), f"{tmp_path}/fer2013-pictures"
+    manifest = read_manifest(f"fer2013:{tmp_path}")
     assert manifest.classes == SEVEN
-    assert pairs(manifest, f"{tmp_path}/out") == [
-        (f"images/fer000000{i}.png", name) for i, name in enumerate(FER_NAMES)
-    ]
-    np.testing.assert_array_equal(decode(Path(manifest.uris[3]).read_bytes(), 48)[..., 0], images[3])
-    assert pairs(read_manifest(f"{tmp_path}/out/manifest.csv", split="val"), f"{tmp_path}/out") == [
-        ("images/fer0000005.png", "surprise")
-    ]
+    assert pairs(manifest, folder) == [(f"fer000000{i}.png", name) for i, name in enumerate(FER_NAMES)]
+    np.testing.assert_array_equal(
+        np.stack([decode(Path(uri).read_bytes(), 48)[..., 0] for uri in manifest.uris]), images
+    )
+    assert [len(read_manifest(f"fer2013:{tmp_path}#{split}")) for split in ("train", "val", "test")] == [5, 1, 1]
+    assert pairs(read_manifest(f"fer2013:{tmp_path}#val"), folder) == [("fer0000005.png", "surprise")]
+    assert pairs(read_manifest(f"{folder}/manifest.csv", split="val"), folder) == [("fer0000005.png", "surprise")]
+
+
+def test_the_pictures_of_fer2013_are_written_once_and_to_their_end(tmp_path: Path) -> None:
+    fer2013(tmp_path)
+    uri, folder = f"fer2013:{tmp_path}", tmp_path / "fer2013-pictures"
+    read_manifest(uri)
+    (tmp_path / "fer2013.csv").unlink()
+    assert len(read_manifest(uri)) == 7
+    fer2013(tmp_path)
+    (folder / "manifest.csv").unlink()  # as after an interruption
+    (folder / "fer0000006.png").unlink()
+    assert all(Path(uri).exists() for uri in read_manifest(uri).uris)
 
 
 @pytest.mark.parametrize("pixels", ["1 2 3", " ".join(["256"] * 2304), " ".join(["x"] * 2304), ""])
 def test_fer2013_errors(tmp_path: Path, pixels: str) -> None:
-    uri = write(tmp_path / "f.csv", f"emotion,pixels,Usage\n0,{pixels},Training\n")
+    write(tmp_path / "fer2013.csv", f"emotion,pixels,Usage\n0,{pixels},Training\n")
     with pytest.raises(UserError, match="row 2: pixels are not 2304 numbers from 0 to 255"):
-        read_fer2013(uri)
+        read_manifest(f"fer2013:{tmp_path}")
 
 
 def test_ferplus(tmp_path: Path) -> None:
@@ -198,16 +160,18 @@ def test_ferplus(tmp_path: Path) -> None:
     for row, votes in enumerate([*winners, tie, close]):
         text += f"Training,fer{row:07d}.png,{','.join(map(str, votes))}\n"
     text += f"Training,,{','.join(map(str, not_a_face))}\nPublicTest,fer0000099.png,{','.join(map(str, winners[1]))}\n"
-    uri = write(tmp_path / "fer2013new.csv", text)
+    write(tmp_path / "fer2013new.csv", text)
+    fer2013(tmp_path)
+    uri, folder = f"ferplus:{tmp_path}", f"{tmp_path}/fer2013-pictures"
     expected = [(f"fer{row:07d}.png", name) for row, name in enumerate(names)]
     close_row = ("fer0000011.png", "neutral")
-    assert pairs(read_ferplus(uri, "/images", split="train")) == [*expected, close_row]
-    assert pairs(read_ferplus(uri, "/images", split="train", min_votes=6)) == expected
-    assert pairs(read_ferplus(uri, "/images", SEVEN, split="train", min_votes=6)) == expected[:7]
-    assert pairs(read_ferplus(uri, "/images", split="val")) == [("fer0000099.png", "happiness")]
-    kept = pairs(read_ferplus(uri, "/images", SEVEN, split="train", keep_unlabeled=True))
-    unlabeled = [(f"fer{row:07d}.png", None) for row in (7, 8, 9, 10)]
-    assert kept == [*expected[:7], *unlabeled, close_row]
+    assert pairs(read_manifest(uri, split="train"), folder) == [*expected, close_row]
+    assert pairs(read_manifest(uri, SEVEN, "train"), folder) == [*expected[:7], close_row]
+    assert pairs(read_manifest(uri, split="val"), folder) == [("fer0000099.png", "happiness")]
+    unlabeled = [f"fer{row:07d}.png" for row in (8, 9, 10)]
+    assert named_pictures(f"{uri}#train") == [
+        f"{folder}/{name}" for name in [*(name for name, _ in expected), *unlabeled, close_row[0]]
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------- ExpW
@@ -216,34 +180,36 @@ EXPW_LINES = "".join(f"some name_{code}.jpg {code} 10 2{code} 60 30 95.5 {code}\
 
 
 def test_expw(tmp_path: Path) -> None:
-    uri = write(tmp_path / "label.lst", EXPW_LINES + "low.jpg 0 1 2 3 4 12.0 3\n")
-    manifest, boxes = read_expw(uri, "/images", min_confidence=50)
-    assert pairs(manifest) == [(f"some name_{code}.jpg", name) for code, name in enumerate(FER_NAMES)]
-    assert boxes.tolist() == [[20 + code, 10, 60, 30] for code in range(7)]
-    sad, box = read_expw(uri, "/images", ["sad"])
-    assert (pairs(sad), box.tolist()) == ([("some name_4.jpg", "sadness")], [[24, 10, 60, 30]])
+    write(tmp_path / "label.lst", EXPW_LINES)
+    (tmp_path / "origin").mkdir()
+    manifest = read_manifest(f"expw:{tmp_path}")
+    pictures = [(split_face(uri)[0].removeprefix(f"{tmp_path}/origin/"), name) for uri, name in pairs(manifest, "-")]
+    assert pictures == [(f"some name_{code}.jpg", name) for code, name in enumerate(FER_NAMES)]
+    faces = [face for uri in manifest.uris if (face := split_face(uri)[1])]
+    # The boxes are (left, top, right, bottom) = (20 + code, 10, 60, 30).
+    assert [(face.cx, face.cy, face.side, face.angle) for face in faces] == [
+        (40 + code / 2, 20.0, 40.0 - code, 0.0) for code in range(7)
+    ]
+    assert [name for _, name in pairs(read_manifest(f"expw:{tmp_path}", ["sad"]), "-")] == ["sadness"]
+    write(tmp_path / "label.lst", "a.jpg 0 10 20 20 10 90 3\n")
+    with pytest.raises(UserError, match=r"label\.lst: row 1: its face is 0 x 0 pixels"):
+        read_manifest(f"expw:{tmp_path}")
 
 
-def test_crop_faces(tmp_path: Path) -> None:
+def test_the_faces_of_expw_are_cut_out_of_their_pictures(tmp_path: Path) -> None:
     pixels = np.zeros((40, 50, 3), np.uint8)
     pixels[10:30, 20:40] = [10, 200, 30]
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    (tmp_path / "group.png").write_bytes(buffer.getvalue())
-    uri = write(tmp_path / "label.lst", "group.png 0 10 20 40 30 90 3\ngroup.png 1 0 0 10 10 90 6\n")
-    manifest, boxes = read_expw(uri, str(tmp_path))
-    crops = crop_faces(manifest, boxes, f"{tmp_path}/crops")
-    assert crops.groups == ["group", "group"]
-    again = read_manifest(f"{tmp_path}/crops/manifest.csv", SEVEN)
-    assert pairs(again, f"{tmp_path}/crops/images") == [("00000000.png", "happiness"), ("00000001.png", "neutral")]
-    assert again.groups == crops.groups
-    assert (decode(Path(again.uris[0]).read_bytes(), 20) == [10, 200, 30]).all()
-    assert (decode(Path(again.uris[1]).read_bytes(), 10) == 0).all()
-    wide = crop_faces(manifest, boxes, f"{tmp_path}/wide", margin=0.5)
-    assert Image.open(wide.uris[0]).size == (40, 40)
-    face = np.asarray(Image.open(wide.uris[0]))
-    assert (face[10:30, 10:30] == [10, 200, 30]).all()
-    assert face.sum() == 20 * 20 * 240
+    (tmp_path / "origin").mkdir()
+    (tmp_path / "origin" / "group.png").write_bytes(buffer.getvalue())
+    write(tmp_path / "label.lst", "group.png 0 10 20 40 30 90 3\ngroup.png 1 0 0 10 10 90 6\n")
+    manifest = read_manifest(f"expw:{tmp_path}")
+    assert [name for _, name in pairs(manifest, "-")] == ["happiness", "neutral"]
+    assert manifest.groups == ["group", "group"]
+    green, black = (decode_uri(uri, buffer.getvalue(), 10) for uri in manifest.uris)
+    assert (green[2:-2, 2:-2] == [10, 200, 30]).all()
+    assert (black[:8, :8] == 0).all()
 
 
 # ----------------------------------------------------------------------------------------------------------- Aff-Wild2
@@ -252,19 +218,22 @@ HEADER = "Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise,Other\n"
 
 
 def affwild2(folder: Path, header: str = HEADER) -> tuple[str, str]:
-    write(folder / "ann" / "4-30-1920x1080.txt", header + "".join(f"{code}\n" for code in (-1, *range(8))))
-    write(folder / "ann" / "7_left.txt", header + "4\n4\n4\n")
-    write(folder / "ann" / "no_crops.txt", header + "4\n")
-    write(folder / "ann" / "readme.md")
+    annotations, crops = folder / "annotations", folder / "cropped_aligned"
+    write(annotations / "Train_Set" / "4-30-1920x1080.txt", header + "".join(f"{code}\n" for code in (-1, *range(8))))
+    write(annotations / "Train_Set" / "7_left.txt", header + "4\n4\n4\n")
+    write(annotations / "Train_Set" / "no_crops.txt", header + "4\n")
+    write(annotations / "Train_Set" / "readme.md")
+    write(annotations / "Validation_Set" / "8.txt", header + "1\n")
     for frame in (1, 2, 3, 5, 6, 7, 8, 9, 10):  # frame 4 has no crop, frame 10 no label
-        write(folder / "crops" / "4-30-1920x1080" / f"{frame:05d}.jpg")
-    write(folder / "crops" / "7_left" / "00003.jpg")
-    return f"{folder}/ann", f"{folder}/crops"
+        write(crops / "4-30-1920x1080" / f"{frame:05d}.jpg")
+    write(crops / "7_left" / "00003.jpg")
+    write(crops / "8" / "00001.jpg")
+    return f"affwild2:{folder}", str(crops)
 
 
 def test_affwild2(tmp_path: Path) -> None:
-    annotations, crops = affwild2(tmp_path)
-    manifest = read_affwild2(annotations, crops)
+    uri, crops = affwild2(tmp_path)
+    manifest = read_manifest(uri, split="train")
     assert manifest.classes == ABAW
     # Line i is frame i from 1: frame 1 is -1, frame f is class f - 2, and the hole at frame 4 shifts nothing.
     first = [(f"4-30-1920x1080/{frame:05d}.jpg", ABAW[frame - 2]) for frame in (2, 3, 5, 6, 7, 8, 9)]
@@ -272,33 +241,89 @@ def test_affwild2(tmp_path: Path) -> None:
     assert manifest.frames == [2, 3, 5, 6, 7, 8, 9, 3]
     assert manifest.videos == ["4-30-1920x1080"] * 7 + ["7_left"]
     assert manifest.groups == ["4-30-1920x1080"] * 7 + ["7"]
+    assert pairs(read_manifest(f"{uri}#val"), crops) == [("8/00001.jpg", "anger")]
+    assert len(read_manifest(uri)) == 9
 
 
 def test_affwild2_uses_the_files_own_header(tmp_path: Path) -> None:
-    annotations, crops = affwild2(tmp_path, "Other,Surprise,Sadness,Happiness,Fear,Disgust,Anger,Neutral\n")
-    manifest = read_affwild2(annotations, crops, SEVEN)
-    names = [name for _, name in pairs(manifest)]
+    uri, crops = affwild2(tmp_path, "Other,Surprise,Sadness,Happiness,Fear,Disgust,Anger,Neutral\n")
+    names = [name for _, name in pairs(read_manifest(f"{uri}#train", SEVEN), crops)]
     assert names == ["surprise", "happiness", "fear", "disgust", "anger", "neutral", "fear"]
 
 
 def test_affwild2_errors(tmp_path: Path) -> None:
-    annotations, crops = affwild2(tmp_path)
-    write(tmp_path / "ann" / "7_left.txt", HEADER + "4\n9\n")
+    uri, _ = affwild2(tmp_path)
+    left = tmp_path / "annotations" / "Train_Set" / "7_left.txt"
+    write(left, HEADER + "4\n9\n")
     with pytest.raises(UserError, match=r"7_left\.txt: row 3: label 9 is not one of 0 to 7"):
-        read_affwild2(annotations, crops)
-    write(tmp_path / "ann" / "7_left.txt", HEADER + "4\nx\n")
+        read_manifest(uri)
+    write(left, HEADER + "4\nx\n")
     with pytest.raises(UserError, match=r"7_left\.txt: row 3: 'x' is not a whole number"):
-        read_affwild2(annotations, crops)
-    with pytest.raises(UserError, match="no labelled frame with a crop under /nowhere"):
-        read_affwild2(annotations.replace("ann", "other"), "/nowhere")
+        read_manifest(uri)
+    (tmp_path / "cropped_aligned").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"there is no cropped_aligned or .*crops in it"):
+        read_manifest(uri)
 
 
-def test_submission(tmp_path: Path) -> None:
-    uri = f"{tmp_path}/predictions.txt"
-    write_abaw_submission(uri, ["v1", "v1", "v2_left"], [1, 2, 17], ["neutral", "other", "happiness"])
-    assert Path(uri).read_text() == (
-        "image_location,Neutral,Anger,Disgust,Fear,Happiness,Sadness,Surprise,Other\n"
-        "v1/00001.jpg,0\nv1/00002.jpg,7\nv2_left/00017.jpg,4\n"
-    )
-    with pytest.raises(UserError, match="v1 frame 1: 'contempt' is no class of the challenge"):
-        write_abaw_submission(uri, ["v1"], [1], ["contempt"])
+# ------------------------------------------------------------------------------------------------------- what jobs name
+
+
+@pytest.mark.parametrize(
+    ("uri", "split", "message"),
+    [
+        (
+            "rafbd:/data/RAF-DB",
+            None,
+            f"no layout is called rafbd (known: {', '.join(LAYOUTS)})",
+        ),
+        ("rafbd:s3://bucket/RAF-DB", None, "no layout is called rafbd (known: affectnet"),
+        ("rafdb:/data/RAF-DB#val", None, "rafdb has no split 'val' (there are: train, test)"),
+        ("rafdb:/data/RAF-DB", "val", "rafdb has no split 'val' (there are: train, test)"),
+        ("expw:/data/ExpW#train", None, "expw has no split 'train' (there are: none)"),
+        ("rafdb:/data/RAF-DB#train", "test", "split 'test' is wanted of it; name one of them"),
+    ],
+)
+def test_what_is_no_layout_or_no_split_is_an_error(uri: str, split: str | None, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_manifest(uri, split=split)
+    assert str(error.value).startswith(f"{uri}: {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_other_uris_stay_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "set:1" / "m.csv", "path,label\na.png,sad\n")
+    assert len(read_manifest("set:1/m.csv")) == 1
+    assert len(read_manifest(f"file:{tmp_path}/set:1/m.csv")) == 1
+    assert normalise_argument("labeled", "set:1/m.csv") == f"{tmp_path}/set:1/m.csv"
+
+
+def test_a_layout_keeps_its_name_and_split_where_its_folder_is_normalised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert normalise_argument("val", "rafdb:/data/RAF-DB#train") == "rafdb:/data/RAF-DB#train"
+    assert normalise_argument("val", "RAFDB:./RAF-DB/") == f"rafdb:{tmp_path}/RAF-DB"
+    assert normalise_argument("val", "ferplus:s3://b/x/#test") == "ferplus:s3://b/x#test"
+    with pytest.raises(UserError, match=r"^val=rafbd:/x: no layout is called rafbd"):
+        normalise_argument("val", "rafbd:/x")
+    assert sorted(LAYOUTS) == sorted(["affectnet", "rafdb", "fer2013", "ferplus", "expw", "affwild2"])
+
+
+def test_a_job_takes_both_splits_of_a_set(tmp_path: Path) -> None:
+    lines = "".join(f"{split}_{code}{n}.jpg {code}\n" for split in ("train", "test") for code in (1, 2) for n in (0, 1))
+    uri = raf_db(tmp_path, lines)
+    for number, line in enumerate(lines.splitlines()):
+        name = line.split(" ")[0].replace(".jpg", "_aligned.jpg")
+        (tmp_path / "basic" / "Image" / "aligned" / name).write_bytes(picture(number))
+    arguments = [f"labeled={uri}#train", f"val={uri}#test", f"out={tmp_path}/out", "classes=[surprise,fear]"]
+    config = absolute(load_config("train_backbone", arguments), "labeled", "val", "out")
+    assert (config.labeled, config.val) == (f"{uri}#train", f"{uri}#test")
+    inputs = open_inputs(config)
+    assert (len(inputs.labeled), len(inputs.val), inputs.labeled.classes) == (4, 4, ("surprise", "fear"))
+    assert all("/train_" in each for each in inputs.labeled.uris)
+    with pytest.raises(UserError, match=r"picture .* in both training and validation"):
+        open_inputs(load_config("train_backbone", [f"labeled={uri}", *arguments[1:]]))
+    assert len(name_exclusions([uri, f"{uri}#train"])[f"{uri}#train"]) == 4
+    evaluated = load_config("evaluate", [f"data={uri}", "split=test", "model=m", "out=o"])
+    assert len(read_manifest(evaluated.data, split=evaluated.split)) == 4

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from ray_fer.data.decode import decode
-from ray_fer.data.loading import ImageLoader, read_ahead
+from ray_fer.data.loading import ImageLoader
+from ray_fer.data.read_ahead import read_ahead
 from ray_fer.errors import UserError
 from tests.images import picture
 
@@ -67,7 +68,7 @@ def test_too_many_bad_pictures(uris: list[str]) -> None:
 
 def test_prefetch_gives_the_same_batches(uris: list[str]) -> None:
     batches = [np.array([i, i + 1]) for i in range(12)]
-    ahead = list(ImageLoader(uris, 24).prefetch(batches))
+    ahead = list(read_ahead(ImageLoader(uris, 24).batch, batches))
     loader = ImageLoader(uris, 24, cache_bytes=0)
     for indices, (pixels, ok) in zip(batches, ahead, strict=True):
         assert np.array_equal(pixels, loader.batch(indices)[0])

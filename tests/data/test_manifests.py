@@ -9,7 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from ray_fer.data.manifests import Manifest, _relative, check_disjoint, read_manifest, write_manifest
+from ray_fer.data.manifests import (
+    Manifest,
+    check_disjoint,
+    read_image_folder,
+    read_manifest,
+)
 from ray_fer.errors import UserError
 
 
@@ -314,31 +319,20 @@ def test_a_folder_is_an_image_folder(tmp_path: Path) -> None:
     assert names(manifest) == ["happiness", "sadness"]
 
 
-def test_write_and_read_again(tmp_path: Path) -> None:
-    manifest = Manifest(
+def test_every_column_is_read(tmp_path: Path) -> None:
+    uri = csv(tmp_path, 'path,label,subject,split,frame\n"x/a,b.png",neutral,s,train,4\n/elsewhere/b.png,,,val,-1\n')
+    manifest = read_manifest(uri, ("sadness", "neutral"))
+    assert (manifest.uris, manifest.subjects, manifest.frames) == (
         [f"{tmp_path}/x/a,b.png", "/elsewhere/b.png"],
-        np.array([1, -1]),
-        ("sadness", "neutral"),
-        subjects=["s", ""],
-        frames=[4, -1],
+        ["s", ""],
+        [4, -1],
     )
-    uri = f"{tmp_path}/m.csv"
-    write_manifest(uri, manifest, splits=["train", "val"])
-    assert Path(uri).read_text() == (
-        'path,label,subject,split,frame\n"x/a,b.png",neutral,s,train,4\n/elsewhere/b.png,,,val,-1\n'
-    )
-    again = read_manifest(uri, manifest.classes)
-    assert (again.uris, again.subjects, again.frames) == (manifest.uris, manifest.subjects, manifest.frames)
-    np.testing.assert_array_equal(again.labels, manifest.labels)
+    np.testing.assert_array_equal(manifest.labels, [1, -1])
 
 
-def test_keys_that_are_literal_are_written_whole(tmp_path: Path) -> None:
+def test_keys_are_literal(tmp_path: Path) -> None:
     uris = [f"{tmp_path}/f.tar!/./a.png", f"{tmp_path}/~/b.png", "s3://b/c//../d.png", f"{tmp_path}/a#1%20.png"]
-    write_manifest(f"{tmp_path}/m.csv", Manifest(uris, np.zeros(4, np.int64), ("sadness",)))
-    assert read_manifest(f"{tmp_path}/m.csv").uris == uris
-    assert _relative("s3://b/c", "s3://b/c//d.png") == "s3://b/c//d.png"
-    assert _relative("s3://b/c", "s3://b/c/../d.png") == "s3://b/c/../d.png"
-    assert _relative("s3://b/c", "s3://b/c/e/d.png") == "e/d.png"
+    assert read_manifest(csv(tmp_path, "path,label\n" + "".join(f"{uri},sad\n" for uri in uris))).uris == uris
 
 
 def side(**columns: list[str] | None) -> Manifest:
@@ -366,3 +360,68 @@ def test_check_disjoint() -> None:
 def test_a_large_manifest(tmp_path: Path) -> None:
     rows = "".join(f"faces/{i:06d}.png,sad\n" for i in range(100_000))
     assert len(read_manifest(csv(tmp_path, "path,label\n" + rows))) == 100_000
+
+
+# ---- folder per class
+
+
+def write(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+
+
+def pairs(manifest: Manifest, root: str = "/images") -> list[tuple[str, str | None]]:
+    """(path under root, class name) per row."""
+    labels = [manifest.classes[label] if label >= 0 else None for label in manifest.labels.tolist()]
+    return [(uri.removeprefix(f"{root}/"), label) for uri, label in zip(manifest.uris, labels, strict=True)]
+
+
+def test_image_folder(tmp_path: Path) -> None:
+    for name in (
+        "Happy/b.png",
+        "Happy/deeper/a.JPG",
+        "angry/1.webp",
+        "angry/notes.txt",
+        ".cache/x.png",
+        "Happy/.ipynb_checkpoints/b.png",
+        "Happy/deeper/.b.png",
+        "angry/._1.webp",
+        "angry/__MACOSX/1.webp",
+        "README.md",
+        "cover.png",
+    ):
+        write(tmp_path / name)
+    manifest = read_image_folder(str(tmp_path))
+    assert manifest.classes == ("anger", "happiness")
+    assert pairs(manifest, str(tmp_path)) == [
+        ("Happy/b.png", "happiness"),
+        ("Happy/deeper/a.JPG", "happiness"),
+        ("angry/1.webp", "anger"),
+    ]
+    declared = read_image_folder(str(tmp_path), ["sad", "happy", "angry"])
+    assert declared.classes == ("sadness", "happiness", "anger")
+    assert [label for _, label in pairs(declared)] == ["happiness", "happiness", "anger"]
+
+
+def test_image_folder_with_splits(tmp_path: Path) -> None:
+    for name in ("train/sad/a.png", "test/sad/b.png", "test/fear/c.png"):
+        write(tmp_path / name)
+    manifest = read_image_folder(str(tmp_path), split="test")
+    assert pairs(manifest, f"{tmp_path}/test") == [("fear/c.png", "fear"), ("sad/b.png", "sadness")]
+    with pytest.raises(UserError, match=r"has the splits test, train: name one of them"):
+        read_image_folder(str(tmp_path))
+    with pytest.raises(UserError, match=r"/val: no folder with images"):
+        read_image_folder(str(tmp_path), split="val")
+
+
+def test_image_folder_custom_classes(tmp_path: Path) -> None:
+    for name in ("Awe/a.png", "0/b.png"):
+        write(tmp_path / name)
+    with pytest.raises(UserError, match=r"folder '0' is no class \(known: neutral"):
+        read_image_folder(str(tmp_path))
+    assert pairs(read_image_folder(str(tmp_path), ["0", "awe"]), str(tmp_path)) == [
+        ("0/b.png", "0"),
+        ("Awe/a.png", "awe"),
+    ]
+    with pytest.raises(UserError, match=r"folder 'Awe' is no class \(known: 0, sadness\)"):
+        read_image_folder(str(tmp_path), ["0", "sad"])

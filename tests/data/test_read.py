@@ -12,11 +12,11 @@ import aiohttp
 import pytest
 
 from ray_fer import storage
-from ray_fer.data import read, read_s3
+from ray_fer.data import read
+from ray_fer.data.items import ReadBatch
 from ray_fer.data.read import Item, Read, read_objects
-from ray_fer.data.read_s3 import get_object
-from ray_fer.data.runs import Run
-from ray_fer.data.sources import local_identity
+from ray_fer.data.sources import local_identity, s3_requests
+from ray_fer.data.sources.s3_requests import get_object
 from ray_fer.data.sources.stats import stat_objects
 from ray_fer.data.sources.uris import Face
 from tests.images import picture
@@ -95,7 +95,7 @@ class Breaking:
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read_s3, "_PAUSE_SECONDS", 0)
+    monkeypatch.setattr(s3_requests, "_PAUSE_SECONDS", 0)
     assert asyncio.run(get_object(Breaking(3), "s3://b/a.jpg", 5)) == ("v1", 5, b"whole")
     assert asyncio.run(get_object(Breaking(3), "s3://b/a.jpg", 4)) == ("v1", 5, None)
     with pytest.raises(aiohttp.ClientPayloadError):
@@ -103,11 +103,11 @@ def test_an_answer_that_breaks_off_is_asked_for_again(monkeypatch: pytest.Monkey
 
 
 def test_a_mixture_of_stores_keeps_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(run: Run, *_: object) -> Future[list[Read]] | None:
-        if not storage.is_remote(run.place):
+    def start(batch: ReadBatch, *_: object) -> Future[list[Read]] | None:
+        if not storage.is_remote(batch.file):
             return None
         done: Future[list[Read]] = Future()
-        done.set_result([Read(item, item.identity, b"far") for item in run.items])
+        done.set_result([Read(item, item.identity, b"far") for item in batch.items])
         return done
 
     monkeypatch.setattr(read, "_start", start)

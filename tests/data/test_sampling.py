@@ -48,7 +48,7 @@ def test_pure_in_seed_epoch_and_step() -> None:
     two.epoch(0)
     for epoch in (4, 0):
         np.testing.assert_array_equal(one.epoch(epoch), two.epoch(epoch))
-        np.testing.assert_array_equal(one.batch(epoch, 3), two.epoch(epoch)[3])
+        np.testing.assert_array_equal(one.epoch(epoch)[3], two.epoch(epoch)[3])
     assert (one.epoch(0) != one.epoch(1)).any()
     assert (one.epoch(0) != ClassUniformSampler(LABELS, 3, 8, steps=5, seed=4).epoch(0)).any()
 

@@ -9,8 +9,8 @@ import pytest
 
 from ray_fer import storage
 from ray_fer.data.sources import check_sources, list_sources, pages
-from ray_fer.data.sources.objects import list_objects
 from ray_fer.data.sources.spec import resolve
+from ray_fer.data.sources.walk import list_objects
 from ray_fer.errors import UserError
 
 

@@ -13,12 +13,13 @@ import pyarrow as pa
 import pytest
 
 from ray_fer import storage
-from ray_fer.data.read import Item, Read, read_objects
-from ray_fer.data.runs import Members, group
+from ray_fer.data.read import Item, Read, group, read_objects
 from ray_fer.data.source_config import SourceConfig
-from ray_fer.data.sources import check_sources, list_sources, local_identity, pages, tar
-from ray_fer.data.sources.tar import locate
-from ray_fer.data.sources.uris import Member, Range, Row, parse, parse_range
+from ray_fer.data.sources import check_sources, list_sources, local_identity, pages, tar_index
+from ray_fer.data.sources.parquet import Row
+from ray_fer.data.sources.tar import Members
+from ray_fer.data.sources.tar_index import Member, locate
+from ray_fer.data.sources.uris import Range, parse, parse_range
 from ray_fer.errors import UserError
 from tests.shards import tar_of
 
@@ -60,7 +61,7 @@ def test_the_uri_alone_is_enough_to_read(tmp_path: Path) -> None:
     assert [read.data for read in reads] == [b"bee", b"new", None]
     assert [read.identity for read in reads[:2]] == [item.identity for item in listed]
     assert reads[2].status == "missing"
-    assert locate(f"{shard}!/none.jpg") is None
+    assert locate(Member(str(shard), "none.jpg")) is None
 
 
 def test_shards_lie_among_loose_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -203,7 +204,7 @@ def test_of_members_with_one_name_the_last_is_there(tmp_path: Path, monkeypatch:
 
 
 def test_a_long_index_is_kept_and_a_damaged_one_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tar, "LONG_INDEX", 3)
+    monkeypatch.setattr(tar_index, "LONG_INDEX", 3)
     monkeypatch.setattr(storage, "node_cache", lambda: tmp_path / "cache")
     shard = tmp_path / "s.tar"
     shard.write_bytes(tar_of([("a.jpg", b"1"), ("b.jpg", b"2"), ("a.jpg", b"3")]))

@@ -6,22 +6,23 @@ import pyarrow as pa
 import pytest
 
 from ray_fer.data import stream as module
-from ray_fer.data.stream import Decoder, PictureStream, Turns, stream_order
+from ray_fer.data.sampling import shuffled
+from ray_fer.data.stream import Decoder, PictureStream, Turns
 from ray_fer.errors import UserError
 from tests.training.toy import write_faces
 
 
 @pytest.mark.parametrize("start", [0, 3, 10, 25])
 def test_the_sequence_of_shuffles_is_one(start: int) -> None:
-    whole = stream_order(10, 0, 60, seed=1)
-    assert stream_order(10, start, 17, seed=1).tolist() == whole[start : start + 17].tolist()
+    whole = shuffled(10, 0, 60, seed=1)
+    assert shuffled(10, start, 17, seed=1).tolist() == whole[start : start + 17].tolist()
     assert Counter(whole.tolist()) == dict.fromkeys(range(10), 6)
     assert not np.array_equal(whole[:10], whole[10:20])
-    assert not np.array_equal(whole, stream_order(10, 0, 60, seed=2))
+    assert not np.array_equal(whole, shuffled(10, 0, 60, seed=2))
 
 
 def stream(uris: list[str], ranks: int) -> PictureStream:
-    return PictureStream(uris, 8, batch=10, steps=1, epochs=1, rank=0, ranks=ranks, share=lambda note: note)
+    return PictureStream(uris, 8, batch=10, steps=1, epochs=1, rank=0, ranks=ranks, broadcast=lambda note: note)
 
 
 def test_too_many_unreadable_pictures_are_an_error(caplog: pytest.LogCaptureFixture) -> None:

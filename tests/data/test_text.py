@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ray_fer.data.text import decoded, row_at, whole
+from ray_fer.data.text import decoded, parse_int, row_at
 from ray_fer.errors import UserError
 
 
@@ -36,5 +36,5 @@ def test_only_line_ends_end_a_row() -> None:
     ("cell", "number"),
     [("3", 3), ("3.0", 3), ("3.", 3), ("-1.00", -1), ("+2", 2), ("007", 7), ("", None), (".0", None), ("3.01", None)],
 )
-def test_whole_numbers(cell: str, number: int | None) -> None:
-    assert whole(cell) == number
+def test_parse_int_numbers(cell: str, number: int | None) -> None:
+    assert parse_int(cell) == number

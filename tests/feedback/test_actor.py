@@ -10,9 +10,13 @@ import numpy as np
 import pytest
 import ray
 
+from ray_fer import storage
 from ray_fer.errors import UserError
-from ray_fer.feedback.actor import PARTS, FeedbackStore, get_feedback_actor, load_snapshot
-from ray_fer.feedback.formulas import feedback, initial_state, snapshot
+from ray_fer.feedback.actor import get_feedback_actor, update
+from ray_fer.feedback.config import PARTS
+from ray_fer.feedback.controller import next_state
+from ray_fer.feedback.state import initial_state, snapshot
+from ray_fer.feedback.store import FeedbackStore, load_snapshot
 
 CLASSES = ("neutral", "anger", "happiness")
 WEAK_ANGER = np.array([[90, 5, 5], [40, 50, 10], [5, 5, 90]])
@@ -24,9 +28,9 @@ def test_versions_are_files_and_follow_the_formulas(tmp_path: Path) -> None:
     assert store.snapshot().loss_weights.tolist() == [1.0, 1.0, 1.0]
     first = store.update(WEAK_ANGER, "run/epoch-1")
     second = store.update(WEAK_ANGER, "run/epoch-2", q_hat=[0.6, 0.2, 0.2], accepted_share=0.5)
-    state = feedback(WEAK_ANGER, None, initial_state(3))
+    state = next_state(WEAK_ANGER, None, initial_state(3))
     assert first.loss_weights.tolist() == snapshot(state).loss_weights.tolist()
-    state = feedback(WEAK_ANGER, [0.6, 0.2, 0.2], state, accepted_share=0.5)
+    state = next_state(WEAK_ANGER, [0.6, 0.2, 0.2], state, accepted_share=0.5)
     assert second.log_debiasing_prior.tolist() == snapshot(state).log_debiasing_prior.tolist()
     assert second.loss_weights[1] > first.loss_weights[1] > 1
     assert sorted(path.name for path in (tmp_path / "f").iterdir()) == ["v000001.json", "v000002.json"]
@@ -164,3 +168,43 @@ def test_a_new_actor_goes_on_from_the_files(tmp_path: Path) -> None:
     assert [row["source"] for row in call(actor.history.remote())] == ["run/epoch-1"]
     with pytest.raises(UserError, match="it is about the classes"):
         get_feedback_actor(str(tmp_path), CLASSES[:2])
+
+
+def test_fifty_updates_read_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, read = FeedbackStore(str(tmp_path), CLASSES), []
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: read.append(uri))
+    for epoch in range(50):
+        store.update(WEAK_ANGER, f"run/epoch-{epoch}")
+    assert read == []
+    assert len(list(tmp_path.iterdir())) == 50
+
+
+def test_two_clusters_on_one_folder_are_told(tmp_path: Path) -> None:
+    ours, theirs = FeedbackStore(str(tmp_path), CLASSES), FeedbackStore(str(tmp_path), CLASSES)
+    first = ours.update(WEAK_ANGER, "ours/epoch-1")
+    with pytest.raises(UserError, match=r"another cluster has written v000001\.json since; give each"):
+        theirs.update(np.eye(3) * 100, "theirs/epoch-1")
+    assert theirs.history() == []
+    # What was written by a request whose answer was lost is not of another.
+    assert theirs.update(WEAK_ANGER, "ours/epoch-1").to_json() == first.to_json()
+    assert FeedbackStore(str(tmp_path), CLASSES).history() == ours.history()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_actor_that_is_there_reads_nothing_more(tmp_path: Path) -> None:
+    actor = get_feedback_actor(str(tmp_path), CLASSES)
+    update(actor, WEAK_ANGER.tolist(), "run/epoch-1")
+    (tmp_path / "v000001.json").write_text("damaged since")
+    assert get_feedback_actor(str(tmp_path), CLASSES)._actor_id == actor._actor_id
+    with pytest.raises(UserError, match="it is about the classes neutral, anger, happiness, not neutral, anger"):
+        get_feedback_actor(str(tmp_path), CLASSES[:2])
+    with pytest.raises(UserError, match=r"it was made with feedback_parts=\[loss_weights, .*\], not \[thresholds\]"):
+        get_feedback_actor(str(tmp_path), CLASSES, ["thresholds"])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_actor_s_refusal_is_one_line(tmp_path: Path) -> None:
+    actor = get_feedback_actor(str(tmp_path), CLASSES)
+    with pytest.raises(UserError) as error:
+        update(actor, WEAK_ANGER.tolist(), "run/epoch-1", trained_under=9)
+    assert str(error.value) == f"feedback={tmp_path}: no version 9 there (newest: 0)"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from ray_fer.errors import UserError
-from ray_fer.feedback.actor import FeedbackStore, load_snapshot
-from ray_fer.feedback.formulas import FeedbackState
 from ray_fer.feedback.history import StoredState, read_history
+from ray_fer.feedback.state import FeedbackState
+from ray_fer.feedback.store import FeedbackStore, load_snapshot
 
 CLASSES = ("neutral", "anger", "happiness")
 WEAK_ANGER = np.array([[90, 5, 5], [40, 50, 10], [5, 5, 90]])

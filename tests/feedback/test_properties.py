@@ -11,24 +11,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_fer.evaluation.metrics import macro_f1
-from ray_fer.feedback.actor import FeedbackStore
-from ray_fer.feedback.formulas import FeedbackConfig, FeedbackState, feedback, initial_state, moved_thresholds, snapshot
+from ray_fer.feedback.controller import STEP, next_state
+from ray_fer.feedback.factors import (
+    BASE_THRESHOLD,
+    DEBIAS_STRENGTH,
+    MAX_BOOST,
+    MAX_CUT,
+    MAX_THRESHOLD,
+    MIN_THRESHOLD,
+    moved_thresholds,
+)
+from ray_fer.feedback.state import FeedbackState, initial_state, snapshot
+from ray_fer.feedback.store import FeedbackStore
 from tests.feedback.test_formulas import assert_neutral
 
-CONFIG = FeedbackConfig()
 ROUND_OFF = 1e-12
 
 
 def assert_in_its_boxes(state: FeedbackState) -> None:
     """The bounds that the formulas promise, with the default constants."""
     view = snapshot(state)
-    root = math.sqrt(CONFIG.max_boost * CONFIG.max_cut) + ROUND_OFF
+    root = math.sqrt(MAX_BOOST * MAX_CUT) + ROUND_OFF
     assert 1 / root <= view.loss_weights.min() <= view.loss_weights.max() <= root
-    assert 1 / math.sqrt(CONFIG.max_cut) - ROUND_OFF <= view.sampling_weights.min()
-    assert view.sampling_weights.max() <= math.sqrt(CONFIG.max_boost) + ROUND_OFF
-    assert CONFIG.tau_min - ROUND_OFF <= view.thresholds.min() <= view.thresholds.max() <= CONFIG.tau_max + ROUND_OFF
-    assert CONFIG.tau_min <= state.tau0 <= CONFIG.tau0
-    assert np.ptp(view.log_debiasing_prior) <= 2 * CONFIG.lam + ROUND_OFF
+    assert 1 / math.sqrt(MAX_CUT) - ROUND_OFF <= view.sampling_weights.min()
+    assert view.sampling_weights.max() <= math.sqrt(MAX_BOOST) + ROUND_OFF
+    assert MIN_THRESHOLD - ROUND_OFF <= view.thresholds.min() <= view.thresholds.max() <= MAX_THRESHOLD + ROUND_OFF
+    assert MIN_THRESHOLD <= state.tau0 <= BASE_THRESHOLD
+    assert np.ptp(view.log_debiasing_prior) <= 2 * DEBIAS_STRENGTH + ROUND_OFF
 
 
 @st.composite
@@ -52,7 +61,7 @@ def test_no_sequence_of_rounds_leaves_the_boxes(case: tuple[int, list[dict[str, 
     k, updates = case
     state = initial_state(k)
     for update in updates:
-        following = feedback(update.pop("confusion"), update.pop("q_hat"), state, **update)
+        following = next_state(update.pop("confusion"), update.pop("q_hat"), state, **update)
         assert following.version in (state.version, state.version + 1)
         state = following
         assert_in_its_boxes(state)
@@ -66,12 +75,12 @@ def test_no_base_lets_a_class_be_closed_or_opened_up(case: tuple[int, list[dict[
     state = initial_state(k)
     assert moved_thresholds(base, snapshot(state).thresholds).tolist() == [base] * k, "without feedback it is the base"
     for update in updates:
-        state = feedback(update.pop("confusion"), update.pop("q_hat"), state, **update)
+        state = next_state(update.pop("confusion"), update.pop("q_hat"), state, **update)
         thresholds = snapshot(state).thresholds
         moved = moved_thresholds(base, thresholds)
         assert min(0.5, base) <= moved.min() <= moved.max() <= max(0.97, base)
-        assert (np.abs(moved - base) <= np.abs(thresholds - CONFIG.tau0) + ROUND_OFF).all()
-        usual = moved_thresholds(CONFIG.tau0, thresholds)
+        assert (np.abs(moved - base) <= np.abs(thresholds - BASE_THRESHOLD) + ROUND_OFF).all()
+        usual = moved_thresholds(BASE_THRESHOLD, thresholds)
         np.testing.assert_allclose(usual, thresholds, rtol=0, atol=ROUND_OFF, err_msg="no bound meets the usual base")
 
 
@@ -82,7 +91,7 @@ def test_a_perfect_student_is_left_alone(k: int, data: st.DataObject) -> None:
     mix = data.draw(st.lists(st.floats(0.01, 1), min_size=k, max_size=k))
     state = initial_state(k)
     for _ in range(3):
-        state = feedback(np.diag(diagonal), mix, state)
+        state = next_state(np.diag(diagonal), mix, state)
     assert_neutral(state)
 
 
@@ -110,16 +119,16 @@ def test_fifty_hostile_rounds_leave_no_trace(k: int, changing: bool) -> None:
     state, largest = initial_state(k), 0.0
     for number in range(50):
         matrix, mix = adversary(k, number if changing else 0, rng), rng.dirichlet(np.full(k, 0.1))
-        state = feedback(matrix, mix, state, prior_helps=not changing or bool(rng.integers(2)))
+        state = next_state(matrix, mix, state, prior_helps=not changing or bool(rng.integers(2)))
         assert_in_its_boxes(state)
         largest = max(largest, np.abs(state.log_weights).max())
     assert largest > 0.1, "they did something"
     hit, good = state, np.diag(np.full(k, 100))
     for number in range(1, 41):
-        state = feedback(good, np.full(k, 1 / k), state)
+        state = next_state(good, np.full(k, 1 / k), state)
         for name, neutral in (("log_weights", 0.0), ("thresholds", state.tau0), ("log_debias", 0.0)):
             left = np.array(getattr(state, name)) - neutral
-            expected = (1 - CONFIG.beta) ** number * (np.array(getattr(hit, name)) - neutral)
+            expected = (1 - STEP) ** number * (np.array(getattr(hit, name)) - neutral)
             np.testing.assert_allclose(left, expected, rtol=0, atol=ROUND_OFF)
     assert np.abs(state.log_weights).max() < 1e-6
 
@@ -170,7 +179,7 @@ def test_a_closed_loop_settles_and_helps(gain: float) -> None:
     for _ in range(60):
         counts, mix = with_feedback.validate(state, support)
         plain, _ = without.validate(neutral, support)
-        before, state = state, feedback(counts, mix, state)
+        before, state = state, next_state(counts, mix, state)
         assert_in_its_boxes(state)
         scores.append((macro_f1(counts), macro_f1(plain)))
         moves.append(np.abs(np.subtract(state.log_weights, before.log_weights)).max())

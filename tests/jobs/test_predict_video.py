@@ -10,10 +10,11 @@ import torch
 from ray_fer.config import load_config
 from ray_fer.errors import UserError
 from ray_fer.jobs.predict_video import output_names, predict_video
-from ray_fer.video.clips import ClipModel
-from ray_fer.video.encoder import TemporalEncoder, save_temporal
-from ray_fer.video.frame_features import FrameEncoder
+from ray_fer.video.artifact import save_temporal
+from ray_fer.video.encoder import TemporalEncoder
+from ray_fer.video.frame_encoder import FrameEncoder
 from ray_fer.video.frames import Video
+from ray_fer.video.prediction import ClipModel
 from ray_fer.video.smoothing import box_filter
 from tests.images import CLASSES, tiny_model
 from tests.videos import colour_video, streamable_video

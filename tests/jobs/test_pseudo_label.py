@@ -18,8 +18,12 @@ from ray_fer.config import load_config
 from ray_fer.data.sources import list_sources
 from ray_fer.errors import UserError
 from ray_fer.jobs import pseudo_label as job
+from ray_fer.labeling import run as labeling_run
 from ray_fer.labeling.dispatch import Dispatcher
-from ray_fer.labeling.worker import DoneUnit, Labeller, Plan
+from ray_fer.labeling.progress import joint_stats
+from ray_fer.labeling.run import LabelingRun
+from ray_fer.labeling.work import UnitResult, WorkUnit
+from ray_fer.labeling.worker import Labeller, Plan
 from tests.images import tiny_model, write_pictures
 
 SLOWEST_SECONDS = 60.0
@@ -41,12 +45,12 @@ def test_what_is_finished_is_committed_while_the_last_unit_is_slow(
     table = str(tmp_path / "table")
     seen = []
 
-    def units(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
+    def units(dispatcher: Dispatcher, plan: Plan) -> Iterator[UnitResult]:
         keys = dispatcher.take_few(9, SLOWEST_SECONDS)
         assert keys is not None
         dispatcher.finished(0, keys.num_rows, 1.0)
         labeller = Labeller(plan)
-        done = [labeller.label(number, keys.slice(2 * number, 2), isolated=False) for number in range(3)]
+        done = [labeller.label(WorkUnit(number, keys.slice(2 * number, 2)), isolated=False) for number in range(3)]
         # The first may be committed at once, for the run has been going on for long enough; the second is too early.
         yield from done[:2]
         deadline = time.monotonic() + SLOWEST_SECONDS
@@ -55,8 +59,8 @@ def test_what_is_finished_is_committed_while_the_last_unit_is_slow(
         seen.append(rows_in(table))
         yield done[2]
 
-    monkeypatch.setattr(job, "label_few", units)
-    monkeypatch.setattr(job, "TICK_SECONDS", 0.1)
+    monkeypatch.setattr(labeling_run, "label_few", units)
+    monkeypatch.setattr(labeling_run, "TICK_SECONDS", 0.1)
     job.pseudo_label(load_config("pseudo_label", arguments_for(tmp_path, 6, "commit_seconds=2")))
     assert (seen, rows_in(table)) == ([4], 6)
 
@@ -65,13 +69,13 @@ def test_what_is_finished_is_committed_while_the_last_unit_is_slow(
 def test_what_is_finished_is_committed_when_a_run_is_stopped(
     error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def units(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
+    def units(dispatcher: Dispatcher, plan: Plan) -> Iterator[UnitResult]:
         keys = dispatcher.take_few(9, SLOWEST_SECONDS)
         assert keys is not None
-        yield Labeller(plan).label(0, keys.slice(0, 2), isolated=False)
+        yield Labeller(plan).label(WorkUnit(0, keys.slice(0, 2)), isolated=False)
         raise error("stopped")
 
-    monkeypatch.setattr(job, "label_few", units)
+    monkeypatch.setattr(labeling_run, "label_few", units)
     with pytest.raises(error, match="stopped"):
         job.pseudo_label(load_config("pseudo_label", arguments_for(tmp_path, 3, "commit_seconds=600")))
     assert rows_in(str(tmp_path / "table")) == 2
@@ -80,29 +84,29 @@ def test_what_is_finished_is_committed_when_a_run_is_stopped(
 def test_a_commit_that_fails_meanwhile_is_tried_again_by_the_run_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    commit, failed = job._Run._commit, Counter[str]()
+    commit, failed = LabelingRun._commit, Counter[str]()
 
-    def failing(run: job._Run, patience: float) -> None:
+    def failing(run: LabelingRun, patience: float) -> None:
         if patience and any(part.pending for part in run.parts) and not failed["once"]:
             failed["once"] += 1
             raise RuntimeError("no commit in 30 tries")
         commit(run, patience)
 
-    def units(dispatcher: Dispatcher, plan: Plan) -> Iterator[DoneUnit]:
+    def units(dispatcher: Dispatcher, plan: Plan) -> Iterator[UnitResult]:
         keys = dispatcher.take_few(9, SLOWEST_SECONDS)
         assert keys is not None
         dispatcher.finished(0, keys.num_rows, 1.0)
-        done = Labeller(plan).label(0, keys, isolated=False)
-        run.progress.add(job.joint_stats(done.statuses, list(done.stats.values())))
+        done = Labeller(plan).label(WorkUnit(0, keys), isolated=False)
+        run.progress.add(joint_stats(done.statuses, list(done.stats.values())))
         run.parts[0].add(done.files[plan.models[0]], done.stats[plan.models[0]], watch=False)
         run._commit_meanwhile()
         return
         yield
 
     config = load_config("pseudo_label", arguments_for(tmp_path, 3))
-    run = job._Run(config, job._checked(config))
-    monkeypatch.setattr(job._Run, "_commit", failing)
-    monkeypatch.setattr(job, "label_few", units)
+    run = LabelingRun(config, job._checked(config))
+    monkeypatch.setattr(LabelingRun, "_commit", failing)
+    monkeypatch.setattr(labeling_run, "label_few", units)
     run.go()
     assert "not committed yet: no commit in 30 tries" in caplog.text
     assert (failed["once"], rows_in(str(tmp_path / "table"))) == (1, 3)
@@ -137,7 +141,7 @@ def test_an_image_is_labelled_once_whatever_identity_it_is_listed_with(
         for page in list_sources(sources, counts):
             yield page.set_column(1, "identity", pc.binary_join_element_wise(prefix, page["identity"], ""))
 
-    monkeypatch.setattr(job, "list_sources", listed)
+    monkeypatch.setattr(labeling_run, "list_sources", listed)
 
     def run(said: str) -> tuple[int, ...]:
         nonlocal prefix
@@ -147,7 +151,7 @@ def test_an_image_is_labelled_once_whatever_identity_it_is_listed_with(
         return (*(summary[name] for name in names), rows_in(table))
 
     assert run("a") == (0, 6, 6, 0, 0, 6)
-    assert f"6 of 6 {job.READ_OTHERWISE}" in caplog.text
+    assert f"6 of 6 {labeling_run.READ_OTHERWISE}" in caplog.text
     assert run("a") == (6, 0, 0, 0, 0, 6)
     assert run("") == (6, 0, 0, 0, 0, 6)
     assert run("b") == (6, 0, 6, 0, 0, 12)  # a mark for each

@@ -15,10 +15,11 @@ from ray_fer import storage
 from ray_fer.config import load_config
 from ray_fer.data.sources.uris import Face
 from ray_fer.errors import UserError
-from ray_fer.feedback.actor import FeedbackStore
+from ray_fer.feedback.store import FeedbackStore
 from ray_fer.jobs import select_pseudo_labels as selecting
 from ray_fer.jobs.select_pseudo_labels import predicted_counts, select_pseudo_labels
 from ray_fer.labeling import predictions
+from ray_fer.labeling import select as labeling_select
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.config import SelectPseudoLabelsConfig
 from ray_fer.labeling.exclusions import Exclusions
@@ -394,7 +395,7 @@ def test_selection_goes_batch_by_batch(tmp_path: Path, told: Artifact, monkeypat
     write(str(tmp_path / "t"), told.model_id("float32"), rows[75:], rows[:70], rows[70:75])
     for rule in RULES:
         whole = select(tmp_path, told, f"selection.rule={rule}")[1]
-        for module in (predictions, selecting):
+        for module in (predictions, labeling_select, selecting):
             monkeypatch.setattr(module, "BATCH_ROWS", 16)
         parts = select(tmp_path, told, f"selection.rule={rule}")[1]
         monkeypatch.undo()

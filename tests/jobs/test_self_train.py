@@ -10,7 +10,7 @@ import pytest
 from ray_fer import storage
 from ray_fer.config import load_config
 from ray_fer.errors import UserError
-from ray_fer.feedback.actor import FeedbackStore
+from ray_fer.feedback.store import FeedbackStore
 from ray_fer.jobs import self_train
 from ray_fer.jobs.self_train import other_settings, replaces, why_stop
 from ray_fer.methods.registry import resolved

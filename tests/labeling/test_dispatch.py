@@ -14,7 +14,7 @@ from ray_fer.labeling.dispatch import (
     Dispatcher,
     unit_size,
 )
-from ray_fer.labeling.unit_queue import pack_unit, unpack_unit
+from ray_fer.labeling.work import WorkUnit
 
 
 def page(first: int, rows: int) -> pa.Table:
@@ -137,9 +137,9 @@ def test_unit_size() -> None:
 
 def test_a_unit_survives_its_block() -> None:
     keys = page(5, 7)
-    block = pack_unit(3, keys)
+    block = WorkUnit(3, keys).to_block()
     assert block.num_rows == 1
-    assert unpack_unit(block) == (3, keys)
+    assert WorkUnit.from_block(block) == WorkUnit(3, keys)
 
 
 def test_a_stopped_stream_lets_nothing_out() -> None:

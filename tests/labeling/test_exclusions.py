@@ -12,7 +12,8 @@ import pytest
 import xxhash
 
 from ray_fer.config import load_config
-from ray_fer.data.sources.uris import Face, Row
+from ray_fer.data.sources.parquet import Row
+from ray_fer.data.sources.uris import Face
 from ray_fer.errors import UserError
 from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.jobs.self_train import _Loop, self_train

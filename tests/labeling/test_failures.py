@@ -6,6 +6,7 @@ import pytest
 from ray_fer.errors import UserError
 from ray_fer.labeling.failures import CHANCE, FEWEST_FOR_SHARE, binomial_tail, check, check_outcome, too_many
 from ray_fer.labeling.progress import Progress, unit_stats
+from ray_fer.labeling.unit import Row
 
 
 def test_the_tail_of_a_binomial_distribution() -> None:
@@ -40,15 +41,13 @@ def test_of_many_images_the_share_is_compared() -> None:
 
 def progress_of(**counts: int) -> Progress:
     """Of images per status; ``again`` before one tells that they had been tried before."""
-    rows: list[dict[str, Any]] = []
+    rows = []
     for name, count in counts.items():
         status = name.removeprefix("again_")
-        row = {"status": status, "attempt": 2 if status != name else 1}
+        facts: dict[str, Any] = {"status": status, "attempt": 2 if status != name else 1}
         if status != "ok":
-            row["error"] = f"{status} for a reason"
-        rows += [
-            row | {"uri": f"/{name}/{i}", "digest": bytes(16), "label": "x", "confidence": 1.0} for i in range(count)
-        ]
+            facts["error"] = f"{status} for a reason"
+        rows += [Row(f"/{name}/{i}", digest=bytes(16), label="x", confidence=1.0, **facts) for i in range(count)]
     progress = Progress(["x"], 0.8, actors=1, device="cpu")
     progress.add(unit_stats(rows, ["x"]))
     return progress

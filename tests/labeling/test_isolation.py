@@ -28,10 +28,10 @@ def test_only_the_object_that_kills_is_lost(tmp_path: Path, monkeypatch: pytest.
     for uri in victims:
         Path(uri).write_bytes(deadly_picture())
     batch = decode_isolated(keys, **LIMITS)
-    assert [row["uri"] for row in batch.rows] == keys["uri"].to_pylist()
-    crashed = {row["uri"]: row["error"] for row in batch.rows if row["status"] == "crashed"}
+    assert [row.uri for row in batch.rows] == keys["uri"].to_pylist()
+    crashed = {row.uri: row.error for row in batch.rows if row.status == "crashed"}
     assert crashed == dict.fromkeys(victims, "kills the process that decodes it (signal 9)")
-    assert len(batch.pixels[32]) == sum(row["status"] == "ok" for row in batch.rows)
+    assert len(batch.pixels[32]) == sum(row.status == "ok" for row in batch.rows)
 
 
 def test_an_object_is_not_blamed_for_what_kills_a_process_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +40,7 @@ def test_an_object_is_not_blamed_for_what_kills_a_process_once(tmp_path: Path, m
     keys = pa.concat_tables(list_sources([str(source)], Counter()))
     monkeypatch.syspath_prepend(write_deadly_decoder(tmp_path / "deadly", once=True))
     Path(keys["uri"][1].as_py()).write_bytes(deadly_picture())
-    assert [row["status"] for row in decode_isolated(keys, **LIMITS).rows] == ["ok"] * 3
+    assert [row.status for row in decode_isolated(keys, **LIMITS).rows] == ["ok"] * 3
 
 
 def test_what_kills_is_a_row_of_the_teachers_that_asked_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +57,7 @@ def test_what_kills_is_a_row_of_the_teachers_that_asked_for_it(tmp_path: Path, m
     assert [len(share(batch, teacher, sizes)[0]) for teacher in range(2)] == [0, 1]
     assert [share(batch, teacher, sizes)[1].shape for teacher in range(2)] == [(0, 24, 24, 3), (0, 32, 32, 3)]
     (row,), _ = share(batch, 1, sizes)
-    assert (row["status"], row["attempt"]) == ("crashed", 3)
+    assert (row.status, row.attempt) == ("crashed", 3)
 
 
 def test_a_child_that_fails_by_itself_is_no_objects_fault(tmp_path: Path) -> None:
@@ -82,4 +82,4 @@ def test_what_a_library_prints_does_not_lie_among_the_results(tmp_path: Path, mo
         "simplejpeg.decode_jpeg_header = decode_jpeg_header\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path / "chatty"))
-    assert [row["status"] for row in decode_isolated(keys, **LIMITS).rows] == ["ok", "ok"]
+    assert [row.status for row in decode_isolated(keys, **LIMITS).rows] == ["ok", "ok"]

@@ -12,11 +12,11 @@ from ray_fer.labeling.ledger import (
     GIVEN_UP,
     PERMANENT,
     Ledger,
-    claim_for_each,
+    claim_missing,
     hash_keys,
     sort_out,
 )
-from ray_fer.labeling.table import KNOWN, MARKS, create_table, no_keys, scan_keys, write_file
+from ray_fer.labeling.table import KNOWN, MARKERS, create_table, no_keys, scan_keys, write_file
 from tests.labeling.test_table import rows
 
 
@@ -85,7 +85,7 @@ def test_permanent_failures_and_later_successes_are_settled() -> None:
 
 def test_what_any_of_several_lacks_is_claimed_for_those_that_lack_it() -> None:
     ledgers = [Ledger(labelled(["a", "b"]), 3), Ledger(labelled(["a"]), 3), Ledger(labelled(["a", "c"]), 3)]
-    new, lacking = claim_for_each(ledgers, page(["a", "b", "c", "d"]))
+    new, lacking = claim_missing(ledgers, page(["a", "b", "c", "d"]))
     assert new.to_pydict() == {
         "uri": ["b", "c", "d"],
         "identity": ["v1"] * 3,
@@ -93,7 +93,7 @@ def test_what_any_of_several_lacks_is_claimed_for_those_that_lack_it() -> None:
         "attempts": [[1, 1, 1]] * 3,
     }
     assert lacking == [2, 3, 2]
-    again, lacking = claim_for_each(ledgers, page(["a", "b", "c", "d", "e", "e"]))
+    again, lacking = claim_missing(ledgers, page(["a", "b", "c", "d", "e", "e"]))
     assert again.select(["uri", "teachers"]).to_pydict() == {"uri": ["e"], "teachers": [0b111]}
     assert lacking == [1, 1, 1]
 
@@ -101,9 +101,9 @@ def test_what_any_of_several_lacks_is_claimed_for_those_that_lack_it() -> None:
 def test_each_of_several_has_its_own_tries() -> None:
     failed = labelled(["a"], status="missing")
     ledgers = [Ledger(pl.concat([failed, failed]), 3), Ledger(labelled(["b"]), 3), Ledger(failed, 3)]
-    new, _ = claim_for_each(ledgers, page(["a", "b"]))
+    new, _ = claim_missing(ledgers, page(["a", "b"]))
     assert new["attempts"].to_pylist() == [[3, 1, 2], [1, 1, 1]]
-    nothing, _ = claim_for_each(ledgers, page(["a", "b"]))
+    nothing, _ = claim_missing(ledgers, page(["a", "b"]))
     assert nothing["attempts"].to_pylist() == []
 
 
@@ -120,7 +120,7 @@ def test_agrees_with_a_set_over_many_random_pages() -> None:
 def test_keys_are_sorted_out_by_what_their_rows_say() -> None:
     held = [labelled(["a", "b"]), labelled(["c"], status="too_large"), labelled(["d", "d", "e"], status="unreadable")]
     outcomes = sort_out(pl.concat(held), max_attempts=2)
-    assert outcomes.marks == 0
+    assert outcomes.markers == 0
     assert {name: len(keys) for name, keys in outcomes.settled.items()} == {DONE: 2, PERMANENT: 1, GIVEN_UP: 1}
     assert {tries: len(keys) for tries, keys in outcomes.to_retry.items()} == {1: 1}
     wanted = hash_keys(pa.array(list("abcde")), pa.array(["v1"] * 5))
@@ -135,11 +135,11 @@ def test_a_failure_of_a_key_that_succeeded_is_no_key_of_its_own() -> None:
     assert outcomes.to_retry == {}
 
 
-@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize("mark", MARKERS)
 def test_marks_are_neither_attempts_nor_failures(mark: str) -> None:
     held = [labelled(["a"], status="missing"), *[labelled(["a", "b"], status=mark)] * 3]
     ledger = Ledger(pl.concat(held), max_attempts=2)
-    assert (ledger.rows, ledger.marks) == (1, 0 if mark == KNOWN else 6)
+    assert (ledger.rows, ledger.markers) == (1, 0 if mark == KNOWN else 6)
     assert ledger.claim(page(["a", "b"])).num_rows == 2
 
 
@@ -147,51 +147,51 @@ def test_what_a_listing_has_met() -> None:
     held = [labelled(["done", "unmet"]), labelled(["bad"], status="too_large"), labelled(["retry"], status="missing")]
     ledger = Ledger(pl.concat(held), 3)
     ledger.claim(page(["done", "retry", "bad", "new"]))
-    assert not ledger.all_met()
+    assert not ledger.all_seen()
     keys = page(["done", "unmet", "bad", "retry", "new", "other"])
-    known, met = ledger.look_up(hash_keys(keys["uri"], keys["identity"]))
+    known, seen = ledger.look_up(hash_keys(keys["uri"], keys["identity"]))
     assert known.tolist() == [True, True, True, True, False, False]
-    assert met.tolist() == [True, False, True, True, False, False]
+    assert seen.tolist() == [True, False, True, True, False, False]
     ledger.claim(page(["unmet"]))
-    assert ledger.all_met()
+    assert ledger.all_seen()
 
 
 def test_a_key_with_several_rows_has_to_be_met_once() -> None:
     held = [labelled(["photo", "photo", "photo", "other"]), labelled(["other"], status="missing")]
     ledger = Ledger(pl.concat(held), 3)
     ledger.claim(page(["photo"]))
-    assert not ledger.all_met()
+    assert not ledger.all_seen()
     ledger.claim(page(["other"]))
-    assert ledger.all_met()
+    assert ledger.all_seen()
 
 
 def test_the_next_listing_has_to_meet_what_the_last_one_claimed() -> None:
     ledger = Ledger(labelled(["a"]), 3)
     ledger.claim(page(["a", "b", "c"]))
     ledger.start_listing()
-    assert not ledger.all_met()
+    assert not ledger.all_seen()
     assert ledger.claim(page(["a", "b", "d"]))["uri"].to_pylist() == ["d"]
     keys = page(["a", "b", "c", "d"])
-    known, met = ledger.look_up(hash_keys(keys["uri"], keys["identity"]))
-    assert (known.tolist(), met.tolist()) == ([True, True, True, False], [True, True, False, False])
+    known, seen = ledger.look_up(hash_keys(keys["uri"], keys["identity"]))
+    assert (known.tolist(), seen.tolist()) == ([True, True, True, False], [True, True, False, False])
     ledger.start_listing()
     assert ledger.claim(page(["a", "b", "c", "d"])).num_rows == 0
-    assert ledger.all_met()
+    assert ledger.all_seen()
 
 
 def test_agrees_with_a_set_about_what_was_met() -> None:
     rng = np.random.default_rng(0)
     names = [f"s3://bucket/{i}" for i in range(5000)]
-    ledger, met = Ledger(labelled(names), 3), set()
+    ledger, seen = Ledger(labelled(names), 3), set()
     everything = hash_keys(pa.array(names), pa.array(["v1"] * len(names)))
     for _ in range(20):
         chosen = [names[i] for i in rng.integers(0, 4990, 300)]
         ledger.claim(page(chosen))
-        met.update(chosen)
-        assert ledger.look_up(everything)[1].tolist() == [name in met for name in names]
-    assert not ledger.all_met()
+        seen.update(chosen)
+        assert ledger.look_up(everything)[1].tolist() == [name in seen for name in names]
+    assert not ledger.all_seen()
     ledger.claim(page(names))
-    assert ledger.all_met()
+    assert ledger.all_seen()
 
 
 def test_what_is_read_from_a_table_is_what_it_says(tmp_path: Path) -> None:
@@ -222,16 +222,16 @@ def test_a_row_is_known_by_the_identity_it_was_listed_with_too() -> None:
         labelled(["failed"], "v1", "missing", listed="listed"),
     ]
     ledger = Ledger(pl.concat(held), 3)
-    assert (ledger.rows, ledger.marks) == (5, 0)
-    assert not ledger.all_met()
+    assert (ledger.rows, ledger.markers) == (5, 0)
+    assert not ledger.all_seen()
     # What a mark calls known has a row, or it is new; a failure to read says nothing of a content.
     names = ["a", "b", "bad", "lost", "seen", "failed", "other"]
     assert ledger.claim(page(names, "listed"))["uri"].to_pylist() == ["lost", "failed", "other"]
     keys = page(["a", "b", "bad", "seen"], "read")
     assert ledger.look_up(hash_keys(keys["uri"], keys["identity"]))[1].tolist() == [True, True, True, False]
-    assert not ledger.all_met()
+    assert not ledger.all_seen()
     assert ledger.claim(page(["seen", "failed"]))["uri"].to_pylist() == ["failed"]
-    assert ledger.all_met()
+    assert ledger.all_seen()
     assert ledger.claim(page(["a", "b", "bad"], "read")).num_rows == 0
 
 
@@ -246,7 +246,7 @@ def test_contents_that_were_read_otherwise_are_claimed_once() -> None:
     assert ledger.claim_read(listed, read, remember=False).tolist() == [False, False, True, True, False, False]
     assert ledger.claim_read(listed, read, remember=False).tolist() == [False] * 6
     assert ledger.claim(page(["new", "tried"], "r")).num_rows == 0
-    assert ledger.all_met()  # they were read, so they are there
+    assert ledger.all_seen()  # they were read, so they are there
 
 
 def test_the_next_listing_meets_what_was_read_otherwise_by_either_identity() -> None:
@@ -257,6 +257,6 @@ def test_the_next_listing_meets_what_was_read_otherwise_by_either_identity() -> 
     for _ in range(2):
         ledger.start_listing()
         assert ledger.claim(page(["same"], "l")).num_rows == 0
-        assert not ledger.all_met()
+        assert not ledger.all_seen()
         assert ledger.claim(page(["overwritten"], "r")).num_rows == 0
-        assert ledger.all_met()
+        assert ledger.all_seen()

@@ -1,24 +1,25 @@
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ray_fer.labeling.progress import CONFIDENCE_BINS, SAMPLES_PER_CLASS, Progress, joint_stats, unit_stats
+from ray_fer.labeling.unit import Row
 
 CLASSES = ("anger", "fear")
 
 
-def rows_of(seeds: Sequence[int]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
+def rows_of(seeds: Sequence[int]) -> list[Row]:
+    rows = []
     for seed in seeds:
         rng = np.random.default_rng(seed)
-        row = {"uri": f"/in/{seed}.jpg", "digest": rng.bytes(16), "status": "ok"}
-        rows.append(row | {"label": CLASSES[seed % 2], "confidence": np.float32(0.5 + seed % 50 / 100)})
+        digest, confidence = rng.bytes(16), np.float32(0.5 + seed % 50 / 100)
+        rows.append(Row(f"/in/{seed}.jpg", "ok", digest=digest, label=CLASSES[seed % 2], confidence=confidence))
     return rows
 
 
-def progress_of(*units: list[dict[str, Any]]) -> Progress:
+def progress_of(*units: list[Row]) -> Progress:
     progress = Progress(CLASSES, 0.8, actors=4, device="cuda")
     for rows in units:
         progress.add(unit_stats(rows, CLASSES))
@@ -26,7 +27,7 @@ def progress_of(*units: list[dict[str, Any]]) -> Progress:
 
 
 def test_the_sums_do_not_depend_on_the_units() -> None:
-    rows = [*rows_of(range(101)), {"uri": "/in/bad.jpg", "status": "undecodable", "error": "…"}]
+    rows = [*rows_of(range(101)), Row("/in/bad.jpg", "undecodable", error="…")]
     whole, parts = progress_of(rows), progress_of(rows[70:], rows[:30], rows[30:70])
     assert whole.statuses == parts.statuses == {"ok": 101, "undecodable": 1}
     assert (whole.confidence == parts.confidence).all()
@@ -45,7 +46,7 @@ def test_a_picture_that_lies_there_twice_is_shown_once() -> None:
 
 
 def test_the_line() -> None:
-    progress = progress_of(rows_of([31, 33]), [{"uri": "x", "status": "missing"}])
+    progress = progress_of(rows_of([31, 33]), [Row("x", "missing")])
     progress.timeline = [(0.0, 0), (10.0, 2), (12.0, 3)]
     line = progress.line(left=None)
     assert line.startswith("3 labelled, 1 missing, 0.5 images/s, 0.00 GPU-hours, ")
@@ -65,7 +66,7 @@ def test_the_timeline_stays_short() -> None:
 
 
 def test_of_several_teachers_images_count_once_and_predictions_each_time() -> None:
-    bad = {"uri": "/in/bad.jpg", "status": "undecodable", "error": "…"}
+    bad = Row("/in/bad.jpg", "undecodable", error="…")
     first, second = [*rows_of([0, 1, 2]), bad], [*rows_of([1, 3]), bad]
     parts = [unit_stats(rows, CLASSES) for rows in (first, second)]
     progress = Progress(CLASSES, 0.8, actors=1, device="cpu")
@@ -76,5 +77,5 @@ def test_of_several_teachers_images_count_once_and_predictions_each_time() -> No
 
 
 def test_of_one_teacher_the_joint_description_is_its_own() -> None:
-    stats = unit_stats([*rows_of(range(20)), {"uri": "x", "status": "missing"}], CLASSES)
-    assert joint_stats(stats["statuses"], [stats]) == {key: stats[key] for key in stats if key != "read_otherwise"}
+    stats = unit_stats([*rows_of(range(20)), Row("x", "missing")], CLASSES)
+    assert joint_stats(stats.statuses, [stats]) == replace(stats, read_otherwise=[])

@@ -11,13 +11,13 @@ from deltalake import DeltaTable, write_deltalake
 
 from ray_fer.data.sources.uris import Face
 from ray_fer.errors import UserError
-from ray_fer.labeling import gone
+from ray_fer.labeling import tombstones
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import DONE, sort_out
 from ray_fer.labeling.maintenance import FEWEST_FILES, compact
 from ray_fer.labeling.table import (
     FILE_SCHEMA,
-    MARKS,
+    MARKERS,
     NO_FACE,
     create_table,
     files_of,
@@ -117,7 +117,7 @@ def test_another_model_or_identity_of_the_other_run_is_no_conflict(tmp_path: Pat
     assert held(uri) == {"a": 2, "b": 2, "c": 2}
 
 
-@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize("mark", MARKERS)
 def test_marks_and_labelled_rows_do_not_meet(mark: str, tmp_path: Path) -> None:
     uri = str(tmp_path / "t")
     ours, theirs = (Committer(create_table(uri, CLASSES), "m", run) for run in ("ours", "theirs"))
@@ -272,7 +272,9 @@ def test_a_table_of_an_earlier_version_is_read_and_appended_to(tmp_path: Path) -
         assert len(sort_out(scan_keys(table, "m"), 3).aliases) == 1
         compact(table, "m")
     assert len(files_of(table, "m")) == 1
-    gone.mark(Committer(table, "m", "g"), ["/in"], lambda keys: (keys[0] > 0, keys[0] > 0), datetime.now(UTC))
+    tombstones.write_markers(
+        Committer(table, "m", "g"), ["/in"], lambda keys: (keys[0] > 0, keys[0] > 0), datetime.now(UTC)
+    )
 
 
 def test_an_etag_that_an_earlier_version_kept_weakened_is_known_in_its_plain_spelling(tmp_path: Path) -> None:

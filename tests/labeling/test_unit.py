@@ -1,6 +1,6 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,8 @@ from ray_fer.data.sources import list_sources
 from ray_fer.data.sources.uris import split_face
 from ray_fer.labeling.progress import image_statuses, unit_stats
 from ray_fer.labeling.table import FILE_SCHEMA, PERMANENT
-from ray_fer.labeling.unit import decode_items, infer, joined, pack_decoded, share, to_table, unpack_decoded
+from ray_fer.labeling.unit import Decoded, Row, decode_items, infer, joined, share, to_table
+from ray_fer.labeling.work import DecodedUnit
 from ray_fer.labeling.worker import Labeller, Plan
 from ray_fer.models.engines import Flipped, make_engine
 from ray_fer.models.softmax import softmax
@@ -24,6 +25,11 @@ from tests.models.test_face_detector import installed
 from tests.photos import ONE, THREE, photo
 
 LIMITS = {"max_pixels": 1 << 20, "max_bytes": 1 << 20}
+
+
+def through_a_block(batch: Decoded, sizes: list[int]) -> Decoded:
+    """What arrives of ``batch`` where it is sent."""
+    return DecodedUnit.from_block(DecodedUnit(7, batch, 0.5).to_block(), sizes).batch
 
 
 def keys_of(folder: Path) -> pa.Table:
@@ -68,7 +74,7 @@ def test_the_batching_does_not_change_the_predictions(tmp_path: Path) -> None:
         probs = {}
         for batch in decode_items(keys, image_sizes=[32], batch_size=size, **LIMITS):
             rows = infer(*share(batch, 0, [32]), engine, CLASSES, size)
-            probs |= {row["uri"]: row["probs"] for row in rows}
+            probs |= {row.uri: row.probs for row in rows}
         found.append(np.array([probs[uri] for uri in keys["uri"].to_pylist()]))
     assert np.abs(found[0] - found[1]).max() < 1e-5
 
@@ -80,11 +86,11 @@ def test_an_overwritten_object_is_recorded_as_what_was_read(tmp_path: Path) -> N
     path.write_bytes(picture(2) + b"\0")
     (batch,) = decode_items(keys, image_sizes=[32], batch_size=4, **LIMITS)
     (row,) = infer(*share(batch, 0, [32]), TorchEngine(tiny_model(str(tmp_path / "model"))), CLASSES, 4)
-    assert row["identity"] == keys_of(tmp_path)["identity"][0].as_py()
-    assert row["identity"] != keys["identity"][0].as_py()
+    assert row.identity == keys_of(tmp_path)["identity"][0].as_py()
+    assert row.identity != keys["identity"][0].as_py()
     listed = keys["identity"][0].as_py()
-    assert row["listed_identity"] == listed
-    assert unit_stats([row], CLASSES)["read_otherwise"] == [(str(path), listed, row["identity"])]
+    assert row.listed_identity == listed
+    assert unit_stats([row], CLASSES).read_otherwise == [(str(path), listed, row.identity)]
     assert to_table([row], "run").schema == FILE_SCHEMA
 
 
@@ -92,10 +98,11 @@ def test_a_decoded_unit_survives_its_block(tmp_path: Path) -> None:
     write_pictures(tmp_path / "in", range(3))
     (tmp_path / "in" / "bad.jpg").write_bytes(b"not a picture")
     (batch,) = decode_items(keys_of(tmp_path / "in"), image_sizes=[32], batch_size=9, **LIMITS)
-    block = pack_decoded(7, batch)
+    block = DecodedUnit(7, batch, 0.5).to_block()
     assert block.num_rows == 1
-    number, other = unpack_decoded(block, [32])
-    assert (number, other.rows, other.teachers) == (7, batch.rows, batch.teachers)
+    unit = DecodedUnit.from_block(block, [32])
+    other = unit.batch
+    assert (unit.number, unit.seconds, other.rows, other.teachers) == (7, 0.5, batch.rows, batch.teachers)
     assert other.pixels[32].shape == (3, 32, 32, 3)
     assert (other.pixels[32] == batch.pixels[32]).all()
 
@@ -135,7 +142,7 @@ def test_every_row_says_which_try_of_its_teacher_it_is(tmp_path: Path) -> None:
         # A slice, as units are.
         twice = pa.concat_tables([tried(keys, attempts)] * 2).combine_chunks().slice(4)
         (batch,) = decode_items(twice, image_sizes=sizes, batch_size=9, **LIMITS)
-        _, batch = unpack_decoded(pack_decoded(0, batch), sizes)
+        batch = through_a_block(batch, sizes)
         for teacher, wanted in enumerate(expected):
             rows, _ = share(batch, teacher, sizes)
             assert to_table(rows, "run")["attempt"].to_pylist() == wanted
@@ -152,7 +159,7 @@ def test_every_teacher_gets_what_it_lacks_in_its_own_size(tmp_path: Path) -> Non
     uris = keys["uri"].to_pylist()
     for teacher, mine in enumerate(([0, 1, 2, 5], [0, 1, 4, 5], [0, 1, 3])):
         rows, pixels = share(batch, teacher, sizes)
-        assert [row["uri"] for row in rows] == [uris[index] for index in mine]
+        assert [row.uri for row in rows] == [uris[index] for index in mine]
         for index, crop in zip(mine[1:], pixels, strict=True):
             data = Path(uris[index]).read_bytes()
             wanted = np.empty((sizes[teacher], sizes[teacher], 3), np.uint8)
@@ -166,8 +173,8 @@ def test_one_teacher_s_predictions_are_not_another_s(tmp_path: Path) -> None:
     engines = [TorchEngine(tiny_model(str(tmp_path / f"model-{seed}"), seed)) for seed in range(2)]
     first, second = (infer(*share(batch, t, [32, 32]), engine, CLASSES, 9) for t, engine in enumerate(engines))
     for rows, engine in ((first, engines[0]), (second, engines[1])):
-        np.testing.assert_array_equal([row["probs"] for row in rows], softmax(engine(batch.pixels[32])))
-    assert all("probs" not in row for row in batch.rows)
+        np.testing.assert_array_equal([row.probs for row in rows], softmax(engine(batch.pixels[32])))
+    assert all(row.probs is None for row in batch.rows)
 
 
 def test_what_several_teachers_want_survives_its_block_and_its_joining(tmp_path: Path) -> None:
@@ -176,7 +183,7 @@ def test_what_several_teachers_want_survives_its_block_and_its_joining(tmp_path:
     sizes = [24, 32]
     (whole,) = decode_items(keys, image_sizes=sizes, batch_size=9, **LIMITS)
     parts = joined(list(decode_items(keys, image_sizes=sizes, batch_size=1, **LIMITS)), sizes)
-    _, unpacked = unpack_decoded(pack_decoded(0, whole), sizes)
+    unpacked = through_a_block(whole, sizes)
     for other in (parts, unpacked):
         assert (other.rows, other.teachers) == (whole.rows, whole.teachers)
         for teacher in range(2):
@@ -196,22 +203,21 @@ def test_every_face_becomes_a_row_and_every_picture_has_one(tmp_path: Path) -> N
     batches = list(decode_items(keys, image_sizes=sizes, batch_size=3, faces=True, **LIMITS))
     assert [len(batch.rows) for batch in batches] == [3, 5, 2]
     rows = [row for batch in batches for row in batch.rows]
-    names = [Path(split_face(row["uri"])[0]).stem for row in rows]
+    names = [Path(split_face(row.uri)[0]).stem for row in rows]
     assert names == ["a", "a", "a", "b", "c", "d", "d", "d", "e", "f"]
-    statuses = [row["status"] for row in rows]
+    statuses = [row.status for row in rows]
     assert statuses == ["ok"] * 3 + ["no_face"] + ["ok"] * 4 + ["undecodable"] * 2
     assert image_statuses(rows) == {"ok": 3, "no_face": 1, "undecodable": 2}
-    assert all((split_face(row["uri"])[1] is not None) == (row["status"] == "ok") for row in rows)
-    assert len({row["uri"] for row in rows}) == 10
+    assert all((split_face(row.uri)[1] is not None) == (row.status == "ok") for row in rows)
+    assert len({row.uri for row in rows}) == 10
     batch = joined(batches, sizes)
     for teacher, wanted in enumerate(("aaabdddef", "bcdddef")):
         mine, pixels = share(batch, teacher, sizes)
-        assert "".join(Path(split_face(row["uri"])[0]).stem for row in mine) == wanted
-        good = [row for row in mine if row["status"] == "ok"]
-        seen = [decode_uri(row["uri"], Path(split_face(row["uri"])[0]).read_bytes(), sizes[teacher]) for row in good]
+        assert "".join(Path(split_face(row.uri)[0]).stem for row in mine) == wanted
+        good = [row for row in mine if row.status == "ok"]
+        seen = [decode_uri(row.uri, Path(split_face(row.uri)[0]).read_bytes(), sizes[teacher]) for row in good]
         assert np.array_equal(pixels, np.stack(seen))
-    number, again = unpack_decoded(pack_decoded(5, batch), sizes)
-    assert (number, again.rows) == (5, batch.rows)
+    assert through_a_block(batch, sizes).rows == batch.rows
 
 
 @installed
@@ -223,11 +229,9 @@ def test_an_overwritten_photo_is_told_once_under_its_own_uri(tmp_path: Path) -> 
     (batch,) = decode_items(keys, image_sizes=[32], batch_size=9, faces=True, **LIMITS)
     rows = infer(*share(batch, 0, [32]), TorchEngine(tiny_model(str(tmp_path / "model"))), CLASSES, 4)
     stats = unit_stats(rows, CLASSES)
-    assert stats["read_otherwise"] == [
-        (str(path), keys["identity"][0].as_py(), keys_of(tmp_path)["identity"][0].as_py())
-    ]
-    assert stats["statuses"] == {"ok": 1}
-    assert np.sum(stats["confidence"]) == 3
+    assert stats.read_otherwise == [(str(path), keys["identity"][0].as_py(), keys_of(tmp_path)["identity"][0].as_py())]
+    assert stats.statuses == {"ok": 1}
+    assert np.sum(stats.confidence) == 3
     assert to_table(rows, "run").schema == FILE_SCHEMA
 
 
@@ -244,33 +248,31 @@ def per_brightness(pixels: np.ndarray) -> np.ndarray:
 
 
 def test_a_picture_without_a_finite_output_is_a_row_and_the_others_stay() -> None:
-    rows: list[dict[str, Any]] = [
-        {"uri": str(number), "status": "ok", "attempts": [1, 1], "attempt": 1, "digest": b"0"} for number in range(4)
-    ]
-    rows.insert(2, {"uri": "bad", "status": "undecodable", "error": "no picture", "attempt": 1})
+    rows = [Row(str(number), "ok", attempts=[1, 1], digest=b"0") for number in range(4)]
+    rows.insert(2, Row("bad", "undecodable", error="no picture"))
     pixels = np.random.default_rng(0).integers(1, 256, (4, 8, 8, 3), np.uint8)
     pixels[1] = 0
     for engine in (per_brightness, Flipped(per_brightness)):
         for batch_size in (1, 3, 9):
-            found = infer([dict(row) for row in rows], pixels, engine, CLASSES, batch_size)
-            assert [row["status"] for row in found] == ["ok", "not_finite", "undecodable", "ok", "ok"]
-            assert found[1]["error"] == "the model puts out NaN for every class"
-            assert found[1]["probs"] is found[1]["label"] is found[1]["confidence"] is None
-            assert found[2]["error"] == "no picture"
-            table = to_table([{k: v for k, v in row.items() if k in FILE_SCHEMA.names} for row in found], "run")
+            found = infer([replace(row) for row in rows], pixels, engine, CLASSES, batch_size)
+            assert [row.status for row in found] == ["ok", "not_finite", "undecodable", "ok", "ok"]
+            assert found[1].error == "the model puts out NaN for every class"
+            assert found[1].probs is found[1].label is found[1].confidence is None
+            assert found[2].error == "no picture"
+            table = to_table(found, "run")
             assert [probs is None for probs in table["probs"].to_pylist()] == [False, True, True, False, False]
             stats = unit_stats(found, CLASSES)
-            assert stats["statuses"] == {"ok": 3, "not_finite": 1, "undecodable": 1}
-            assert np.sum(stats["confidence"]) == 3
+            assert stats.statuses == {"ok": 3, "not_finite": 1, "undecodable": 1}
+            assert np.sum(stats.confidence) == 3
     assert "not_finite" in PERMANENT
 
 
 def test_confidences_of_one_and_of_nothing_are_counted() -> None:
-    rows = [{"uri": "a", "status": "ok", "digest": b"0"}, {"uri": "b", "status": "ok", "digest": b"1"}]
+    rows = [Row("a", "ok", digest=b"0"), Row("b", "ok", digest=b"1")]
     logits = np.array([[3e38, 0, 0], [-np.inf, 1, 1]], np.float32)
     found = infer(rows, np.zeros((2, 8, 8, 3), np.uint8), lambda pixels: logits, CLASSES, 2)
-    assert [row["confidence"] for row in found] == [1, 0.5]
-    assert np.sum(unit_stats(found, CLASSES)["confidence"]) == 2
+    assert [row.confidence for row in found] == [1, 0.5]
+    assert np.sum(unit_stats(found, CLASSES).confidence) == 2
 
 
 def test_an_image_that_fails_one_of_several_teachers_counts_as_failed(tmp_path: Path) -> None:
@@ -284,4 +286,4 @@ def test_an_image_that_fails_one_of_several_teachers_counts_as_failed(tmp_path: 
     labeller.plan = Plan(config, "run", ("a", "b"), "cpu", "float32", 1, (32, 32))
     done = labeller.finish(0, iter([batch]), 0.0)
     assert done.statuses == {"ok": 3, "not_finite": 1}
-    assert [done.stats[model]["statuses"] for model in ("a", "b")] == [{"ok": 4}, {"ok": 3, "not_finite": 1}]
+    assert [done.stats[model].statuses for model in ("a", "b")] == [{"ok": 4}, {"ok": 3, "not_finite": 1}]

@@ -10,7 +10,7 @@ import torch
 from ray_fer.jobs.backbone_context import build_method
 from ray_fer.jobs.backbone_inputs import open_inputs
 from ray_fer.methods.online import OnlineMethod
-from ray_fer.selection import Accepted, Known, Measured, Rule, State
+from ray_fer.selection import Accepted, Measured, Rule, SelectionContext, State
 from ray_fer.training.world import World
 from tests.training.epochs import loss_of
 from tests.training.toy import config, write_faces
@@ -26,7 +26,7 @@ class AcceptAfterTheFirst(Rule):
     def update(self, state: State, measured: Measured, momentum: float) -> State:
         return {"count": state["count"] + measured["count"]}
 
-    def accept(self, probs: Any, state: State, known: Known) -> Accepted:
+    def accept(self, probs: Any, state: State, known: SelectionContext) -> Accepted:
         return Accepted((state["count"] > 0).float().expand(len(probs)), probs.argmax(dim=1), probs)
 
 

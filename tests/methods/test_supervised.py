@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ray_fer.errors import UserError
-from ray_fer.feedback.formulas import Snapshot
+from ray_fer.feedback.state import Snapshot
 from ray_fer.jobs.backbone_context import build_method
 from ray_fer.jobs.backbone_inputs import open_inputs
 from ray_fer.methods.batch import Faces, PseudoLabels, Targets

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ray_fer.config import load_config
-from ray_fer.jobs.extract_features import LabelledClip
-from ray_fer.jobs.train_temporal import choose_smoothing, common_step
 from ray_fer.methods.temporal import TemporalMethod, WindowBatch, balance, cut_windows
 from ray_fer.training.plain_engine import PlainEngine
 from ray_fer.training.world import World
 from ray_fer.video.config import TrainTemporalConfig
-from ray_fer.video.smoothing import choose_half_width
+from ray_fer.video.features import LabelledClip
+from ray_fer.video.smoothing import choose_half_width, choose_smoothing
+from ray_fer.video.windows import common_step
 from tests.training.epochs import loss_of, run_epochs
 
 CLASSES = ("neutral", "anger")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ray_fer.selection import CONCATENATED, Accepted, Known, Measured, Rule, State
+from ray_fer.selection import CONCATENATED, Accepted, Measured, Rule, SelectionContext, State
 
 Make = Callable[[Any], Any]
 
@@ -43,7 +43,7 @@ def combine(parts: list[Measured]) -> Measured:
 
 
 def online_step(
-    rule: Rule, state: State, probs: Any, known: Known, momentum: float, rows: Any = None
+    rule: Rule, state: State, probs: Any, known: SelectionContext, momentum: float, rows: Any = None
 ) -> tuple[Accepted, State]:
     """What a training step accepts, and the state after it, in the order that the rule asks for."""
     after = rule.update(state, rule.measure(probs, state, rows), momentum)

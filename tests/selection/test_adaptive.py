@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from ray_fer.selection import Known, fit, move
+from ray_fer.selection import SelectionContext, fit, move
 from ray_fer.selection.adaptive import FlexMatch, FreeMatch, SoftMatch
 from tests.selection.arrays import Make, both, close, combine, online_step
 
 # --- FlexMatch ---
 
-TAU = Known(np.array([0.8, 0.8]))
+TAU = SelectionContext(np.array([0.8, 0.8]))
 SURE_A, SURE_B, UNSURE = [0.9, 0.1], [0.1, 0.9], [0.6, 0.4]
 
 
@@ -122,7 +122,7 @@ def test_flexmatch_marks_sure_what_the_feedback_s_thresholds_say(make: Make) -> 
     rule, probs = FlexMatch(), make([[0.7, 0.3], [0.3, 0.7]])
     state = move(rule.start(TAU, 2), probs)
     assert rule.measure(probs, state, make([0, 1]))["labels"].tolist() == [-1, -1]
-    state = rule.refresh(state, Known(np.array([0.8, 0.65])))
+    state = rule.refresh(state, SelectionContext(np.array([0.8, 0.65])))
     assert rule.measure(probs, state, make([0, 1]))["labels"].tolist() == [-1, 1]
 
 
@@ -170,7 +170,7 @@ def test_freematch_does_not_take_a_rare_class_at_any_confidence(make: Make) -> N
 @both
 def test_freematch_does_not_begin_by_accepting_everything(make: Make) -> None:
     probs = make([[0.4, 0.3, 0.3], [0.5, 0.25, 0.25]])
-    state = move(FreeMatch().start(Known(np.full(3, 0.8))), probs)
+    state = move(FreeMatch().start(SelectionContext(np.full(3, 0.8))), probs)
     assert FreeMatch().accept(probs, state, TAU).weights.tolist() == [0, 1]
 
 
@@ -232,7 +232,7 @@ def test_softmatch_is_selective_from_the_start(make: Make) -> None:
     """With σ² = 1 even a face that says nothing has a weight above .6 for thousands of steps."""
     probs = make([[0.98, 0.01, 0.01], [0.34, 0.33, 0.33]])
     rule = SoftMatch()
-    known = Known(np.full(3, 0.8))
+    known = SelectionContext(np.full(3, 0.8))
     state = move(rule.start(known), probs) | move({"mu": np.float32(0.9)}, probs)
     assert float(rule.accept(probs, state, known).weights[1]) < 0.01
 

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ray_fer.selection import Known, fit, move
+from ray_fer.selection import SelectionContext, fit, move
 from ray_fer.selection.priors import Alignment, DebiasPL
 from tests.selection.arrays import Make, both, close, online_step
 
 # --- distribution alignment ---
 
-KNOWN = Known(np.array([0.6, 0.6]), labelled_prior=np.array([0.25, 0.75]))
+KNOWN = SelectionContext(np.array([0.6, 0.6]), labelled_prior=np.array([0.25, 0.75]))
 PROBS = [[0.6, 0.4], [0.9, 0.1]]  # mean 0.75, 0.25
 
 
@@ -67,7 +67,7 @@ def test_a_class_that_is_never_predicted_is_aligned_by_a_finite_factor(make: Mak
 
 # --- DebiasPL ---
 
-HALF = Known(np.array([0.6, 0.6]))
+HALF = SelectionContext(np.array([0.6, 0.6]))
 
 
 @both

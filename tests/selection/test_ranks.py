@@ -5,15 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_fer.selection import Known, Rule, fit, move
+from ray_fer.selection import Rule, SelectionContext, fit, move
 from ray_fer.selection.ranks import CReST, TopK
 from tests.selection.arrays import Make, both, close, numpy_array, online_step, torch_tensor
 
 PROBS = [[0.9, 0.1], [0.7, 0.3], [0.45, 0.55], [0.2, 0.8], [0.6, 0.4], [0.95, 0.05]]
-KNOWN = Known(np.array([0.8, 0.8]))
+KNOWN = SelectionContext(np.array([0.8, 0.8]))
 
 
-def weights(rule: Rule, make: Make, probs: Any, known: Known = KNOWN) -> list[float]:
+def weights(rule: Rule, make: Make, probs: Any, known: SelectionContext = KNOWN) -> list[float]:
     """Of a whole data set."""
     given = make(probs)
     state = move(rule.start(known), given)
@@ -53,12 +53,12 @@ def test_top_k_wants_a_kth_of_many(make: Make) -> None:
 @both
 def test_top_k_goes_down_to_half_the_threshold(make: Make) -> None:
     probs = [[0.7, 0.2, 0.1], [0.41, 0.3, 0.29], [0.39, 0.31, 0.3]]
-    assert weights(TopK(per_class=3, max_copies=9), make, probs, Known(np.full(3, 0.8))) == [1.5, 1.5, 0]
+    assert weights(TopK(per_class=3, max_copies=9), make, probs, SelectionContext(np.full(3, 0.8))) == [1.5, 1.5, 0]
 
 
 @both
 def test_top_k_gives_nothing_of_a_class_that_is_never_predicted(make: Make) -> None:
-    found = weights(TopK(per_class=2), make, [[0.9, 0.06, 0.04], [0.8, 0.1, 0.1]], Known(np.full(3, 0.8)))
+    found = weights(TopK(per_class=2), make, [[0.9, 0.06, 0.04], [0.8, 0.1, 0.1]], SelectionContext(np.full(3, 0.8)))
     assert found == [1, 1]
     assert weights(TopK(), make, [[0.3, 0.3]]) == [0], "not even the best, below half the threshold"
 
@@ -106,7 +106,7 @@ def test_equally_frequent_classes_have_the_same_rate(make: Make) -> None:
 
 @both
 def test_crest_takes_the_most_confident_share_of_each_predicted_class(make: Make) -> None:
-    known = Known(np.full(2, 0.8), labelled_counts=np.array([100, 25]))
+    known = SelectionContext(np.full(2, 0.8), labelled_counts=np.array([100, 25]))
     # Rates 1/2 of the four of class 0, and all of class 1, however unsure.
     assert weights(CReST(alpha=0.5), make, PROBS, known) == [1, 0, 1, 1, 0, 1]
 
@@ -114,7 +114,7 @@ def test_crest_takes_the_most_confident_share_of_each_predicted_class(make: Make
 @both
 def test_crest_s_share_is_not_rounded(make: Make) -> None:
     """Rounded down, a scarce class of small batches would never get any."""
-    known = Known(np.full(2, 0.8), labelled_counts=np.array([100, 36]))
+    known = SelectionContext(np.full(2, 0.8), labelled_counts=np.array([100, 36]))
     found = weights(CReST(alpha=0.5), make, PROBS, known)
     assert found == pytest.approx([1, 0.4, 1, 1, 0, 1], abs=1e-5)
 
@@ -122,7 +122,7 @@ def test_crest_s_share_is_not_rounded(make: Make) -> None:
 @both
 def test_ranks_are_with_the_batch(make: Make) -> None:
     """Before the first there are none, and every face would be the best of its class."""
-    known, probs = Known(np.full(2, 0.8), labelled_counts=np.array([100, 36])), make(PROBS)
+    known, probs = SelectionContext(np.full(2, 0.8), labelled_counts=np.array([100, 36])), make(PROBS)
     for rule, expected in ((TopK(per_class=1), [0, 0, 0, 1, 0, 1]), (CReST(alpha=0.5), [1, 0.4, 1, 1, 0, 1])):
         accepted, _ = online_step(rule, move(rule.start(known), probs), probs, known, 0.9)
         close(accepted.weights, expected, 1e-5)
@@ -142,6 +142,6 @@ def test_online_the_histogram_is_of_an_average_batch(make: Make) -> None:
 
 def test_both_kinds_cut_at_the_same_place() -> None:
     probs = np.random.default_rng(0).dirichlet(np.full(7, 0.3), 3000)
-    known = Known(np.full(7, 0.8), labelled_counts=np.arange(7) * 50)
+    known = SelectionContext(np.full(7, 0.8), labelled_counts=np.arange(7) * 50)
     for rule in (CReST(), TopK()):
         close(weights(rule, numpy_array, probs, known), weights(rule, torch_tensor, probs, known), 1e-4)

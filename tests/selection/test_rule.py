@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import typing
 from dataclasses import FrozenInstanceError, fields
 
 import numpy as np
 import pytest
 import torch
 
-from ray_fer.config import Rule as RuleName
+from ray_fer.config import load_config
+from ray_fer.errors import UserError
 from ray_fer.selection import (
     CONCATENATED,
     RULES,
-    Known,
     Rule,
+    SelectionContext,
     debias,
     fit,
     harden,
     move,
     smoothed_prior,
 )
-from ray_fer.selection.rule import average, like, moving, number
+from ray_fer.selection.rule import asarray_like, average, moving, number
 from tests.selection.arrays import Make, both, close, combine, numpy_array
 
 K, N = 5, 240
@@ -32,16 +32,16 @@ def drawn(seed: int = 0, rows: int = N) -> np.ndarray:
     return np.random.default_rng(seed).dirichlet(np.full(K, 0.25), rows).astype(np.float32)
 
 
-def known(k: int = K) -> Known:
+def known(k: int = K) -> SelectionContext:
     counts = np.array([7, 900, 55, 55, 0])[:k]
     thresholds, confidence = np.linspace(0.7, 0.9, k), np.linspace(0.95, 0.75, k)
-    return Known(thresholds, smoothed_prior(counts), counts, confidence, epoch=2.0)
+    return SelectionContext(thresholds, smoothed_prior(counts), counts, confidence, epoch=2.0)
 
 
-def trained(rule: Rule, make: Make, steps: int = 3) -> tuple[dict, Known]:  # type: ignore[type-arg]
+def trained(rule: Rule, make: Make, steps: int = 3) -> tuple[dict, SelectionContext]:  # type: ignore[type-arg]
     """The state and what is known after some steps, on arrays of the kind that ``make`` makes."""
     probs = [make(drawn(seed)) for seed in range(steps)]
-    state, mine = move(rule.start(known(), rows=N), probs[0]), known().like(probs[0])
+    state, mine = move(rule.start(known(), rows=N), probs[0]), known().to(probs[0])
     for each in probs:
         state = rule.update(state, rule.measure(each, state, make(np.arange(N))), 0.9)
     return state, mine
@@ -81,7 +81,7 @@ def test_nothing_waits_for_an_accelerator(name: str) -> None:
         torch.empty(N, K, device="meta"),
         torch.empty(N, dtype=torch.int64, device="meta"),
     )
-    mine = known().like(probs)
+    mine = known().to(probs)
     state = rule.refresh(move(rule.start(known(), N), probs), mine)
     measured = combine([rule.measure(probs, state, rows)] * 2)
     state = rule.update(state, measured, 0.9)
@@ -119,7 +119,7 @@ def test_the_order_of_the_classes_does_not_matter(name: str) -> None:
         counts, thresholds, confidence = known().labelled_counts, known().thresholds, known().labelled_confidence
         assert counts is not None
         assert confidence is not None
-        mine = Known(
+        mine = SelectionContext(
             thresholds[columns], smoothed_prior(counts)[columns], counts[columns], confidence[columns], epoch=2.0
         )
         state = rule.start(mine, N)
@@ -142,7 +142,7 @@ CERTAIN = np.eye(K, dtype=np.float32)[np.arange(40) % 2]  # three classes are ne
 def test_states_stay_finite(name: str, probs: np.ndarray, make: Make) -> None:
     rule = RULES[name]()
     batch, rows = make(probs), make(np.arange(len(probs)))
-    state, mine = move(rule.start(known(), rows=50), batch), known().like(batch)
+    state, mine = move(rule.start(known(), rows=50), batch), known().to(batch)
     for _ in range(30):
         state = rule.update(state, rule.measure(batch, state, rows), 0.9)
         accepted = rule.accept(batch, state, mine)
@@ -168,7 +168,7 @@ def test_of_one_class_everything_is_accepted(name: str, make: Make) -> None:
     rule, probs, told = RULES[name](), make(np.ones((6, 1), np.float32)), known(1)
     state = move(rule.start(told, 6), probs)
     state = rule.update(state, rule.measure(probs, state, make_rows(probs, 6)), 0.0)
-    accepted = rule.accept(probs, state, told.like(probs))
+    accepted = rule.accept(probs, state, told.to(probs))
     close(accepted.weights, [1] * 6)
     close(accepted.targets, [[1]] * 6)
     assert accepted.labels.tolist() == [0] * 6
@@ -211,7 +211,7 @@ def test_averages_by_hand(make: Make) -> None:
     close(average(zeros, total, rows, 0.9, from_first=True), [2.0, 1.0])
     close(moving(zeros, total, rows > 0, 0.9), [0.6, 0.3])
     close(moving(old, total, rows > 3, 0.9), [4.0, 0.0])
-    assert like(old, total) is old
+    assert asarray_like(old, total) is old
 
 
 @both
@@ -219,10 +219,10 @@ def test_whatever_is_known_becomes_single_precision_of_the_kind_of_the_probabili
     probs = make([[0.5, 0.5]])
     wide = probs.double() if isinstance(probs, torch.Tensor) else probs.astype(np.float64)
     given = [np.float64(0.25), 0.25, [0.25], (0.25,), np.array([0.25]), wide[0][:1] / 2]
-    for found in (*(like(each, probs) for each in given), number(3, probs)):
+    for found in (*(asarray_like(each, probs) for each in given), number(3, probs)):
         assert type(found) in (type(probs), np.float32)
         assert found.dtype == probs.dtype
-    assert [np.asarray(like(each, probs)).ravel().tolist() for each in given] == [[0.25]] * 6
+    assert [np.asarray(asarray_like(each, probs)).ravel().tolist() for each in given] == [[0.25]] * 6
 
 
 def test_what_a_rule_says_and_knows_is_never_changed() -> None:
@@ -241,8 +241,14 @@ def test_nothing_to_fit_is_the_start() -> None:
             close(state[key], start[key], 0)
 
 
-def test_the_config_names_all_rules() -> None:
-    assert set(typing.get_args(RuleName)) == set(RULES)
+def test_the_config_takes_every_rule_and_no_other_name() -> None:
+    places = ["table=t", "teacher=m", "out=o"]
+    for name in RULES:
+        assert load_config("select_pseudo_labels", [*places, f"selection.rule={name}"]).selection.rule == name
+    with pytest.raises(
+        UserError, match=r"^select_pseudo_labels: selection\.rule='none': input should be 'threshold', "
+    ):
+        load_config("select_pseudo_labels", [*places, "selection.rule=none"])
 
 
 @both
@@ -266,7 +272,7 @@ def test_no_class_is_without_a_prior() -> None:
 
 
 def test_what_is_known_moves_to_the_device_once() -> None:
-    mine = known().like(torch.zeros(1, K))
+    mine = known().to(torch.zeros(1, K))
     assert isinstance(mine.labelled_counts, torch.Tensor)
     assert (mine.labelled_counts.dtype, mine.log_prior, mine.epoch) == (torch.float32, None, 2.0)
-    assert mine.like(torch.zeros(1, K)).thresholds is mine.thresholds
+    assert mine.to(torch.zeros(1, K)).thresholds is mine.thresholds

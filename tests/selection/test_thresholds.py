@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_fer.selection import Known
+from ray_fer.selection import SelectionContext
 from ray_fer.selection.thresholds import AdaCM, Threshold
 from tests.selection.arrays import Make, both, close
 
@@ -14,7 +14,7 @@ PROBS = [[0.9, 0.1], [0.7, 0.3], [0.45, 0.55], [0.2, 0.8], [0.6, 0.4], [0.95, 0.
 
 @both
 def test_threshold_is_per_class(make: Make) -> None:
-    accepted = Threshold().accept(make(PROBS), {}, Known(np.array([0.8, 0.5])))
+    accepted = Threshold().accept(make(PROBS), {}, SelectionContext(np.array([0.8, 0.5])))
     assert accepted.weights.tolist() == [1, 0, 1, 1, 0, 1]
     assert accepted.labels.tolist() == [0, 0, 1, 1, 0, 0]
     close(accepted.targets, PROBS)
@@ -25,16 +25,16 @@ def test_what_is_as_confident_as_the_threshold_is_accepted(make: Make) -> None:
     """In single precision, in which 0.7 is less than 0.7."""
     for tau in (0.6, 0.7, 0.8, 0.95):
         probs = make([[tau, 1 - tau]])
-        assert Threshold().accept(probs, {}, Known(np.array([tau, 1.0]))).weights.tolist() == [1]
+        assert Threshold().accept(probs, {}, SelectionContext(np.array([tau, 1.0]))).weights.tolist() == [1]
 
 
 @both
 def test_threshold_accepts_nothing_gracefully(make: Make) -> None:
-    assert Threshold().accept(make(PROBS), {}, Known(np.ones(2))).weights.tolist() == [0] * 6
+    assert Threshold().accept(make(PROBS), {}, SelectionContext(np.ones(2))).weights.tolist() == [0] * 6
 
 
 def margins(make: Make, confidence: Any, epoch: float, thresholds: Any = (0.8, 0.8, 0.8)) -> Any:
-    known = Known(np.array(thresholds), labelled_confidence=confidence, epoch=epoch)
+    known = SelectionContext(np.array(thresholds), labelled_confidence=confidence, epoch=epoch)
     return AdaCM().margins(make([[1.0, 0.0, 0.0]]), known)
 
 
@@ -62,6 +62,6 @@ def test_the_feedback_can_lower_the_floor_of_a_weak_class(make: Make) -> None:
 
 @both
 def test_margins_decide(make: Make) -> None:
-    known = Known(np.array([0.8, 0.8]), labelled_confidence=np.array([0.95, 0.7]))
+    known = SelectionContext(np.array([0.8, 0.8]), labelled_confidence=np.array([0.95, 0.7]))
     accepted = AdaCM().accept(make(PROBS), {}, known)  # margins 0.9215, 0.8
     assert accepted.weights.tolist() == [0, 0, 0, 1, 0, 1]

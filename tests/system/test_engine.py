@@ -25,6 +25,7 @@ CIRCUIT_STAGES = (0, 2, 3)
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "accumulated": {"accumulate": 2},
+    "a frozen layer": {"frozen": True},
     "one bad picture": {"bad": 5},
     "one infinite gradient": {"kink": 7},
     "one bad picture accumulated": {"bad": 5, "accumulate": 2},
@@ -45,7 +46,7 @@ def train_stages(rank: int, folder: str) -> None:
                 engine = DeepSpeedEngine(recipe, world, stage, clip_norm=1.0)
                 for epoch in range(EPOCHS):
                     train_epoch(recipe, engine, epoch, guard)
-                with engine.whole():
+                with engine.gathered():
                     weights = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
                 result = {"weights": weights, "ema": recipe.ema_model.state_dict(), "skipped": guard.skipped}
                 if rank == 0:
@@ -61,7 +62,7 @@ def train_circuit(world: World, stage: int, folder: Path) -> None:
     engine = DeepSpeedEngine(recipe, world, stage, clip_norm=1.0)
     for epoch in range(2):
         train_epoch(recipe, engine, epoch, FiniteGuard(world, recipe.steps_per_epoch))
-    with engine.whole():
+    with engine.gathered():
         if world.rank == 0:
             torch.save(engine.model.state_dict(), folder / f"circuit-{stage}.pt")
 

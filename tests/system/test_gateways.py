@@ -16,7 +16,8 @@ from ray_fer.config import load_config
 from ray_fer.data.sources.etags import plain_etag
 from ray_fer.data.sources.uris import split_face
 from ray_fer.errors import UserError
-from ray_fer.jobs.pseudo_label import READ_OTHERWISE, pseudo_label
+from ray_fer.jobs.pseudo_label import pseudo_label
+from ray_fer.labeling.run import READ_OTHERWISE
 from tests.images import picture
 from tests.photos import ONE, THREE, photo
 from tests.shards import hugging_face, parquet_of, tar_of

@@ -157,7 +157,7 @@ def test_the_gpu_graph_gives_the_same_rows(teachers: int, tmp_path: Path, model:
     script.write_text(
         "import sys, ray\n"
         "from ray_fer.config import load_config\n"
-        "from ray_fer.labeling import pseudo_label\n"
+        "from ray_fer.jobs import pseudo_label\n"
         "ray.init(address='local', num_cpus=3, num_gpus=2)\n"
         "print(pseudo_label.pseudo_label(load_config('pseudo_label', sys.argv[1:])))\n"
     )

@@ -17,8 +17,9 @@ import ray
 
 from ray_fer import cluster
 from ray_fer.data import stream
-from ray_fer.data.stream import PictureStream, stream_order
-from ray_fer.jobs import backbone_context as build_method
+from ray_fer.data.sampling import PICTURES, shuffled
+from ray_fer.data.stream import PictureStream
+from ray_fer.jobs import backbone_context as builder
 from ray_fer.jobs.backbone_inputs import open_inputs
 from ray_fer.methods.online import OnlineMethod
 from ray_fer.training.world import World
@@ -73,7 +74,7 @@ def rank_of(rank: int, uris: list[str], board: Any, epochs: list[int], left: int
     numbers = {"batch": BATCH, "steps": STEPS, "epochs": epochs[-1] + 1, "rank": rank, "ranks": RANKS}
     if kill:
         stream._WAITING = 0
-    pictures = PictureStream(uris, 32, **numbers, share=share, seed=3, decoders=2)
+    pictures = PictureStream(uris, 32, **numbers, broadcast=share, seed=3, decoders=2)
     first = []
     for batch in islice(pictures.epoch(epochs[0]), left):
         if kill and not first and rank == 0:
@@ -103,7 +104,7 @@ def test_every_row_once_and_the_same_again(tmp_path: Path) -> None:
         rows = np.concatenate([rows for rank in epoch for rows, _, _ in rank])
         assert Counter(rows.tolist()) == dict.fromkeys(range(40), 1)
     for number, epoch in enumerate((first, second)):
-        order = stream_order(40, number * 40, 40, seed=3).reshape(STEPS, RANKS, BATCH)
+        order = shuffled(40, number * 40, 40, 3, PICTURES).reshape(STEPS, RANKS, BATCH)
         for rank in range(RANKS):
             assert [rows.tolist() for rows, _, _ in epoch[rank]] == order[:, rank].tolist()
     [alone], [_, after_one_left] = run(uris, [1]), run(uris, [0, 1], left=2)
@@ -121,13 +122,13 @@ def test_every_row_once_and_the_same_again(tmp_path: Path) -> None:
 def test_an_online_recipe_takes_the_stream_where_faces_do_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_method, "CACHE_BYTES", 1)
+    monkeypatch.setattr(builder, "CACHE_BYTES", 1)
     monkeypatch.setattr(stream, "_BLOCKS", 1)  # an execution for every epoch
     for name, counts in (("train", (8, 8, 8)), ("val", (8, 8, 8)), ("more", (20, 10, 10))):
         write_faces(tmp_path / name, counts)
     uris = sorted(str(path) for path in (tmp_path / "more").glob("*.png"))
     more = (f"unlabeled={tmp_path / 'more'}", "method=online", "feedback=none", "batch_size=8", "epochs=2")
-    recipe = build_method.build_method(open_inputs(config(tmp_path, *more)), uris, World(), {})
+    recipe = builder.build_method(open_inputs(config(tmp_path, *more)), World(), uris)
     assert isinstance(recipe, OnlineMethod)
     assert all(np.isfinite(run_epochs(recipe, range(2))))
     # 24 labelled faces are three steps of 16 unlabeled ones: after 96 draws each of 40 was seen.

@@ -13,11 +13,12 @@ from ray_fer import storage
 from ray_fer.config import load_config
 from ray_fer.errors import UserError
 from ray_fer.jobs.evaluate import evaluate
-from ray_fer.jobs.extract_features import extract_features, read_clips
+from ray_fer.jobs.extract_features import extract_features
 from ray_fer.jobs.lineage import lineage
 from ray_fer.jobs.predict_video import predict_video
 from ray_fer.jobs.train_temporal import train_temporal
-from ray_fer.video.encoder import open_temporal
+from ray_fer.video.artifact import open_temporal
+from ray_fer.video.features import read_clips
 from ray_fer.video.smoothing import smoothed_macro_f1
 from tests.images import CLASSES, tiny_model
 from tests.methods.test_temporal import frame_classifier

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ray_fer.models.frozen import freeze
 from ray_fer.training.loop import Batch, Terms
 from ray_fer.training.optimisation import Ema, parameter_groups
 from ray_fer.training.world import World
@@ -40,6 +41,7 @@ class CountingMethod:
         kink: a row whose loss has an infinite slope.
         norm: puts a BatchNorm into the model.
         steps: of an epoch.
+        frozen: whether the first layer learns nothing.
         grave: a file in the run's folder; unless it is there, the last rank makes it and dies in the middle of the
             second epoch, once Ray Train has noted the checkpoint of the first: before, that does not count.
     """
@@ -54,11 +56,14 @@ class CountingMethod:
         norm: bool = False,
         steps: int = 4,
         grave: Path | None = None,
+        frozen: bool = False,
     ) -> None:
         torch.manual_seed(0)
         self.world, self.kink, self.grave = world, kink, grave
         layers = [nn.Linear(3, 8), *([nn.BatchNorm1d(8)] if norm else []), nn.Tanh(), nn.Linear(8, 1)]
         self.model: nn.Module = nn.Sequential(*layers).to(world.device)
+        if frozen:
+            freeze(layers[0])
         self.ema = Ema(self.model, 0.5)
         self.ema_model = self.ema.model
         self.epochs, self.steps_per_epoch, self.accumulate, self.images_per_epoch = epochs, steps, accumulate, ROWS

@@ -10,16 +10,8 @@ import torch
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact
 from ray_fer.models.softmax import softmax
-from ray_fer.video.encoder import (
-    TemporalArtifact,
-    TemporalEncoder,
-    clip_logits,
-    is_temporal,
-    load_encoder,
-    open_temporal,
-    save_temporal,
-    sinusoids,
-)
+from ray_fer.video.artifact import TemporalArtifact, is_temporal, load_encoder, open_temporal, save_temporal
+from ray_fer.video.encoder import TemporalEncoder, clip_logits, sinusoids
 from tests.images import tiny_model
 
 D, K, T = 5, 3, 8

@@ -35,12 +35,6 @@ def test_every_frame_in_order(video: str) -> None:
     assert opened.problem is None
 
 
-def test_only_some_frames(video: str) -> None:
-    frames = list(Video(video, 8, every=3))
-    assert [frame.index for frame in frames] == [0, 3, 6]
-    assert [frame.time_s for frame in frames] == pytest.approx([0, 0.3, 0.6], abs=1e-3)
-
-
 def test_a_cut_file_gives_its_beginning(tmp_path: Path) -> None:
     data = streamable_video(LABELS * 20)
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])

@@ -1,4 +1,4 @@
-"""Several streams drawn from at once, so that their waiting overlaps."""
+"""Draws from several streams at once, so that their waiting overlaps."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ A = TypeVar("A")
 
 
 def interleaved(streams: Sequence[A], make: Callable[[A], Iterable[T]], width: int) -> Iterator[T]:
-    """What ``make`` yields for each of ``streams``, ``width`` of them at a time in threads, as it comes.
+    """Yields what ``make`` yields for each of ``streams``, in the order in which it comes.
 
-    A few items are drawn ahead of the consumer. The first exception of a stream ends all. When the consumer stops, the
-    threads end with the items that they are at.
+    Threads draw from ``width`` streams at a time, a few items ahead of the consumer. The first exception of a stream
+    ends all. When the consumer stops, the threads end after their current items.
     """
     if len(streams) == 1:
         yield from make(streams[0])

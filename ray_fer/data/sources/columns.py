@@ -19,18 +19,18 @@ from fsspec.utils import infer_compression
 from ray_fer import storage
 from ray_fer.data.sources import pages
 from ray_fer.data.sources.etags import plain_etags
-from ray_fer.data.sources.files import READING_ERRORS, open_parquet
+from ray_fer.data.sources.files import OPENING_ERRORS, open_parquet
 from ray_fer.data.sources.pages import KEY_SCHEMA
 from ray_fer.data.text import decoded
 from ray_fer.errors import UserError, one_line
 
-LIST_ERRORS = (*READING_ERRORS, UnicodeError, csv.Error, EOFError, zlib.error, lzma.LZMAError)
+LIST_ERRORS = (*OPENING_ERRORS, UnicodeError, csv.Error, EOFError, zlib.error, lzma.LZMAError)
 _UNKNOWN_SIZES = pa.array(["", "nan", "NaN", "None", "null"])
 
 
 @contextmanager
 def guarded(file: str) -> Iterator[None]:
-    """Turns what reading ``file``, and asking for what it names, raises into a `UserError` that names it."""
+    """Turns the errors of reading ``file``, and of asking for what it names, into a `UserError` that names it."""
     try:
         yield
     except LIST_ERRORS as error:
@@ -47,7 +47,7 @@ def ending(file: str) -> str:
 def open_unpacked(file: str) -> Iterator[Any]:
     """A file, unpacked where it is packed.
 
-    Of gzip its content tells: some files are delivered without the extension, others unpacked on the way.
+    Gzip is recognised by content: some files are delivered without the extension, others unpacked on the way.
     """
     fs, path = storage.filesystem(file)
     with fs.open(path, "rb") as opened:
@@ -61,20 +61,14 @@ def open_unpacked(file: str) -> Iterator[Any]:
                 yield unpacked
 
 
-@contextmanager
-def open_text(file: str, errors: str = "strict") -> Iterator[io.TextIOWrapper]:
-    """A text file in UTF-8, unpacked where it is packed."""
-    with open_unpacked(file) as opened:
-        yield io.TextIOWrapper(opened, encoding="utf-8-sig", errors=errors, newline="")
-
-
 def text_lines(file: str) -> Iterator[str]:
-    """The lines of a text file in UTF-8 with their ends.
+    """Yields the lines of a text file in UTF-8, with their ends; the file is unpacked where it is packed.
 
     Raises:
         UserError: naming the file and the row that is not UTF-8.
     """
-    with open_text(file, "surrogateescape") as lines:
+    with open_unpacked(file) as opened:
+        lines = io.TextIOWrapper(opened, encoding="utf-8-sig", errors="surrogateescape", newline="")
         for row, line in enumerate(lines, 1):
             try:
                 line.encode()
@@ -87,7 +81,7 @@ def text_lines(file: str) -> Iterator[str]:
 
 
 def column_names(file: str) -> list[str]:
-    """The columns of a Parquet file, of structs their fields like ``image.path``, or of a CSV by its header."""
+    """The columns of a CSV, or of a Parquet file; of a struct its fields, like ``image.path``."""
     if ending(file) == ".parquet":
         with open_parquet(file) as (table, _):
             return [part.name for field in table.schema_arrow for part in field.flatten()]
@@ -95,7 +89,7 @@ def column_names(file: str) -> list[str]:
 
 
 def batches(file: str, names: Sequence[str], wanted: Sequence[str], headless: bool = False) -> Iterator[pa.Table]:
-    """Some columns of a CSV or Parquet file, a page at a time.
+    """Yields some columns of a CSV or Parquet file, a page at a time.
 
     Args:
         file: URI.
@@ -128,12 +122,12 @@ def batches(file: str, names: Sequence[str], wanted: Sequence[str], headless: bo
 
 
 def plain(name: str) -> str:
-    """A column's name as all spell it: ``ETag``, ``e_tag`` and ``etag`` are one."""
+    """The plain spelling of a column's name: ``ETag``, ``e_tag`` and ``etag`` are one."""
     return name.strip().lower().replace("_", "")
 
 
 def keys_of(uri: Any, identity: Any, size: Any) -> pa.Table:
-    """A table of `KEY_SCHEMA` from columns of strings; of ETags the plain spelling; what is not known is empty or 0.
+    """A table of `KEY_SCHEMA` from columns of strings, with ETags in their plain spelling; 0 and "" are unknown.
 
     Raises:
         pyarrow.ArrowInvalid: naming the URI whose size is no whole number.

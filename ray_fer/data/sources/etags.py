@@ -1,8 +1,8 @@
-"""The one spelling of an ETag, whoever tells it: a listing, a HEAD or GET request, or a list made by others.
+"""The one spelling of an ETag, wherever it comes from: a listing, a HEAD or GET request, or a list made by others.
 
-S3 quotes ETags, inventories do not, and what lies between changes more: nginx and CloudFront weaken them (``W/"…"``),
+S3 quotes ETags, inventories do not, and servers in between change more: nginx and CloudFront weaken them (``W/"…"``),
 Apache, LiteSpeed and others append how they packed the answer (``"…-gzip"``, ``"…;br"``). The object is the same with
-and without. No ETag of S3 ends so: it is a hexadecimal number, with ``-`` and the number of parts behind it.
+and without. No ETag of S3 itself ends so: it is a hexadecimal number, with ``-`` and the number of parts behind it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def plain_etags(etags: pa.Array | pa.ChunkedArray) -> Any:
 
 
 def object_identity(answer: Mapping[str, Any], size: int) -> str:
-    """The identity of an object on S3: its ETag or, of a store or a proxy that tells none, size and time of change.
+    """The identity of an object on S3: its ETag or, where a store or a proxy gives none, size and time of change.
 
     Args:
         answer: an entry of a listing, or the answer to a request for the object.

@@ -19,7 +19,7 @@ def is_glob(path: str) -> bool:
 
 
 def literal_prefix(pattern: str) -> str:
-    """What everything that ``pattern`` matches begins with."""
+    """The text that everything that ``pattern`` matches begins with."""
     found = _WILD.search(pattern)
     return pattern[: found.start()] if found else pattern
 
@@ -34,7 +34,7 @@ def translate(pattern: str) -> re.Pattern[str]:
 
 
 def may_hold(pattern: str) -> Callable[[str], bool]:
-    """Whether a folder may hold what ``pattern`` matches: no other folder need be looked into."""
+    """A function that tells whether a folder may hold what ``pattern`` matches; no other folder has to be listed."""
     parts = pattern.split("/")
     levels = [translate("/".join(parts[:depth])) for depth in range(1, len(parts))]
 
@@ -48,7 +48,9 @@ def may_hold(pattern: str) -> Callable[[str], bool]:
 
 
 def matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
-    """Whether any of ``patterns`` matches a path; one without a slash is compared with the path's last name alone.
+    """A function that tells whether any of ``patterns`` matches a path.
+
+    A pattern without a slash is compared with the path's last name alone.
 
     Raises:
         ValueError: as `translate`.

@@ -10,63 +10,156 @@ A row is named by its row id, and what says that its image is another one is its
 
 A dataset that was overwritten is new in both cases. One with stable row ids that was removed and made anew in its place
 starts at version 1 again: its rows pass for those of before.
+
+For reading, a dataset is opened once per process, as it stands then. It is opened anew when a row is not there or is
+not what was listed. Rows are read from the version that was opened, and their identities are those of that version.
 """
 
 from __future__ import annotations
 
+import re
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_fer import storage
+from ray_fer.data.items import UNKNOWN, Item, Read, ReadBatch, Stat, bounded, failed
 from ray_fer.data.sources import pages
 from ray_fer.data.sources.pages import KEY_SCHEMA
-from ray_fer.data.sources.parquet import column_problem, holds_images, only_column
-from ray_fer.data.sources.uris import LanceRow, lance_prefix
-from ray_fer.errors import UserError
+from ray_fer.data.sources.rows import RowBatch, TableRow, column_problem, holds_images, only_column
+from ray_fer.data.sources.spec import Format, Source
+from ray_fer.errors import UserError, one_line
 
 LANCE_ERRORS = (OSError, ValueError, RuntimeError, pa.ArrowException)
 """What opening and reading a dataset raises."""
 _CHANGED_AT = "_row_last_updated_at_version"
 Image = tuple[str, bytes | None]
 """Identity and bytes of a row."""
+_KEPT = 4
+_ROW = re.compile(r"(.*)#column=([^&#]*)&rowid=(\d+)", re.DOTALL)
+
+_kept: OrderedDict[tuple[str, str], LanceColumn] = OrderedDict()
+_lock = threading.Lock()
 
 
-def list_lance_rows(uri: str, column: str | None) -> Iterator[pa.Table]:
-    """Tables of `KEY_SCHEMA` of the images in a column of the dataset ``uri`` as it is now.
+@dataclass(frozen=True, slots=True)
+class LanceRow(TableRow):
+    """An image in a Lance dataset: the row of ``column`` whose row id is ``number``."""
 
-    Only row ids and versions are read, and of blobs their sizes; the size of other images is the mean of their file.
+    format: ClassVar[str] = "lance"
 
-    Args:
-        uri: the dataset's folder or prefix.
-        column: None for the only one that holds images.
-
-    Raises:
-        UserError: naming the dataset, when it has no such column, or when Lance is not installed.
-        OSError, ValueError, RuntimeError, pa.ArrowException: when it cannot be read.
-    """
-    dataset = _open(uri)
-    name = column or only_column(uri, _plain_schema(dataset.schema))
-    if not _is_image_column(dataset.schema, name):
-        raise UserError(f"source={uri}: {column_problem(dataset.schema, name)}")
-    yield from LanceColumn(uri, name, dataset).rows()
+    @property
+    def uri(self) -> str:
+        """Its URI, in which the column's name is percent-encoded."""
+        return f"{_prefix(self.file, self.column)}{self.number}"
 
 
-def stat_lance_rows(rows: Sequence[LanceRow]) -> list[tuple[str, int]]:
-    """Identity and size of each row; an empty identity and 0 for what cannot be found."""
-    found: dict[LanceRow, tuple[str, int]] = {}
-    for file, column in sorted({(row.file, row.column) for row in rows}):
-        numbers = [row.number for row in rows if (row.file, row.column) == (file, column)]
+def _prefix(dataset: str, column: str) -> str:
+    return f"{dataset}#column={quote(column, safe='')}&rowid="
+
+
+class Lance(Format):
+    """Lance datasets with a column of images."""
+
+    extensions = (".lance",)
+    takes_folders = True
+    has_column = True
+
+    def check(self, source: Source) -> None:
+        """Refuses patterns."""
+        if source.glob:
+            raise UserError(
+                f"source={source.uri}: a pattern names objects, and a Lance dataset is a folder; name each dataset"
+            )
+
+    def list_images(self, source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
+        """Lists the rows of the dataset as it is now.
+
+        Only row ids and versions are read, and of blobs their sizes; the size of other images is the mean of their
+        file.
+        """
         try:
-            stats = LanceColumn(file, column).stats(numbers)
-        except LANCE_ERRORS:  # the reader will say why
-            continue
-        found |= {LanceRow(file, column, number): stat for number, stat in stats.items()}
-    return [found.get(row, ("", 0)) for row in rows]
+            dataset = _open(source.uri)
+            name = source.column or only_column(source.uri, _plain_schema(dataset.schema))
+            if not _is_image_column(dataset.schema, name):
+                raise UserError(f"source={source.uri}: {column_problem(dataset.schema, name)}")
+            yield from LanceColumn(source.uri, name, dataset).rows()
+        except LANCE_ERRORS as error:
+            raise UserError(f"source={source.uri}: cannot be read as Lance ({one_line(error)})") from None
+
+    def parse(self, uri: str) -> LanceRow | None:
+        """The row that ``uri`` names."""
+        found = _ROW.fullmatch(uri) if "&rowid=" in uri else None
+        return LanceRow(found[1], unquote(found[2]), int(found[3])) if found else None
+
+    def stat(self, places: Sequence[LanceRow]) -> list[Stat]:
+        """Looks the rows up in their datasets as they are now."""
+        found: dict[LanceRow, Stat] = {}
+        for file, column in sorted({(row.file, row.column) for row in places}):
+            numbers = [row.number for row in places if (row.file, row.column) == (file, column)]
+            try:
+                stats = LanceColumn(file, column).stats(numbers)
+            except LANCE_ERRORS:  # the reader will say why
+                continue
+            found |= {LanceRow(file, column, number): stat for number, stat in stats.items()}
+        return [found.get(row, UNKNOWN) for row in places]
+
+    def batch(self, item: Item, place: LanceRow, before: ReadBatch | None) -> ReadBatch:
+        """Rows of a column, in any order, are read together by their row ids."""
+        return before if isinstance(before, _Rows) and before.add(item, place) else _Rows(item, place)
+
+
+class _Rows(RowBatch):
+    """Rows of one column of a dataset."""
+
+    def read(self, max_bytes: int) -> list[Read]:
+        with _lock:
+            column = _kept.get((self.file, self.column))
+        images: dict[int, Image] = {}
+        try:
+            if column is not None:
+                images = column.take(self.numbers)
+        except LANCE_ERRORS:  # its version was cleaned away
+            images = {}
+        if column is None or not self._as_listed(images):
+            try:
+                images = _opened(self.file, self.column).take(self.numbers)
+            except LANCE_ERRORS as error:
+                return [failed(item, error) for item in self.items]
+        pairs = zip(self.items, self.numbers, strict=True)
+        return [_read(item, images.get(number), max_bytes) for item, number in pairs]
+
+    def _as_listed(self, images: dict[int, Image]) -> bool:
+        found = (images.get(number) for number in self.numbers)
+        pairs = zip(self.items, found, strict=True)
+        return all(image is not None and item.identity in ("", image[0]) for item, image in pairs)
+
+
+def _read(item: Item, image: Image | None, max_bytes: int) -> Read:
+    if image is None:
+        return Read(item, item.identity, None, "missing", "its dataset has no such row now")
+    identity, data = image
+    if data is None:
+        return Read(item, identity, None, "undecodable", "the row holds null")
+    return bounded(item, identity, data, max_bytes)
+
+
+def _opened(uri: str, name: str) -> LanceColumn:
+    column = LanceColumn(uri, name)
+    with _lock:
+        _kept[uri, name] = column
+        _kept.move_to_end((uri, name))
+        while len(_kept) > _KEPT:
+            _kept.popitem(last=False)
+    return column
 
 
 class LanceColumn:
@@ -99,7 +192,7 @@ class LanceColumn:
 
     def rows(self) -> Iterator[pa.Table]:
         """Tables of `KEY_SCHEMA` of all rows."""
-        prefix = lance_prefix(self._uri, self._column)
+        prefix = _prefix(self._uri, self._column)
         for batch in self._scanner(batch_size=pages.PAGE_ROWS, scan_in_order=True).to_batches():
             table = pa.Table.from_batches([batch])
             identities, sizes = self._stats(table)

@@ -1,12 +1,12 @@
 """Lists of URIs made by others, in text, CSV or Parquet files.
 
-A list, an inventory and event records (`feeds`) say what was there once. Where they give ETags, these are taken as
-identities; where they give none, every object is looked at, many at a time. Event records are always looked at: they
-come late, twice and in any order, and only the store knows which object is there now.
+A list, an inventory and event records name what was there once. Where they give ETags, these are taken as identities;
+where they give none, every object is looked at, many at a time. The objects of event records are always looked at: the
+records come late, twice and in any order, and only the store knows which object is there now.
 
 An object may have another identity by the time that it is read: it was overwritten, or the list comes from a store or
-a copy of the bucket that names other ETags. It is labelled as what is read; its row keeps the identity in the list too,
-so that neither the same list nor the next record of it leads to a second row.
+a copy of the bucket that gives other ETags. It is labelled as what is read, and its row keeps the identity in the list
+too, so that neither the same list nor the next record of it leads to a second row.
 """
 
 from __future__ import annotations
@@ -14,31 +14,57 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_fer.data.sources import pages
 from ray_fer.data.sources.columns import batches, column_names, ending, guarded, keys_of, plain, text_lines
+from ray_fer.data.sources.file_sets import files_of, is_one_file, list_each
 from ray_fer.data.sources.pages import key_table, key_tables
+from ray_fer.data.sources.spec import Format, Source
 from ray_fer.data.sources.stats import stat_objects
+from ray_fer.data.sources.tar import images_among
 from ray_fer.data.sources.uris import resolve
 from ray_fer.errors import UserError
 
-LIST_ENDINGS = (".txt", ".csv", ".parquet")
 _OTHER_COMMA = re.compile(r"[;\t|]")
 _URI_COLUMNS = ("uri", "url", "path", "file")
 _LOOK_ROWS = 1000
 
 
+class UriList(Format):
+    """Lists of URIs, which are resolved against the list's folder (`uris.resolve`).
+
+    A list is CSV or Parquet with a column of URIs and, optionally, ``identity`` (or ``etag``) and ``size``; any other
+    file is a text with a URI a line. ``column`` is the column of URIs, in Parquet also a field of a struct like
+    ``image.path``; without, it is ``uri``, ``url``, ``path``, ``file`` or the only one.
+    """
+
+    extensions = (".txt", ".csv")
+    endings = (".txt", ".csv", ".parquet")
+    has_column = True
+    is_feed = True
+    takes_any_name = True
+
+    def list_images(self, source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
+        """Lists what the lists name; ``skipped`` counts empty lines and cells too."""
+        each = partial(list_uris, column=source.column, counts=counts)
+        return images_among(source, list_each(source, files_of(source, counts), each, counts), counts)
+
+    def check_content(self, source: Source) -> None:
+        """Reads a single list to its end, for the row where it is wrong."""
+        if is_one_file(source):
+            deque(_named(source.uri, source.column, Counter()), maxlen=0)
+
+
 def list_uris(file: str, column: str | None, counts: Counter[str]) -> Iterator[pa.Table]:
-    """Tables of `KEY_SCHEMA` of the objects that a list of URIs names, resolved against the list's folder (`resolve`).
+    """Yields tables of `KEY_SCHEMA` of the objects that a list names.
 
     Args:
-        file: CSV or Parquet with a column of URIs and, optionally, ``identity`` (or ``etag``) and ``size``; any other
-            is a text with a URI a line.
-        column: the column of URIs, in Parquet also a field of a struct like ``image.path``; None for ``uri``, ``url``,
-            ``path``, ``file`` or the only one.
+        file: see `UriList`.
+        column: see `UriList`.
         counts: ``skipped`` grows by empty lines and cells.
 
     Raises:
@@ -49,13 +75,8 @@ def list_uris(file: str, column: str | None, counts: Counter[str]) -> Iterator[p
             yield from identified(table)
 
 
-def check_uris(file: str, column: str | None) -> None:
-    """Reads ``file`` to its end, and raises `UserError` as `list_uris`, without asking the store about anything."""
-    deque(_named(file, column, Counter()), maxlen=0)
-
-
 def _named(file: str, column: str | None, counts: Counter[str]) -> Iterator[pa.Table]:
-    """As `list_uris`, with the identities and sizes that the list gives."""
+    """As `list_uris`, but with the identities and sizes that the list itself gives."""
     folder = file.rsplit("/", 1)[0]
     first = 1
     lines = _uri_columns(file, column) if ending(file) in (".csv", ".parquet") else _text_lines(file)
@@ -69,9 +90,9 @@ def _named(file: str, column: str | None, counts: Counter[str]) -> Iterator[pa.T
 
 
 def identified(table: pa.Table) -> Iterator[pa.Table]:
-    """``table`` with the identities and sizes of the objects that the store has to be asked about.
+    """Yields ``table`` with the identities and sizes that it lacks, as the store gives them.
 
-    What is not there keeps an empty identity and is found missing, for the record, by whoever reads it.
+    What is not there keeps an empty identity, and its row will say that it is missing once it is read.
 
     Raises:
         botocore.exceptions.BotoCoreError: when the store cannot be asked at all.

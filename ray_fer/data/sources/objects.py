@@ -1,131 +1,74 @@
-"""Loose objects under a folder, a prefix or a pattern, local or on S3."""
+"""Loose images: files in a folder and objects under a prefix."""
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import botocore.exceptions
+import pyarrow as pa
 
-from ray_fer import storage
-from ray_fer.data.sources.etags import object_identity
-from ray_fer.data.sources.globs import literal_prefix, may_hold, translate
-from ray_fer.data.sources.pages import Key
-from ray_fer.data.sources.spec import Source
-from ray_fer.errors import UserError, one_line
-
-log = logging.getLogger(__name__)
-
-
-def local_identity(status: os.stat_result) -> str:
-    """Identity of a local file: its size and modification time in nanoseconds."""
-    return f"{status.st_size}-{status.st_mtime_ns}"
+from ray_fer.data.items import READING_ERRORS, Item, Read, ReadBatch, Stat, failed
+from ray_fer.data.sources.files import local_identity, stat_files
+from ray_fer.data.sources.pages import key_tables
+from ray_fer.data.sources.s3_requests import get_object
+from ray_fer.data.sources.spec import Format, Source
+from ray_fer.data.sources.tar import images_among
+from ray_fer.data.sources.uris import Place
+from ray_fer.data.sources.walk import list_objects
 
 
-def list_objects(source: Source, counts: Counter[str]) -> Iterator[Key]:
-    """Everything at and under the place of ``source``, or what its pattern matches.
+class Objects(Format):
+    """Loose images and the tar shards among them."""
 
-    Args:
-        source: where.
-        counts: ``unlisted`` grows by the local folders and files that cannot be looked at.
+    def list_images(self, source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
+        """Lists the images under ``source`` and in the shards there."""
+        return images_among(source, key_tables(list_objects(source, counts)), counts)
 
-    Raises:
-        UserError: where there is no such place, or it cannot be listed.
-    """
-    if not source.glob:
-        yield from _list_s3(source.uri) if storage.is_remote(source.uri) else _list_local(source, counts)
-        return
-    matches = translate(source.uri).match
-    for key in _under_prefix(source, counts):
-        if matches(key[0]):
-            yield key
+    def stat(self, places: Sequence[Place]) -> list[Stat]:
+        """Looks at the files themselves."""
+        return stat_files([place.file for place in places])
+
+    def batch(self, item: Item, place: Place, before: ReadBatch | None) -> ReadBatch:
+        """Every object is read by itself."""
+        return _Object(place.file, item)
 
 
-def _under_prefix(source: Source, counts: Counter[str]) -> Iterator[Key]:
-    pattern = source.uri
-    prefix = literal_prefix(pattern)
-    if storage.is_remote(pattern):
-        bucket, _, key = prefix.removeprefix("s3://").partition("/")
-        return _list_prefix(pattern, bucket, key)
-    folder = os.path.dirname(prefix)
-    if not os.path.isdir(folder):
-        raise UserError(f"source={pattern}: no such folder as {folder}")
-    return _walk(source, folder, may_hold(pattern), counts)
+class Images(Objects):
+    """Loose images alone."""
+
+    def list_images(self, source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
+        """Lists the images under ``source``, and counts the shards as skipped."""
+        return images_among(source, key_tables(list_objects(source, counts)), counts, shards=False)
 
 
-def _list_local(source: Source, counts: Counter[str]) -> Iterator[Key]:
-    place = source.uri
-    if os.path.isfile(place):
-        status = os.stat(place)
-        yield place, local_identity(status), status.st_size
-        return
-    if not os.path.isdir(place):
-        raise UserError(f"source={place}: no such file or folder")
-    yield from _walk(source, place, lambda _: True, counts)
+class _Object(ReadBatch):
+    """One loose object."""
 
-
-def _walk(source: Source, root: str, enter: Callable[[str], bool], counts: Counter[str]) -> Iterator[Key]:
-    folders = [root]
-    while folders:
-        folder = folders.pop()
+    def read(self, max_bytes: int) -> list[Read]:
+        (item,) = self.items
         try:
-            entries = os.scandir(folder)
-        except OSError as error:  # removed or locked while we list: its files are found by the next run
-            if not source.hides(f"{folder}/"):
-                log.warning("cannot list %s: %s", error.filename, error.strerror)
-                counts["unlisted"] += 1
-            continue
-        with entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    if enter(entry.path):
-                        folders.append(entry.path)
-                else:
-                    yield from _local_object(entry, counts)
+            # Without O_NONBLOCK, opening a pipe that has taken the file's place would never return.
+            with open(os.open(self.file, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+                status = os.fstat(file.fileno())
+                identity = local_identity(status)
+                if not stat.S_ISREG(status.st_mode):
+                    return [Read(item, item.identity, None, "unreadable", "no longer a regular file")]
+                if status.st_size > max_bytes:
+                    return [Read(item, identity, None, "too_large", f"{status.st_size} bytes")]
+                return [Read(item, identity, file.read())]
+        except OSError as error:
+            return [failed(item, error)]
 
-
-def _local_object(entry: os.DirEntry[str], counts: Counter[str]) -> Iterator[Key]:
-    try:
-        status = entry.stat()
-    except OSError as error:  # deleted since it was listed, or a link to nothing or to itself
-        if error.errno not in (errno.ENOENT, errno.ELOOP):
-            counts["unlisted"] += 1
-        return
-    if stat.S_ISDIR(status.st_mode):
-        log.warning("%s is a link to a folder and is not followed: name it as a source of its own", entry.path)
-    elif stat.S_ISREG(status.st_mode):  # neither pipes nor devices
-        # A name that is not UTF-8 cannot be a string column: it is kept readable, and its row will say so.
-        path = entry.path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        yield path, local_identity(status), status.st_size
-
-
-def _list_s3(source: str) -> Iterator[Key]:
-    bucket, _, key = source.removeprefix("s3://").partition("/")
-    found = False
-    for entry in _list_prefix(source, bucket, f"{key}/" if key else ""):
-        found = True
-        yield entry
-    if key and not found:  # a single object
-        yield from (entry for entry in _list_prefix(source, bucket, key, pages=1) if entry[0] == source)
-
-
-def _list_prefix(source: str, bucket: str, prefix: str, pages: int | None = None) -> Iterator[Key]:
-    fs, _ = storage.filesystem(source)
-    arguments = {"Bucket": bucket, "Prefix": prefix}
-    while pages != 0:
+    async def request(self, fs: Any, max_bytes: int) -> list[Read]:
+        (item,) = self.items
         try:
-            answer = fs.call_s3("list_objects_v2", **arguments)
-        except FileNotFoundError:
-            raise UserError(f"source={source}: no such bucket") from None
-        except (OSError, ValueError, botocore.exceptions.BotoCoreError) as error:
-            raise UserError(f"source={source}: cannot be listed ({one_line(error)})") from None
-        for entry in answer.get("Contents", ()):
-            yield f"s3://{bucket}/{entry['Key']}", object_identity(entry, entry["Size"]), entry["Size"]
-        if not answer.get("IsTruncated"):
-            return
-        arguments["ContinuationToken"] = answer["NextContinuationToken"]
-        pages = pages and pages - 1
+            answer = await get_object(fs, self.file, max_bytes)
+        except READING_ERRORS as error:
+            return [failed(item, error)]
+        identity = answer.identity or item.identity
+        if answer.body is None:
+            return [Read(item, identity, None, "too_large", f"{answer.length} bytes")]
+        return [Read(item, identity, answer.body)]

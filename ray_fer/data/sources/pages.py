@@ -1,9 +1,9 @@
-"""What a page of a listing holds.
+"""The pages of a listing.
 
 A page is an Arrow table of at most a few thousand images, so that labelling starts before the last key is listed and
 memory does not grow with the bucket. Every image comes with its *identity*: the ETag on S3, size and modification time
 on a local file system, and for an image inside a shard or a table that of the file around it. An image whose identity
-changed is new work.
+has changed is new work.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def key_table(keys: list[Key]) -> pa.Table:
 
 
 def key_tables(keys: Iterable[Key]) -> Iterator[pa.Table]:
-    """Tables of `KEY_SCHEMA`, none empty; the first is small, because it is what a user waits for.
+    """Yields tables of `KEY_SCHEMA`, none empty; the first is small, because a user waits for it.
 
-    What was drawn before ``keys`` raises is yielded before the exception is passed on.
+    Where ``keys`` raises, the keys before are yielded before the exception is passed on.
     """
     rows: list[Key] = []
     limit = min(FIRST_PAGE_ROWS, PAGE_ROWS)

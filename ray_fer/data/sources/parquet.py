@@ -1,26 +1,130 @@
-"""Image columns of Parquet files: encoded bytes, or Hugging Face's struct of bytes and path.
+"""Image columns of Parquet files.
 
-Only footers are read here; what is given as an image's size is the mean of its row group.
+A listing reads footers alone, and gives the mean of its row group as an image's size. How rows are read is in
+`parquet_cursor`.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+from urllib.parse import quote, unquote
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ray_fer.data.items import READING_ERRORS, Item, Read, ReadBatch, Stat, bounded, failed
 from ray_fer.data.sources import pages
-from ray_fer.data.sources.files import READING_ERRORS, open_parquet
+from ray_fer.data.sources.file_sets import files_of, list_each
+from ray_fer.data.sources.files import OPENING_ERRORS, open_parquet, stat_files
+from ray_fer.data.sources.lists import list_uris
 from ray_fer.data.sources.pages import KEY_SCHEMA
-from ray_fer.data.sources.uris import row_prefix
-from ray_fer.errors import UserError
+from ray_fer.data.sources.parquet_cursor import Cursor, keep_cursor, leaf_column, take_cursor
+from ray_fer.data.sources.rows import RowBatch, TableRow, column_problem, image_columns, only_column
+from ray_fer.data.sources.spec import Format, Source
+from ray_fer.errors import UserError, one_line
 
 FOOTERS = 16
 _LOOKED_AT = 16
+_ROW = re.compile(r"(.*)#column=([^&#]*)&row=(\d+)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Row(TableRow):
+    """An image in a Parquet file: row ``number``, from 0, of ``column``."""
+
+    format: ClassVar[str] = "parquet"
+
+    @property
+    def uri(self) -> str:
+        """Its URI, in which the column's name is percent-encoded."""
+        return f"{row_prefix(self.file, self.column)}{self.number}"
+
+
+def row_prefix(file: str, column: str) -> str:
+    """The URIs of a column's rows up to their numbers."""
+    return f"{file}#column={quote(column, safe='')}&row="
+
+
+class Parquet(Format):
+    """Parquet files with a column of images."""
+
+    extensions = (".parquet",)
+    takes_folders = True
+    endings = (".parquet",)
+    has_column = True
+    includes_files = True
+
+    def list_images(self, source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
+        """Lists the rows of the files of ``source``; of a column of paths the images that these name."""
+        files = files_of(source, counts)
+        column = source.column or (common_column(source.uri, files) if len(files) > 1 else None)
+
+        def rows(file: str) -> Iterator[pa.Table]:
+            try:
+                yield from list_rows(file, column)
+            except PathsOnlyError as paths:
+                yield from list_uris(file, paths.column, counts)
+            except OPENING_ERRORS as error:
+                counts["unlisted"] += 1
+                raise UserError(f"source={file}: cannot be read as Parquet ({one_line(error)})") from None
+
+        yield from list_each(source, files, rows, counts)
+
+    def parse(self, uri: str) -> Row | None:
+        """The row that ``uri`` names."""
+        found = _ROW.fullmatch(uri) if "&row=" in uri else None
+        return Row(found[1], unquote(found[2]), int(found[3])) if found else None
+
+    def stat(self, places: Sequence[Row]) -> list[Stat]:
+        """Looks at the files: a row's identity and size are its file's."""
+        return stat_files([place.file for place in places])
+
+    def batch(self, item: Item, place: Row, before: ReadBatch | None) -> ReadBatch:
+        """Rows of a column in ascending order are read together."""
+        return before if isinstance(before, _Rows) and before.add(item, place) else _Rows(item, place)
+
+
+class _Rows(RowBatch):
+    """Rows of one column of a Parquet file."""
+
+    ascending = True
+
+    def read(self, max_bytes: int) -> list[Read]:
+        reads: list[Read] = []
+        cursor = take_cursor(self.file, self.column)
+        fresh = cursor is None
+        while len(reads) < len(self.items):
+            item, number = self.items[len(reads)], self.numbers[len(reads)]
+            try:
+                if cursor is None:
+                    cursor = Cursor(self.file, self.column)
+                reads.append(_read(cursor, item, number, max_bytes))
+            except READING_ERRORS as error:
+                if cursor is not None:
+                    cursor.close()
+                    cursor = None
+                if not fresh:  # overwritten since it was opened: once more, from the file as it is now
+                    fresh = True
+                    continue
+                reads += [failed(item, error) for item in self.items[len(reads) :]]
+        if cursor is not None:
+            keep_cursor(cursor)
+        return reads
+
+
+def _read(cursor: Cursor, item: Item, number: int, max_bytes: int) -> Read:
+    if number >= cursor.rows:
+        return Read(item, cursor.identity, None, "missing", f"its table has {cursor.rows} rows now")
+    data = cursor.value(number)
+    if data is None:
+        return Read(item, cursor.identity, None, "undecodable", "the row holds null")
+    return bounded(item, cursor.identity, data, max_bytes)
 
 
 class PathsOnlyError(UserError):
@@ -36,7 +140,7 @@ class PathsOnlyError(UserError):
 
 
 def list_rows(file: str, column: str | None) -> Iterator[pa.Table]:
-    """Tables of `KEY_SCHEMA` of the images in a column of ``file``.
+    """Yields tables of `KEY_SCHEMA` of the images in a column of ``file``.
 
     Args:
         file: URI of a Parquet file.
@@ -79,8 +183,8 @@ def common_column(place: str, files: Sequence[str]) -> str | None:
     for file in files[:: -(-len(files) // FOOTERS)]:
         try:
             with open_parquet(file) as (table, _):
-                names.update(found if len(found := _image_columns(table.schema_arrow)) == 1 else ())
-        except READING_ERRORS:  # whoever lists it will say why
+                names.update(found if len(found := image_columns(table.schema_arrow)) == 1 else ())
+        except OPENING_ERRORS:  # listing it will say why
             continue
     if not names:
         return None
@@ -88,15 +192,6 @@ def common_column(place: str, files: Sequence[str]) -> str | None:
     if 2 * count <= names.total():
         raise UserError(f"source={place}: several columns of bytes ({', '.join(names)}); say which with column=…")
     return name
-
-
-def leaf_column(table: pq.ParquetFile, column: str) -> int | None:
-    """Number of the Parquet column that holds the bytes of the image column ``column``; None where it is none."""
-    if column_problem(table.schema_arrow, column):
-        return None
-    paths = [table.schema.column(i).path for i in range(len(table.schema))]
-    wanted = f"{column}.bytes" if pa.types.is_struct(table.schema_arrow.field(column).type) else column
-    return paths.index(wanted)
 
 
 def _check_filled(file: str, table: pq.ParquetFile, column: str, leaf: int) -> None:
@@ -117,53 +212,6 @@ def _check_filled(file: str, table: pq.ParquetFile, column: str, leaf: int) -> N
     if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
         raise PathsOnlyError(file, f"{column}.path")
     raise UserError(f"source={file}: column={column}: holds nothing but nulls")
-
-
-def holds_images(kind: pa.DataType) -> bool:
-    """Whether a column of this type may hold encoded images."""
-    if pa.types.is_struct(kind):
-        return [_is_binary(field.type) for field in kind if field.name == "bytes"] == [True]
-    return _is_binary(kind)
-
-
-def _image_columns(schema: pa.Schema) -> list[str]:
-    return [field.name for field in schema if holds_images(field.type)]
-
-
-def only_column(file: str, schema: pa.Schema) -> str:
-    """The name of the only column that holds images.
-
-    Raises:
-        UserError: where there is none, or several.
-    """
-    names = _image_columns(schema)
-    if len(names) != 1:
-        found = f"several columns of bytes ({', '.join(names)})" if names else "no column of bytes"
-        raise UserError(
-            f"source={file}: {found}; say which with column=…, or format=list for a list of URIs, in a sources.yaml"
-        )
-    return str(names[0])
-
-
-def column_problem(schema: pa.Schema, name: str) -> str | None:
-    """Why the column ``name`` holds no images; None where it may."""
-    if name not in schema.names:
-        return f"column={name}: no such column, there are {', '.join(schema.names)}"
-    if (count := schema.names.count(name)) > 1:
-        return f"column={name}: {count} columns are called that"
-    kind = schema.field(name).type
-    if holds_images(kind):
-        return None
-    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    is_text = pa.types.is_string(plain) or pa.types.is_large_string(plain) or pa.types.is_string_view(plain)
-    hint = "; for a list of URIs say format=list" if is_text else ""
-    return f"column={name}: holds {kind}, not the bytes of images{hint}"
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        return _is_binary(kind.value_type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _page(prefix: str, start: int, end: int, identity: str, size: int) -> pa.Table:

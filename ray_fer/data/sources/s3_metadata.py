@@ -1,14 +1,13 @@
 """S3 Metadata: the Apache Iceberg tables in which S3 itself keeps what a bucket holds.
 
 A *journal* has a record per event, several of one object and some of them twice; a *live inventory* has a row per
-version of an object. What is there now is told as AWS's own queries tell it: the record of a version with the largest
-sequence number is its state, a version that was deleted for good is none, and the newest of the others is the object,
-unless it is a delete marker. A version is as new as its last record other than ``UPDATE_METADATA``: lifecycle rules
-touch old ones.
+version of an object. As in AWS's own queries, the record of a version with the largest sequence number is its state. A
+version that was deleted for good is left out, and the newest of the others is the object, unless it is a delete marker.
+A version is as new as its last record other than ``UPDATE_METADATA``, because lifecycle rules touch old ones.
 
-For that, the columns that are needed are spread by key over files in the temporary folder, and these are looked at one
-after the other: memory holds a `PARTS`-th of the table, or `READERS` of its data files. An inventory of a bucket that
-never had versions names every object once and is streamed.
+For that, the needed columns are spread by key over files in the temporary folder, which are read one after the other:
+memory holds a `PARTS`-th of the table, or `READERS` of its data files. An inventory of a bucket that never had versions
+names every object once and is streamed.
 """
 
 from __future__ import annotations
@@ -30,6 +29,8 @@ from ray_fer import storage
 from ray_fer.data.sources.ahead import interleaved
 from ray_fer.data.sources.columns import guarded, keys_of
 from ray_fer.data.sources.lists import identified
+from ray_fer.data.sources.spec import Format, Source
+from ray_fer.data.sources.tar import images_among
 from ray_fer.errors import UserError, one_line
 
 PARTS = 64
@@ -49,17 +50,26 @@ _SCHEMA = pa.schema(
 _NEEDED = ("bucket", "key", "sequence_number")
 
 
-def list_s3_metadata(place: str, counts: Counter[str]) -> Iterator[pa.Table]:
-    """Tables of `KEY_SCHEMA` of the objects that are there by a journal or live inventory table of S3 Metadata.
+class S3Metadata(Format):
+    """The objects that are there by a journal or live inventory table of S3 Metadata.
 
-    Args:
-        place: URI of the Iceberg table's ``….metadata.json``, or ``CATALOG.NAMESPACE.TABLE`` with a catalog that is
-            configured as pyiceberg's are (``~/.pyiceberg.yaml``, ``PYICEBERG_CATALOG__…``).
-        counts: ``skipped`` grows by records that name no object that is there, or not its last state.
-
-    Raises:
-        UserError: naming the table, or that pyiceberg is not installed.
+    A source is the URI of the Iceberg table's ``….metadata.json``, or ``CATALOG.NAMESPACE.TABLE``. The catalog is then
+    configured as pyiceberg's are (``~/.pyiceberg.yaml``, ``PYICEBERG_CATALOG__…``).
     """
+
+    is_feed = True
+    may_be_empty = True
+
+    def normalise(self, uri: str) -> str:
+        """A table's name in a catalog stays as it is."""
+        return super().normalise(uri) if "/" in uri else uri
+
+    def list_images(self, source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
+        """Lists the images that are there; ``skipped`` counts records of other states too."""
+        return images_among(source, _list_objects(source.uri, counts), counts)
+
+
+def _list_objects(place: str, counts: Counter[str]) -> Iterator[pa.Table]:
     table = _open(place)
     names = [field.name for field in table.schema().fields]
     for needed in _NEEDED:
@@ -164,13 +174,13 @@ def last_states(records: pl.DataFrame) -> pl.DataFrame:
     """
     made = pl.col("sequence_number").filter(pl.col("record_type").ne_missing("UPDATE_METADATA")).last()
     marker = pl.col("is_delete_marker").fill_null(False)
-    gone = pl.col("record_type").eq_missing("DELETE") & ~marker
+    deleted = pl.col("record_type").eq_missing("DELETE") & ~marker
     versions = (
         records.with_columns(pl.col("version_id").fill_null(""))
         .sort("sequence_number")
         .group_by("bucket", "key", "version_id")
         .agg(pl.all().last(), made.alias("made"))
-        .filter(~gone)
+        .filter(~deleted)
     )
     objects = versions.sort("made", "sequence_number", nulls_last=False).group_by("bucket", "key").last()
     return objects.filter(~marker).select(records.columns)

@@ -1,38 +1,97 @@
-"""An entry of ``source`` as the one thing that all listers take: where, in which format, and which of what is there."""
+"""What all source formats share: the class `Format`, and `Source`, an entry of ``source`` once it is resolved."""
 
 from __future__ import annotations
 
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_fer import storage
+from ray_fer.data.formats import FORMATS, load_format
+from ray_fer.data.items import Item, ReadBatch, Stat
 from ray_fer.data.names import are_hidden, is_hidden
 from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources.globs import is_glob, literal_prefix, matcher, translate
-from ray_fer.data.sources.uris import Member, Row, parse
+from ray_fer.data.sources.uris import Place, parse
 from ray_fer.errors import UserError
 
 COMPRESSED_TAR = r"(?i)\.(tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|lzma))$"
-_FORMATS = {
-    ".parquet": "parquet",
-    ".lance": "lance",
-    ".txt": "list",
-    ".csv": "list",
-    ".jsonl": "events",
-    ".ndjson": "events",
-}
-WITH_COLUMN = ("parquet", "lance", "list")
-RECORDS = ("s3_metadata", "events")
-FEEDS = ("list", "inventory", *RECORDS)
-IN_FILES = ("parquet", "list", "inventory", "events")
-"""Formats of sources that are made of files, of which a folder may hold several."""
 _COMPRESSED = re.compile(COMPRESSED_TAR)
+
+
+class Format:
+    """A kind of source: how its images are listed, named, looked up and read.
+
+    A subclass lists. One whose images lie inside its files also parses their URIs, looks them up and reads them; the
+    others name objects elsewhere, which the format of each looks up and reads. Instances hold no state.
+    """
+
+    extensions: ClassVar[tuple[str, ...]] = ()
+    """Extensions that ``format=auto`` takes for this format."""
+    takes_folders: ClassVar[bool] = False
+    """Whether it also takes local folders with these extensions, which else are folders of loose images."""
+    endings: ClassVar[tuple[str, ...]] = ()
+    """How the files end that a source of several files is made of; empty where it is not made of such."""
+    has_column: ClassVar[bool] = False
+    """Whether ``column=`` may be given."""
+    is_feed: ClassVar[bool] = False
+    """Whether it names images that lie elsewhere."""
+    takes_any_name: ClassVar[bool] = False
+    """Whether all that it names are images, whatever they are called."""
+    may_be_empty: ClassVar[bool] = False
+    """Whether a source without an image is no error."""
+    includes_files: ClassVar[bool] = False
+    """Whether ``include`` chooses among the files, because the images in them have no names."""
+
+    def normalise(self, uri: str) -> str:
+        """The one spelling of a source's URI."""
+        return storage.normalise_argument("source", uri)
+
+    def check(self, source: Source) -> None:
+        """Raises `UserError` for a source that cannot be of this format, without looking into it."""
+
+    def check_content(self, source: Source) -> None:
+        """Raises `UserError` for what is wrong in a source's own files, without asking the store about anything."""
+
+    def list_images(self, source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
+        """Yields tables of `pages.KEY_SCHEMA` of the images of ``source``.
+
+        Args:
+            source: of this format.
+            counts: ``skipped`` and ``unlisted`` grow as `listing.list_sources` says.
+
+        Raises:
+            UserError: when the source cannot be listed.
+        """
+        raise NotImplementedError
+
+    def parse(self, uri: str) -> Place | None:
+        """The place of an image inside a file of this format; None for any other URI."""
+        return None
+
+    def stat(self, places: Sequence[Any]) -> list[Stat]:
+        """Identity and size of each image that `parse` gave the place of; `UNKNOWN` for what cannot be found."""
+        raise NotImplementedError
+
+    def batch(self, item: Item, place: Any, before: ReadBatch | None) -> ReadBatch:
+        """What ``item``, whose place `parse` gave, is read with.
+
+        Args:
+            item: to read.
+            place: of the item.
+            before: the batch of the item before, of whatever format; None for the first.
+
+        Returns:
+            ``before`` with the item added, where it is of this format and near enough; else a new batch.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -41,7 +100,11 @@ class Source:
 
     Attributes:
         uri: normalised; a pattern where ``glob`` is set; of S3 Metadata it may be the table's name in a catalog.
-        format: never ``auto`` for what is told by its extension; ``auto`` means loose images and tar shards.
+        format: its name; ``auto`` means loose images and tar shards, never a format that an extension shows.
+        column: as given.
+        include: patterns, as given.
+        exclude: patterns, as given.
+        glob: whether ``uri`` is a pattern.
     """
 
     uri: str
@@ -52,9 +115,15 @@ class Source:
     glob: bool = False
 
     @property
+    def kind(self) -> Format:
+        """The implementation of its format."""
+        kind: Format = load_format(self.format)
+        return kind
+
+    @property
     def label(self) -> str:
-        """What the pages' column ``source`` says; of a feed, its format too."""
-        return f"{self.format}:{self.uri}" if self.format in FEEDS else self.uri
+        """The value of the pages' column ``source``: the URI, of a feed with its format."""
+        return f"{self.format}:{self.uri}" if self.kind.is_feed else self.uri
 
     @property
     def plain(self) -> bool:
@@ -63,46 +132,49 @@ class Source:
 
     @property
     def root(self) -> str:
-        """The folder or prefix that paths in patterns start below; what is there itself is always meant."""
+        """The folder or prefix that paths in patterns start below; its own name hides nothing."""
         return literal_prefix(self.uri).rpartition("/")[0] if self.glob else self.uri
 
     def below(self, uri: str) -> str:
-        """The path of ``uri`` below `root`; of a member or a row that of the file, then its own name."""
+        """The path of ``uri`` below `root`; of a member or a row the path of the file, then its own name."""
         return uri.removeprefix(self.root).removeprefix("!").lstrip("/")
 
     def chooser(self) -> Callable[[str], bool] | None:
-        """Whether a URI is wanted, by the path below the source, of a feed by all of it; None where all are.
+        """A function that tells whether a URI is included and not excluded; None where all are.
 
-        A member or row is where it itself or the file that it is in is.
+        Patterns are compared with the path below the source, of a feed with the whole URI. Of a member or row they are
+        compared with its own name and with that of its file.
         """
         if not (self.include or self.exclude):
             return None
         include, exclude = matcher(self.include), matcher(self.exclude)
+        whole_uri = self.kind.is_feed
 
         def decide(uri: str) -> bool:
-            place = uri if self.format in FEEDS else self.below(uri) or uri
-            names = dict.fromkeys([place, _file_of(place) or place])
+            path = uri if whole_uri else self.below(uri) or uri
+            place = parse(path)
+            names = dict.fromkeys([path, place.file or path] if place else [path])
             return (not self.include or any(map(include, names))) and not any(map(exclude, names))
 
         return decide
 
     def opens(self, file: str) -> bool:
-        """Whether the table, shard or list ``file`` may hold what is wanted, by its path below the source."""
+        """Whether the table, shard or list ``file`` may hold wanted images, by its path below the source."""
         place = self.below(file) or file
         if matcher(self.exclude)(place):
             return False
-        by_file = self.format == "parquet" and self.include and not any("#" in pattern for pattern in self.include)
+        by_file = self.kind.includes_files and self.include and not any("#" in pattern for pattern in self.include)
         return not by_file or matcher(self.include)(place)
 
     def hides(self, file: str) -> bool:
-        """Whether a file, or a folder if it ends with a slash, is nobody's (see `data.names`)."""
-        return is_hidden(self._unspelt(self.below(file)), table=self.format in IN_FILES)
+        """Whether a file, or a folder if it ends with a slash, is hidden (see `data.names`)."""
+        return is_hidden(self._unspelt(self.below(file)), table=bool(self.kind.endings))
 
     def hidden(self, objects: pa.ChunkedArray) -> pa.Array:
-        """Which objects that were listed, or that a feed names, are nobody's pictures or shards, bool (N,)."""
-        if self.format == "list":  # who names an object means it
+        """Which objects that were listed, or that a feed names, are hidden, bool (N,)."""
+        if self.kind.takes_any_name:
             return pa.repeat(False, len(objects))
-        if self.format in FEEDS:
+        if self.kind.is_feed:
             paths = pc.replace_substring_regex(objects, r"^s3://[^/]*/", "")
         else:
             paths = pc.utf8_slice_codeunits(objects, len(self.root))
@@ -113,7 +185,7 @@ class Source:
 
     @functools.cached_property
     def _spelt(self) -> list[re.Pattern[str]]:
-        """What patterns say of hidden names: who spells them out means them."""
+        """The hidden names that patterns spell out: these files are meant."""
         patterns = [*([self.below(self.uri)] if self.glob else []), *self.include]
         names = {name for pattern in patterns for name in pattern.split("/") if is_hidden(f"{name}/", table=True)}
         return [translate(name) for name in sorted(names)]
@@ -124,15 +196,6 @@ class Source:
         return "/".join(name for name in path.split("/") if not any(each.match(name) for each in self._spelt))
 
 
-def _file_of(uri: str) -> str:
-    match parse(uri):
-        case Member(shard, _):
-            return shard
-        case Row(file, _, _):
-            return file
-    return uri
-
-
 def resolve(entry: str | SourceConfig) -> Source:
     """Checks an entry of ``source`` as far as that can be done without looking into it.
 
@@ -140,19 +203,19 @@ def resolve(entry: str | SourceConfig) -> Source:
         UserError: naming the entry and the key.
     """
     given = SourceConfig(uri=entry) if isinstance(entry, str) else entry
-    in_catalog = given.format == "s3_metadata" and "/" not in given.uri
-    uri = given.uri if in_catalog else storage.normalise_argument("source", given.uri)
+    named: Format = load_format(given.format)
+    uri = named.normalise(given.uri)
     glob = is_glob(uri) and (storage.is_remote(uri) or not os.path.lexists(uri))
     fmt = given.format if given.format != "auto" else _format_of(uri)
     source = Source(uri, fmt, given.column, tuple(given.include), tuple(given.exclude), glob)
-    if given.column and fmt not in WITH_COLUMN:
-        raise UserError(f"source={uri}: column={given.column}: only {', '.join(WITH_COLUMN)} have columns")
+    if given.column and not source.kind.has_column:
+        known = ", ".join(name for name in FORMATS if load_format(name).has_column)
+        raise UserError(f"source={uri}: column={given.column}: only {known} have columns")
     if not glob and _COMPRESSED.search(uri) and not os.path.isdir(uri):
         raise UserError(f"source={uri}: a compressed tar cannot be read in place; repack it as a plain .tar")
     if parse(uri):
         raise UserError(f"source={uri}: a single image of a shard or a table; name it in a list of URIs")
-    if glob and fmt == "lance":
-        raise UserError(f"source={uri}: a pattern names objects, and a Lance dataset is a folder; name each dataset")
+    source.kind.check(source)
     if glob and storage.is_remote(uri) and "/" not in literal_prefix(uri).removeprefix("s3://"):
         raise UserError(f"source={uri}: no wildcards in a bucket's name")
     for key, patterns in (("uri", [uri] if glob else []), ("include", source.include), ("exclude", source.exclude)):
@@ -166,6 +229,6 @@ def resolve(entry: str | SourceConfig) -> Source:
 
 def _format_of(uri: str) -> str:
     extension = os.path.splitext(uri.removesuffix(".gz"))[1].lower()
-    if extension not in (".parquet", ".lance") and not storage.is_remote(uri) and os.path.isdir(uri):
-        return "auto"
-    return _FORMATS.get(extension, "auto")
+    name = next((name for name in FORMATS if extension in load_format(name).extensions), "auto")
+    is_folder = not storage.is_remote(uri) and os.path.isdir(uri)
+    return "auto" if is_folder and not load_format(name).takes_folders else name

@@ -1,7 +1,7 @@
-"""Tables that lie in folders of Parquet files: which of the files are theirs as they are now.
+"""Tables that lie in folders of Parquet files: which of the files belong to their present version.
 
 A Delta table keeps the files of its earlier versions, with what was deleted since, and so do Iceberg and Hudi tables.
-Which count says the table's log.
+The table's log says which files count.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def above_partitions(folder: str) -> str:
 
 
 def table_around(folder: str) -> tuple[str, str] | None:
-    """The folder and the kind of the table that ``folder`` is a part of; itself, or above its folder ``data``."""
+    """The folder and the kind of the table that ``folder`` is a part of: itself, or the one above ``data``."""
     while True:
         for kind, log in _LOGS.items():
             if any(table_of_mark(f"{folder}/{log}/{name}") for name in _names(f"{folder}/{log}")):
@@ -56,12 +56,12 @@ def table_around(folder: str) -> tuple[str, str] | None:
 def _names(folder: str) -> list[str]:
     try:
         return storage.list_dir(folder)
-    except (OSError, ValueError, UserError, botocore.exceptions.BotoCoreError):  # not for us to see
+    except (OSError, ValueError, UserError, botocore.exceptions.BotoCoreError):  # no permission to look
         return []
 
 
 def current_files(files: Sequence[str], tables: Mapping[str, str]) -> list[str]:
-    """``files`` without those that a Delta table among them does not count as its own now.
+    """``files`` without those that do not belong to the present version of their Delta table.
 
     Args:
         files: URIs.
@@ -98,7 +98,7 @@ def _owner(file: str, tables: Mapping[str, str]) -> str | None:
 
 
 def delta_files(table: str) -> set[str]:
-    """URIs of the files of the Delta table in the folder ``table`` as it is now.
+    """URIs of the files of the present version of the Delta table in the folder ``table``.
 
     Raises:
         UserError: when it cannot be opened, has deletion vectors, or other names for its columns than the files have.

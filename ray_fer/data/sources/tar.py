@@ -1,56 +1,124 @@
-"""WebDataset shards: the images in tar files, read in place.
-
-A tar has no index: its headers lie between the contents, so that listing a shard on S3 reads on from header to header
-in blocks, all of it where members are smaller than a block. That is done once per content of a shard and machine: the
-index is kept in the temporary folder. Locally, the headers alone are read, and only a long index is kept.
-
-Of several members with one name only the last is there, as for tar itself: appending to a shard replaces. So a shard is
-listed once its headers have been read to the end, and memory holds its index meanwhile, about 20 bytes and the name of
-every member.
-"""
+"""WebDataset shards: the images in tar files, read in place by their ranges (see `tar_index`)."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import io
 import itertools
 import logging
 import os
+import re
 import tarfile
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
-import botocore.exceptions
-import polars as pl
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ray_fer import storage
 from ray_fer.data.decode import has_image_extension
-from ray_fer.data.names import are_hidden
+from ray_fer.data.items import READING_ERRORS, UNKNOWN, Item, Read, ReadBatch, Stat, bounded, failed
+from ray_fer.data.names import IMAGE_NAME, are_hidden
 from ray_fer.data.sources import pages
 from ray_fer.data.sources.ahead import interleaved
-from ray_fer.data.sources.files import open_file
-from ray_fer.data.sources.objects import local_identity
-from ray_fer.data.sources.pages import KEY_SCHEMA, Key
-from ray_fer.data.sources.uris import Member, parse
+from ray_fer.data.sources.files import local_identity, stat_files
+from ray_fer.data.sources.pages import key_tables
+from ray_fer.data.sources.s3_requests import get_object
+from ray_fer.data.sources.spec import COMPRESSED_TAR, Format, Source
+from ray_fer.data.sources.tar_index import INDEX_ERRORS, Member, forget_index, index_of, locate
+from ray_fer.data.sources.uris import Range, parse, parse_range
+from ray_fer.data.sources.walk import list_objects
 from ray_fer.errors import one_line
 
 log = logging.getLogger(__name__)
 
 SHARDS_AT_ONCE = 8
-LARGEST_HEADER = 1 << 20
-LONG_INDEX = 50_000
-"""Members of a local shard whose headers take a second or so to walk."""
-_LOOKED_UP = 64
-_MEMBERS = pa.schema([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
-_SCANNING_ERRORS = (OSError, tarfile.TarError, botocore.exceptions.BotoCoreError)
+STRETCH_BYTES = 4 << 20
+GAP_BYTES = 64 << 10  # cheaper read than asked anew
+_SHARD = r"(?i)\.tar$"
+_INSIDE = r"!/|#"  # no other URI can be that of an image inside a file
+_MEMBER = re.compile(r"(.*?\.tar)!/(.*)", re.DOTALL | re.IGNORECASE)
+_OVERWRITTEN = "its shard was overwritten since it was listed"
+
+
+class WebDataset(Format):
+    """Tar shards, also among other files.
+
+    What follows the first ``.tar!/`` of a member's URI is its name as it stands in the shard, unescaped, as the keys of
+    loose objects are.
+    """
+
+    def list_images(self, source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
+        """Lists the shards under ``source``, and counts the loose images as skipped."""
+        return images_among(source, key_tables(list_objects(source, counts)), counts, loose=False)
+
+    def parse(self, uri: str) -> Member | None:
+        """The member that ``uri`` names."""
+        found = _MEMBER.fullmatch(uri) if "!/" in uri else None
+        return Member(*found.groups()) if found else None
+
+    def stat(self, places: Sequence[Member]) -> list[Stat]:
+        """Looks at the shards, and finds the members in their headers."""
+        shards = stat_files([place.file for place in places])
+        return [_stat_member(place, identity) for place, (identity, _) in zip(places, shards, strict=True)]
+
+    def batch(self, item: Item, place: Member, before: ReadBatch | None) -> ReadBatch:
+        """Neighbours in one content of a shard are read together."""
+        found = _range_of(item, place)
+        if isinstance(before, Members) and before.takes(place, found):
+            before.items.append(item)
+            before.ranges.append(found)
+            return before
+        return Members(item, place, found)
+
+
+def images_among(
+    source: Source, objects: Iterable[pa.Table], counts: Counter[str], *, loose: bool = True, shards: bool = True
+) -> Iterator[pa.Table]:
+    """Yields tables of the images among ``objects``, and of those in the tar shards among them.
+
+    Args:
+        source: that the objects come from.
+        objects: tables of `KEY_SCHEMA`.
+        counts: ``skipped`` grows by the other objects, and see `list_members`.
+        loose: whether images outside of shards are wanted.
+        shards: whether those in shards are.
+    """
+    compressed = 0
+    for table in objects:
+        uri = table["uri"]
+        shard = pc.match_substring_regex(uri, _SHARD)
+        packed = pc.match_substring_regex(uri, COMPRESSED_TAR)
+        if source.kind.takes_any_name:
+            image = pc.invert(pc.or_(shard, packed))
+        else:
+            meant = pc.invert(source.hidden(uri))
+            shard, packed = pc.and_(shard, meant), pc.and_(packed, meant)
+            # The reader would take a loose object of such a name for a member or a row.
+            named = pc.and_(pc.match_substring_regex(uri, IMAGE_NAME), pc.invert(_are_inside(uri)))
+            image = pc.and_(named, meant)
+        images = table.filter(image) if loose else table.slice(0, 0)
+        tars = table.filter(shard) if shards else table.slice(0, 0)
+        tars = tars.filter(pa.array(map(source.opens, tars["uri"].to_pylist()), pa.bool_()))
+        counts["skipped"] += table.num_rows - images.num_rows - tars.num_rows
+        compressed += pc.sum(packed).as_py() or 0
+        if images.num_rows:
+            yield images
+        if tars.num_rows:
+            yield from list_members(tars["uri"].to_pylist(), tars["identity"].to_pylist(), counts)
+    if compressed:
+        log.warning(
+            "source=%s: %d compressed tar files skipped: only plain .tar is read in place", source.uri, compressed
+        )
+
+
+def _are_inside(uris: pa.ChunkedArray) -> pa.Array:
+    """Which URIs are those of images inside a file, bool (N,)."""
+    inside = pc.match_substring_regex(uris, _INSIDE).to_numpy(zero_copy_only=False).copy()
+    suspects = np.flatnonzero(inside)
+    inside[suspects] = [parse(uri) is not None for uri in uris.take(pa.array(suspects)).to_pylist()]
+    return pa.array(inside)
 
 
 def list_members(shards: Sequence[str], identities: Sequence[str], counts: Counter[str]) -> Iterator[pa.Table]:
@@ -70,7 +138,7 @@ def list_members(shards: Sequence[str], identities: Sequence[str], counts: Count
     def members_of(key: tuple[str, str]) -> Iterator[pa.Table]:
         shard, listed = key
         try:
-            found = _index_of(shard, listed)
+            found = index_of(shard, listed)
             for members in pages.sliced(found.members):
                 images = members.filter(pc.and_not(_are_images(members["name"]), are_hidden(members["name"])))
                 with lock:
@@ -79,7 +147,7 @@ def list_members(shards: Sequence[str], identities: Sequence[str], counts: Count
                     yield found.keys(images)
             if found.damage:
                 raise found.damage
-        except _SCANNING_ERRORS as error:
+        except INDEX_ERRORS as error:
             log.warning("%s: cannot be listed, or not to its end (%s)", shard, one_line(error))
             with lock:
                 counts["skipped"] += 1
@@ -95,181 +163,96 @@ def _are_images(names: pa.ChunkedArray) -> pa.Array:
     return pa.array([has_image_extension(name) for name in names.to_pylist()], pa.bool_())
 
 
-@dataclass(frozen=True, eq=False)
-class _Index:
-    """What is in one content of a shard.
-
-    Attributes:
-        shard: its URI.
-        identity: the shard's.
-        members: table of `_MEMBERS` of the regular files; of several with one name the last.
-        damage: why there may be more.
-    """
-
-    shard: str
-    identity: str
-    members: pa.Table
-    damage: Exception | None = None
-
-    def keys(self, members: pa.Table) -> pa.Table:
-        """Some of the members as a table of `KEY_SCHEMA`."""
-        columns = [members["name"], members["offset"].cast(pa.string()), members["size"].cast(pa.string())]
-        name, offset, size = (column.combine_chunks() for column in columns)
-        uris = pc.binary_join_element_wise(Member(self.shard, "").uri, name, "")
-        ranges = pc.binary_join_element_wise(offset, size, "+")
-        identities = pc.binary_join_element_wise(self.identity, ranges, "@")
-        return pa.Table.from_arrays([uris, identities, members["size"]], schema=KEY_SCHEMA)
+def _stat_member(member: Member, shard_identity: str) -> Stat:
+    if not shard_identity:
+        return UNKNOWN
+    try:
+        found = locate(member, shard_identity)
+    except (OSError, tarfile.TarError):
+        return UNKNOWN
+    return found[1:] if found else UNKNOWN
 
 
-def _index_of(shard: str, listed: str) -> _Index:
-    """The index of a shard, the kept one where there is one.
+def _range_of(item: Item, member: Member) -> Range | None:
+    """Where ``member`` is: as it was listed, else as its shard's headers say."""
+    if found := parse_range(item.identity):
+        return found
+    try:
+        key = locate(member)
+    except (tarfile.TarError, *READING_ERRORS):
+        return None
+    return parse_range(key[1]) if key else None
+
+
+class Members(ReadBatch):
+    """Neighbouring members of one content of a tar shard.
 
     Args:
-        shard: URI.
-        listed: its identity; empty for whichever content is there.
-
-    Raises:
-        OSError, tarfile.TarError, botocore.exceptions.BotoCoreError: when it cannot be opened.
+        item: the first.
+        place: of the item.
+        found: where it is in the shard; None where it was not found.
     """
-    if listed and (kept := _kept_index(shard, listed)) is not None:
-        return _Index(shard, listed, kept)
-    opened, identity = open_file(shard, cache="readahead")
-    with opened as file:
-        if identity != listed and (kept := _kept_index(shard, identity)) is not None:
-            return _Index(shard, identity, kept)
-        members, damage = _walked(file)
-    index = _Index(shard, identity, last_of_each_name(members), damage)
-    if not damage and (storage.is_remote(shard) or members.num_rows >= LONG_INDEX):
-        _keep_index(index)
-    return index
 
+    def __init__(self, item: Item, place: Member, found: Range | None) -> None:
+        super().__init__(place.file, item)
+        self.ranges = [found]
 
-def last_of_each_name(members: pa.Table) -> pa.Table:
-    """``members`` (of `_MEMBERS`, in the order of the shard) without those that a later one of the same name replaces.
+    def takes(self, place: Member, found: Range | None) -> bool:
+        """Whether a further member is near enough."""
+        first, last = self.ranges[0], self.ranges[-1]
+        if not (first and last and found and self.file == place.file and last.shard_identity == found.shard_identity):
+            return False
+        end = last.offset + last.size
+        return 0 <= found.offset - end <= GAP_BYTES and found.offset + found.size - first.offset <= STRETCH_BYTES
 
-    ``./a.jpg`` and ``a.jpg`` are one name, for they are unpacked to one file.
-    """
-    name = members["name"]
-    if pc.any(pc.match_substring_regex(name, r"(^|/)\.?/")).as_py():
-        name = pa.array([os.path.normpath(f"/{each}") for each in name.to_pylist()], pa.string())
-    return members.filter(pl.Series(pl.from_arrow(name)).is_last_distinct().to_arrow())
+    def read(self, max_bytes: int) -> list[Read]:
+        """Reads members of a local shard."""
+        start, end = self._stretch(max_bytes)
+        try:
+            file = os.open(self.file, os.O_RDONLY | os.O_NONBLOCK)
+            try:
+                data = os.pread(file, end - start, start)
+                # Afterwards: where it is still what was listed, it was so while it was read.
+                return self._cut(max_bytes, local_identity(os.fstat(file)), start, data)
+            finally:
+                os.close(file)
+        except OSError as error:
+            return [failed(item, error) for item in self.items]
 
+    async def request(self, fs: Any, max_bytes: int) -> list[Read]:
+        """Reads members of a shard on S3 by one ranged request."""
+        start, end = self._stretch(max_bytes)
+        if start == end:  # nothing to ask for
+            return self._cut(max_bytes, self._identity(), start, b"")
+        try:
+            answer = await get_object(fs, self.file, end - start, Range=f"bytes={start}-{end - 1}")
+        except READING_ERRORS as error:
+            return [failed(item, error) for item in self.items]
+        return self._cut(max_bytes, answer.identity or self._identity(), start, answer.body or b"")
 
-def _walked(file: Any) -> tuple[pa.Table, Exception | None]:
-    """Every regular file in a shard, as a table of `_MEMBERS`, and what ended the walk before its end."""
-    rows: list[tuple[str, int, int]] = []
-    parts, damage = [_MEMBERS.empty_table()], None
+    def _stretch(self, max_bytes: int) -> tuple[int, int]:
+        """The bytes from ``start`` to ``end`` that hold all members that are not too large."""
+        wanted = [found for found in self.ranges if found and found.size <= max_bytes]
+        return (wanted[0].offset, wanted[-1].offset + wanted[-1].size) if wanted else (0, 0)
 
-    def pack() -> None:
-        if rows:
-            columns = [pa.array(column) for column in zip(*rows, strict=True)]
-            parts.append(pa.Table.from_arrays(columns, schema=_MEMBERS))
-            rows.clear()
+    def _identity(self) -> str:
+        return next((found.shard_identity for found in self.ranges if found), "")
 
-    try:
-        for row in _walk_headers(file):
-            rows.append(row)
-            if len(rows) == pages.PAGE_ROWS:
-                pack()
-    except _SCANNING_ERRORS as error:
-        damage = error
-    pack()
-    return pa.concat_tables(parts), damage
+    def _cut(self, max_bytes: int, identity: str, start: int, data: bytes) -> list[Read]:
+        """The results from the bytes ``data`` of the stretch, read from a shard of the identity ``identity``."""
+        pairs = zip(self.items, self.ranges, strict=True)
+        return [self._member(item, found, max_bytes, identity, start, data) for item, found in pairs]
 
-
-class _Headers:
-    """A file as tarfile reads it, of which no header may be larger than `LARGEST_HEADER`."""
-
-    def __init__(self, file: Any) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int) -> Any:
-        if size > LARGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {size} bytes at byte {self.tell()}")
-        return self._file.read(size)
-
-
-def _walk_headers(file: Any) -> Iterator[tuple[str, int, int]]:
-    try:
-        yield from _regular_files(_Headers(file))
-    except (ValueError, OverflowError, RecursionError) as error:  # what tarfile raises is up to the bytes
-        raise tarfile.ReadError(f"{type(error).__name__}: {error}") from None
-
-
-def _regular_files(file: _Headers) -> Iterator[tuple[str, int, int]]:
-    """Name, offset and size of each."""
-    with tarfile.open(fileobj=cast(BinaryIO, file), mode="r:") as tar:
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # type: ignore[attr-defined]  # it would hold them all in memory
-            if member.isreg() and member.sparse is None:
-                # As for local files: a name that is not UTF-8 is kept readable.
-                name = member.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                yield name, member.offset_data, member.size
-        file.seek(tar.offset)
-        if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError(f"no header at byte {tar.offset}")
-
-
-def _place_of_index(shard: str, identity: str) -> Path:
-    # The last line tells this kind of index from those that hold all members of a name.
-    name = hashlib.sha256(f"{shard}\n{identity}\n{','.join(_MEMBERS.names)}".encode()).hexdigest()[:32]
-    return storage.node_cache() / "tar" / f"{name}.parquet"
-
-
-def _kept_index(shard: str, identity: str) -> pa.Table | None:
-    place = _place_of_index(shard, identity)
-    try:
-        return pq.read_table(place, schema=_MEMBERS) if place.exists() else None
-    except (OSError, pa.ArrowException):
-        return None
-
-
-def _keep_index(index: _Index) -> None:
-    place = _place_of_index(index.shard, index.identity)
-    sink = io.BytesIO()
-    pq.write_table(index.members, sink, compression="zstd")
-    try:
-        storage.write_bytes(str(place), sink.getvalue())
-    except OSError as error:
-        log.warning("%s: the index of %s is not kept (%s)", place, index.shard, error.strerror)
-
-
-def locate(uri: str, shard_identity: str = "") -> Key | None:
-    """The key of the member ``uri``, found through its shard's headers, which are walked once per process.
-
-    Args:
-        uri: of a member.
-        shard_identity: of the shard as it is now; empty for whichever content of it was seen last.
-
-    Returns:
-        None where the shard has no such member.
-
-    Raises:
-        OSError, tarfile.TarError, botocore.exceptions.BotoCoreError: when the shard cannot be read.
-    """
-    member = parse(uri)
-    assert isinstance(member, Member)
-    if not shard_identity and not storage.is_remote(uri):
-        shard_identity = local_identity(os.stat(member.shard))
-    index = _index(member.shard, shard_identity)
-    place = pc.index(index.members["name"], member.name).as_py()
-    if place < 0:
-        return None
-    row = index.keys(index.members.slice(place, 1)).to_pylist()[0]
-    return row["uri"], row["identity"], row["size"]
-
-
-def forget_index(shard: str, identity: str) -> None:
-    """Walks the headers of a shard anew where they are wanted again; reading it has shown that it has others."""
-    _index.cache_clear()
-    _place_of_index(shard, identity).unlink(missing_ok=True)
-
-
-@functools.lru_cache(maxsize=_LOOKED_UP)
-def _index(shard: str, identity: str) -> _Index:
-    """As `_index_of`; of a damaged shard what was listed of it."""
-    index = _index_of(shard, identity)
-    if index.damage and not isinstance(index.damage, tarfile.TarError):  # it may be read another time
-        raise index.damage
-    return index
+    def _member(self, item: Item, found: Range | None, max_bytes: int, identity: str, start: int, data: bytes) -> Read:
+        if found is None:
+            return Read(item, item.identity, None, "missing", "no such member, or its shard cannot be read")
+        if identity != found.shard_identity:
+            # For items without a range, which the shard's index of before has located; and for the next listing.
+            forget_index(self.file, found.shard_identity)
+            return Read(item, item.identity, None, "missing", _OVERWRITTEN)
+        if found.size > max_bytes:
+            return Read(item, found.identity, None, "too_large", f"{found.size} bytes")
+        content = data[found.offset - start : found.offset - start + found.size]
+        if len(content) < found.size:
+            return Read(item, found.identity, None, "unreadable", "its shard ends before it does")
+        return bounded(item, found.identity, content, max_bytes)

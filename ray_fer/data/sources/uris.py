@@ -1,31 +1,33 @@
 """How an image inside another file is named.
 
-- A member of a tar shard: ``s3://bucket/shard-0001.tar!/path/in.jpg``, as Java and Commons VFS spell it. What follows
-  the first ``.tar!/`` is the member's name as it stands in the shard, unescaped, as the keys of loose objects are.
-- A row of a table: ``s3://bucket/train.parquet#column=image&row=123``; the column's name is percent-encoded.
-- A row of a Lance dataset by its row id: ``s3://bucket/faces.lance#column=image&rowid=123``.
-- A face in any of these pictures: ``photo.jpg#face=412.0,208.5,96.4,-7.3``, which says how the crop is cut, so that
-  whoever holds it needs no detector to cut the same one again (see `Face`).
+- A member of a tar shard: ``s3://bucket/shard-0001.tar!/path/in.jpg``, as Java and Commons VFS spell it (`tar`).
+- A row of a Parquet file: ``s3://bucket/train.parquet#column=image&row=123`` (`parquet`).
+- A row of a Lance dataset by its row id: ``s3://bucket/faces.lance#column=image&rowid=123`` (`lance`).
+- A face in any of these pictures: ``photo.jpg#face=412.0,208.5,96.4,-7.3``. It says how the crop is cut, so that the
+  same crop is cut again without a detector (see `Face`).
 
-A member's identity is its shard's and its range, ``etag@offset+size``: who holds it reads the member by one ranged
-request. Without it the shard's headers are walked once per process. A rewritten shard or table is new work as a whole,
-because nothing tells which of its images changed before all have been read; selection counts equal pictures once.
+Each format names and parses its own images; the name of an image inside a file has ``!/`` or ``#`` in it.
 
-Whoever compares URIs compares what `resolve` returns, in which a picture that a manifest or a list names is spelled as
-a listing spells it. Two names of one file (links, a file system that ignores case) stay two: contents tell them.
+A member's identity is its shard's and its range, ``etag@offset+size``, so that one ranged request reads the member.
+Without it the shard's headers are walked once per process. A rewritten shard or table is new work as a whole, because
+nothing tells which of its images changed before all have been read; selection counts equal pictures once.
+
+URIs are compared as `resolve` returns them: a picture that a manifest or a list names is spelled as a listing spells
+it. Two names of one file (links, a file system that ignores case) stay two; comparing contents finds them.
 """
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from urllib.parse import quote, unquote
+from typing import ClassVar
 
 from ray_fer import storage
+from ray_fer.data.formats import FORMATS, load_format
 from ray_fer.errors import UserError
 
-_MEMBER = re.compile(r"(.*?\.tar)!/(.*)", re.DOTALL | re.IGNORECASE)
-_ROW = re.compile(r"(.*)#column=([^&#]*)&row(id)?=(\d+)", re.DOTALL)
 RANGE_PATTERN = r"(?s)^(.*)@(\d+)\+(\d+)$"
 """The pattern of `Range.identity`, for columns of identities."""
 _RANGE = re.compile(RANGE_PATTERN)
@@ -35,45 +37,29 @@ _FACE = re.compile(FACE_FRAGMENT)
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """An image in a tar shard."""
+class Place:
+    """The place of an image: a loose object, or in a subclass an image inside ``file``.
 
-    shard: str
-    name: str
+    Attributes:
+        file: URI of the file that is the image, or holds it.
+    """
 
-    @property
-    def uri(self) -> str:
-        """Its URI."""
-        return f"{self.shard}!/{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """An image in a table: row ``number``, from 0, of ``column`` of the Parquet file ``file``."""
+    format: ClassVar[str] = "auto"
+    """The name of the format that looks up and reads the image."""
+    exact_size: ClassVar[bool] = True
+    """Whether a listing gives the image's own size, rather than a mean."""
 
     file: str
-    column: str
-    number: int
 
     @property
     def uri(self) -> str:
-        """Its URI."""
-        return f"{row_prefix(self.file, self.column)}{self.number}"
-
-
-@dataclass(frozen=True, slots=True)
-class LanceRow(Row):
-    """An image in a Lance dataset: the row of ``file`` whose row id is ``number``."""
-
-    @property
-    def uri(self) -> str:
-        """Its URI."""
-        return f"{lance_prefix(self.file, self.column)}{self.number}"
+        """The image's URI."""
+        return self.file
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What a member's identity says: which content of the shard, and where in it, in bytes."""
+    """What a member's identity says: which content of the shard, and where the member is in it, in bytes."""
 
     shard_identity: str
     offset: int
@@ -90,8 +76,8 @@ class Face:
     """A square crop of the upright picture. Parts of it may lie beyond the picture.
 
     Attributes:
-        cx: of its centre, in pixels from the picture's left edge.
-        cy: of its centre, in pixels from the picture's top edge.
+        cx: the centre's distance in pixels from the picture's left edge.
+        cy: the centre's distance in pixels from the picture's top edge.
         side: in pixels.
         angle: in degrees, by which the crop's horizontal is turned clockwise against the picture's.
     """
@@ -102,7 +88,7 @@ class Face:
     angle: float
 
     def rounded(self) -> Face:
-        """What its URI says: a decimal of everything. Only a rounded face is cut again from its URI as it was."""
+        """The face with its numbers to one decimal, as its URI has them: only so the URI cuts the same face again."""
         numbers = (round(float(value), 1) + 0.0 for value in (self.cx, self.cy, self.side, self.angle))
         return Face(*numbers)
 
@@ -111,18 +97,8 @@ class Face:
         return f"{picture}#face={self.cx:.1f},{self.cy:.1f},{self.side:.1f},{self.angle:.1f}"
 
 
-def row_prefix(file: str, column: str) -> str:
-    """The URIs of a column's rows up to their numbers."""
-    return f"{file}#column={quote(column, safe='')}&row="
-
-
-def lance_prefix(dataset: str, column: str) -> str:
-    """The URIs of a Lance column's rows up to their row ids."""
-    return f"{dataset}#column={quote(column, safe='')}&rowid="
-
-
 def split_face(uri: str) -> tuple[str, Face | None]:
-    """The URI of the picture that ``uri`` lies in, and which face of it; None where it is the whole picture."""
+    """The URI of the picture that ``uri`` lies in, and the face in it; None where ``uri`` is the whole picture."""
     if "#face=" in uri and (found := _FACE.search(uri)):
         face = Face(*map(float, found[0].removeprefix("#face=").split(",")))
         if face.side > 0 and found.end() == len(uri):
@@ -130,14 +106,19 @@ def split_face(uri: str) -> tuple[str, Face | None]:
     return uri, None
 
 
-def parse(uri: str) -> Member | Row | None:
-    """What inside which file the picture ``uri`` (see `split_face`) is, or None for a loose object."""
-    if "!/" in uri and (found := _MEMBER.fullmatch(uri)):
-        return Member(*found.groups())
-    if "#column=" in uri and (found := _ROW.fullmatch(uri)):
-        file, column, by_id, number = found.groups()
-        return (LanceRow if by_id else Row)(file, unquote(column), int(number))
+def parse(uri: str) -> Place | None:
+    """The place of the picture ``uri`` (see `split_face`) inside a file, or None for a loose object."""
+    if "!/" in uri or "#" in uri:
+        for each in _parsers():
+            if (place := each(uri)) is not None:
+                return place
     return None
+
+
+@functools.cache
+def _parsers() -> tuple[Callable[[str], Place | None], ...]:
+    formats = map(load_format, FORMATS)
+    return tuple(each.parse for each in formats if "parse" in vars(type(each)))
 
 
 def parse_range(identity: str) -> Range | None:
@@ -149,7 +130,7 @@ def parse_range(identity: str) -> Range | None:
 def resolve(folder: str, given: str) -> str:
     """The URI of what a file in ``folder`` names as ``given``, in the spelling of a listing.
 
-    Relative paths are worked out against the folder, also on S3; ``file:`` URIs and ``~`` become absolute paths, and
+    Relative paths are resolved against the folder, also on S3; ``file:`` URIs and ``~`` become absolute paths, and
     local paths lose ``//``, ``./`` and ``../``. What follows ``s3://`` is literal, and so is a member's name in its
     shard, which may begin with ``./``.
 
@@ -164,18 +145,13 @@ def resolve(folder: str, given: str) -> str:
     if _is_plain(given):
         return given if given[0] == "/" else f"{folder}/{given}"
     picture, face = split_face(given)
-    match parse(picture):
-        case Member(shard, name):
-            uri = Member(_resolve_file(folder, shard), name).uri
-        case Row() as row:
-            uri = replace(row, file=_resolve_file(folder, row.file)).uri
-        case _:
-            uri = _resolve_file(folder, picture)
+    place = parse(picture) or Place(picture)
+    uri = replace(place, file=_resolve_file(folder, place.file)).uri
     return face.uri_in(uri) if face else uri
 
 
 def _is_plain(path: str) -> bool:
-    """Whether ``path`` is in its one spelling and of a loose file; no for some that are."""
+    """Whether ``path`` is a loose file's in its one spelling; False for a few that are, too."""
     strange = ":" in path or "#" in path or "!" in path or "//" in path or "/." in path or "\0" in path
     return not strange and path[:1] not in "~." and path[-1] != "/"
 

@@ -21,12 +21,12 @@ from deltalake import DeltaTable
 
 from ray_fer import storage
 from ray_fer.data.sources import list_sources
-from ray_fer.labeling import gone
+from ray_fer.labeling import tombstones
 from ray_fer.labeling.config import PseudoLabelConfig
-from ray_fer.labeling.gone import EXAMPLES
-from ray_fer.labeling.key_sets import Bools, Halves, SortedHashes, look_up
+from ray_fer.labeling.key_sets import Bools, KeyHashes, SortedHashes, look_up
 from ray_fer.labeling.ledger import OUTCOMES, SETTLED, TO_RETRY, URI_HASH, batches, hash_keys, hash_uris, sort_out
 from ray_fer.labeling.table import GONE, files_of, no_keys, open_table, scan_keys
+from ray_fer.labeling.tombstones import EXAMPLES
 from ray_fer.models.model_id import resolve_precision
 from ray_fer.models.teacher import Teacher
 
@@ -38,7 +38,7 @@ TO_LABEL = (NEW, CHANGED, TO_RETRY)
 _RATE_RUNS = 5
 
 
-class Known:
+class TableKeys:
     """What a table says of keys and of URIs.
 
     Args:
@@ -52,20 +52,20 @@ class Known:
         self._uris = SortedHashes([batch["hash"].to_numpy() for batch in batches(hashed)])
 
     def classify(self, page: pa.Table) -> npt.NDArray[np.uint8]:
-        """For every row of ``page`` the index of what it is in `KINDS`, uint8 (N,); they count as met."""
+        """For every row of ``page`` the index of what it is in `KINDS`, uint8 (N,); they count as seen."""
         hashes = hash_keys(page["uri"], page["identity"])
         changed = self._uris.contains(hash_uris(page["uri"]))
         kinds = np.where(changed, KINDS.index(CHANGED), KINDS.index(NEW)).astype(np.uint8)
         for keys in self._outcomes.to_retry.values():
-            kinds[keys.meet(hashes)] = KINDS.index(TO_RETRY)
+            kinds[keys.mark_seen(hashes)] = KINDS.index(TO_RETRY)
         rows, held = self._outcomes.aliases.find(hashes)
         for name in reversed(SETTLED):  # the strongest last
             keys = self._outcomes.settled[name]
-            kinds[rows[keys.meet(held)]] = KINDS.index(name)
-            kinds[keys.meet(hashes)] = KINDS.index(name)
+            kinds[rows[keys.mark_seen(held)]] = KINDS.index(name)
+            kinds[keys.mark_seen(hashes)] = KINDS.index(name)
         return kinds
 
-    def look_up(self, hashes: Halves) -> tuple[Bools, Bools]:
+    def look_up(self, hashes: KeyHashes) -> tuple[Bools, Bools]:
         """Which of (2, N) hashes are of known keys, and which of these were in a page that was classified."""
         return look_up(self._outcomes.sets(), hashes)
 
@@ -86,7 +86,7 @@ class Tally:
             del self.examples[kind]
 
 
-def explain(
+def compare_listing(
     pages: Iterable[pa.Table], labelled: Sequence[pl.LazyFrame], max_attempts: int, sources: Sequence[str]
 ) -> tuple[list[Tally], int]:
     """Compares a complete listing with what each of several models has in a table.
@@ -95,13 +95,13 @@ def explain(
         pages: tables with (uri, identity), every object of ``sources`` once.
         labelled: for each model its keys, as `table.scan_keys` gives them.
         max_attempts: rows with a transient failure after which a key is given up.
-        sources: the folders, prefixes and images that were listed whole, as `gone.whole` gives them; an object of the
-            table that lies there and is not in the listing is gone, marked or not.
+        sources: the folders, prefixes and images that were listed to their end, as `tombstones.complete_sources` gives
+            them; an object of the table that lies there and is not in the listing is gone, marked or not.
 
     Returns:
         For each model what its rows say, and how many objects are to be labelled by at least one of them.
     """
-    known = [Known(each, max_attempts) for each in labelled]
+    known = [TableKeys(each, max_attempts) for each in labelled]
     tallies = [Tally() for _ in known]
     changed: list[list[npt.NDArray[np.uint64]]] = [[] for _ in known]
     to_label = 0
@@ -121,7 +121,7 @@ def explain(
     for tally, each, model, overwritten in zip(tallies, labelled, known, changed, strict=True):
         # Their new content is not in the table.
         there = SortedHashes(overwritten)
-        for found in gone.objects(each, sources, model.look_up):
+        for found in tombstones.find_objects(each, sources, model.look_up):
             uris = found.filter("gone")["uri"].to_arrow()
             tally.add(GONE, uris.filter(pa.array(~there.contains(hash_uris(uris)))))
     return tallies, to_label
@@ -147,11 +147,11 @@ def dry_run(config: PseudoLabelConfig, teachers: Sequence[Teacher]) -> dict[str,
     table = open_table(uri, teachers[0].classes)
     models = [_model(config, teacher, table) for teacher in teachers]
     listing: Counter[str] = Counter()
-    tallies, images = explain(
+    tallies, images = compare_listing(
         list_sources(config.source, listing),
         [no_keys() if table is None else scan_keys(table, model) for model in models],
         config.max_attempts,
-        gone.whole(config.source),
+        tombstones.complete_sources(config.source),
     )
     if listing["unlisted"]:
         log.warning("%d places could not be listed to their end: what counts as gone may be there", listing["unlisted"])

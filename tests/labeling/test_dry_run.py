@@ -13,7 +13,7 @@ from ray_fer.config import load_config
 from ray_fer.data.sources import local_identity
 from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.labeling.commit import Committer
-from ray_fer.labeling.explain import EXAMPLES, KINDS, Known, explain, images_per_second
+from ray_fer.labeling.dry_run import EXAMPLES, KINDS, TableKeys, compare_listing, images_per_second
 from ray_fer.labeling.table import create_table, open_table, write_file
 from ray_fer.models.artifact import open_artifact
 from tests.images import CLASSES, tiny_model, write_pictures
@@ -22,7 +22,7 @@ from tests.labeling.test_table import rows
 
 
 def test_every_key_has_one_reason() -> None:
-    known = Known(
+    known = TableKeys(
         pl.concat(
             [
                 labelled(["done", "changed", "failed, then done", "done, then failed"]),
@@ -62,7 +62,7 @@ def test_a_listing_against_a_table() -> None:
         labelled(["/a/7.jpg"], status="gone", minute=1),
     ]
     pages = [page(["/a/0.jpg", "/a/1.jpg"]), page(["/a/2.jpg"], "v2"), page([f"/a/new{i}.jpg" for i in range(5)])]
-    (tally,), to_label = explain(pages, [pl.concat(held)], 3, ["/a", "/c.jpg"])
+    (tally,), to_label = compare_listing(pages, [pl.concat(held)], 3, ["/a", "/c.jpg"])
     assert to_label == 6
     assert {kind: count for kind, count in tally.counts.items() if count} == {
         "new": 5,
@@ -80,7 +80,7 @@ def test_a_listing_against_a_table() -> None:
 def test_each_of_several_models_has_its_own_tally() -> None:
     pages = [page(["/a/0.jpg", "/a/1.jpg"]), page(["/a/2.jpg"])]
     held = [labelled(["/a/0.jpg", "/a/9.jpg"]), labelled(["/a/0.jpg", "/a/1.jpg"])]
-    tallies, to_label = explain(pages, held, 3, ["/a"])
+    tallies, to_label = compare_listing(pages, held, 3, ["/a"])
     assert to_label == 2
     counts = [{kind: count for kind, count in tally.counts.items() if count} for tally in tallies]
     assert counts == [{"new": 2, "done": 1, "gone": 1}, {"new": 1, "done": 2}]
@@ -88,7 +88,7 @@ def test_each_of_several_models_has_its_own_tally() -> None:
 
 def test_an_empty_table_and_pages_of_chunks() -> None:
     whole = pa.concat_tables([page(["/a/0"]), page(["/a/1"])])
-    (tally,), _ = explain([whole], [labelled()], 3, ["/a"])
+    (tally,), _ = compare_listing([whole], [labelled()], 3, ["/a"])
     assert tally.counts["new"] == 2
 
 

@@ -1,7 +1,7 @@
-"""Reading images from Parquet files, neighbouring rows together.
+"""Where the reading of a column of a Parquet file has arrived.
 
 A row group can only be read from its start. So the place that was reached is kept, a page at a time is in memory, and
-the next rows go on from there, also in the process's next unit: however large its row groups, a file is decoded about
+the next rows go on from there, also in the process's next unit. However large its row groups, a file is decoded about
 once per process that labels it. Rows asked for in no order cost a part of a row group each.
 """
 
@@ -14,52 +14,27 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ray_fer import storage
-from ray_fer.data.items import READING_ERRORS, Item, Read, bounded, failed
-from ray_fer.data.runs import TABLE_BYTES, TABLE_ROWS, Rows
-from ray_fer.data.sources import local_identity
-from ray_fer.data.sources.files import open_file, parquet_file
-from ray_fer.data.sources.parquet import leaf_column
+from ray_fer.data.sources.files import local_identity, open_file, parquet_file
+from ray_fer.data.sources.rows import TABLE_BYTES, TABLE_ROWS, column_problem
 
 _KEPT = 4
 
 
-def read_rows(run: Rows, max_bytes: int) -> list[Read]:
-    """Reads rows of a table."""
-    reads: list[Read] = []
-    cursor = _taken(run.place, run.column)
-    fresh = cursor is None
-    while len(reads) < len(run.items):
-        item, number = run.items[len(reads)], run.numbers[len(reads)]
-        try:
-            if cursor is None:
-                cursor = _Cursor(run.place, run.column)
-            reads.append(_read(cursor, item, number, max_bytes))
-        except READING_ERRORS as error:
-            if cursor is not None:
-                cursor.close()
-                cursor = None
-            if not fresh:  # overwritten since it was opened: once more, from the file as it is now
-                fresh = True
-                continue
-            reads += [failed(item, error) for item in run.items[len(reads) :]]
-    if cursor is not None:
-        _keep(cursor)
-    return reads
+def leaf_column(table: pq.ParquetFile, column: str) -> int | None:
+    """Number of the Parquet column that holds the bytes of the image column ``column``; None where it is none."""
+    if column_problem(table.schema_arrow, column):
+        return None
+    paths = [table.schema.column(i).path for i in range(len(table.schema))]
+    wanted = f"{column}.bytes" if pa.types.is_struct(table.schema_arrow.field(column).type) else column
+    return paths.index(wanted)
 
 
-def _read(cursor: _Cursor, item: Item, number: int, max_bytes: int) -> Read:
-    if number >= cursor.rows:
-        return Read(item, cursor.identity, None, "missing", f"its table has {cursor.rows} rows now")
-    data = cursor.value(number)
-    if data is None:
-        return Read(item, cursor.identity, None, "undecodable", "the row holds null")
-    return bounded(item, cursor.identity, data, max_bytes)
-
-
-class _Cursor:
+class Cursor:
     """A column of an open Parquet file and how far it has been read."""
 
     def __init__(self, file: str, column: str) -> None:
@@ -85,7 +60,7 @@ class _Cursor:
         self._batches: Iterator[Any] = iter(())
 
     def value(self, number: int) -> bytes | None:
-        """What row ``number`` holds."""
+        """The bytes that row ``number`` holds; None where it holds null."""
         group = int(np.searchsorted(self._ends, number, side="right"))
         if group != self._group or number < self._first:
             self._group = group
@@ -106,7 +81,7 @@ class _Cursor:
         return value
 
     def current(self) -> bool:
-        """Whether the file is still the one that was opened, as far as can be told without a request."""
+        """Whether the file is still the one that was opened, as far as that shows without a request."""
         if storage.is_remote(self.file):
             return True  # every request says which content it wants
         try:
@@ -115,16 +90,16 @@ class _Cursor:
             return False
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         self._opened.close()
 
 
-_kept: OrderedDict[tuple[str, str], _Cursor] = OrderedDict()
+_kept: OrderedDict[tuple[str, str], Cursor] = OrderedDict()
 _lock = threading.Lock()
 
 
-def _taken(file: str, column: str) -> _Cursor | None:
-    """The cursor that was kept for a column, for one reader at a time."""
+def take_cursor(file: str, column: str) -> Cursor | None:
+    """The cursor that was kept for a column, for one reader at a time; None where there is none that still holds."""
     with _lock:
         cursor = _kept.pop((file, column), None)
     if cursor is not None and not cursor.current():
@@ -133,7 +108,8 @@ def _taken(file: str, column: str) -> _Cursor | None:
     return cursor
 
 
-def _keep(cursor: _Cursor) -> None:
+def keep_cursor(cursor: Cursor) -> None:
+    """Keeps a cursor for the next reader of its column; the least recent of too many is closed."""
     key = (cursor.file, cursor.column)
     with _lock:
         others = [_kept.pop(key)] if key in _kept else []

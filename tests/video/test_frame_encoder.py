@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ray_fer.models.artifact import Artifact, load_model
-from ray_fer.video.frame_features import FrameEncoder
+from ray_fer.video.frame_encoder import FrameEncoder
 from tests.images import tiny_model
 
 SIZE = 32

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from ray_fer.data.source_config import SourceConfig
-from ray_fer.labeling import gone
+from ray_fer.labeling import tombstones
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import Ledger
 from ray_fer.labeling.table import FILE_SCHEMA, create_table, open_table, scan_keys, write_file
@@ -29,8 +29,8 @@ def missing(
     ledger = Ledger(pl.concat(held), 3)
     for uri, identity in listed:
         ledger.claim(page([uri], identity))
-    found = gone.objects(pl.concat([*held, *(since or [])]), list(sources), ledger.look_up)
-    marks = [gone.marks(some, NOW).select("uri", "identity", "status").rows() for some in found]
+    found = tombstones.find_objects(pl.concat([*held, *(since or [])]), list(sources), ledger.look_up)
+    marks = [tombstones.missing_markers(some, NOW).select("uri", "identity", "status").rows() for some in found]
     assert all(len(set(some)) == len(some) for some in marks)
     return {mark for some in marks for mark in some}
 
@@ -133,7 +133,7 @@ def test_what_others_have_written_since_the_listing_began_is_left_alone() -> Non
 
 
 def test_more_objects_than_are_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gone, "OBJECTS_AT_ONCE", 7)
+    monkeypatch.setattr(tombstones, "OBJECTS_AT_ONCE", 7)
     names = [f"/in/{i}.jpg" for i in range(100)]
     held = [labelled(names), labelled(names[:10], "v2", minute=1), labelled(names[-10:], status="gone", minute=1)]
     expected = {(name, "v2" if name in names[:10] else "v1", "gone") for name in names[:40] + names[50:90]}
@@ -142,7 +142,7 @@ def test_more_objects_than_are_looked_at_at_once(monkeypatch: pytest.MonkeyPatch
 
 def test_sources_that_are_listed_whole() -> None:
     entries = ["/in", "/x/*.jpg", "/list.txt", SourceConfig(uri="/y", include=["*.png"]), SourceConfig(uri="/z")]
-    assert gone.whole(entries) == ["/in", "/z"]
+    assert tombstones.complete_sources(entries) == ["/in", "/z"]
 
 
 def write(uri: str, *names: str) -> Callable[[str, Ledger], dict[str, int]]:
@@ -153,7 +153,7 @@ def write(uri: str, *names: str) -> Callable[[str, Ledger], dict[str, int]]:
         table = open_table(uri)
         assert table
         soon = datetime.now(UTC) + timedelta(seconds=1)
-        counts = gone.mark(Committer(table, "m", run), ["/in"], ledger.look_up, soon)
+        counts = tombstones.write_markers(Committer(table, "m", run), ["/in"], ledger.look_up, soon)
         return {name: count for name, count in counts.items() if count}
 
     return mark
@@ -176,9 +176,9 @@ def test_marks_are_rows_without_a_prediction(tmp_path: Path) -> None:
     assert row == dict.fromkeys(row, None) | filled
 
     later = Ledger(scan_keys(create_table(uri, CLASSES), "m"), 3)
-    assert (later.rows, later.marks) == (2, 1)
+    assert (later.rows, later.markers) == (2, 1)
     assert later.claim(page([A, B])).num_rows == 0
-    assert later.all_met()
+    assert later.all_seen()
     assert mark("three", later) == {"returned": 1}
     assert mark("four", later) == {}
 

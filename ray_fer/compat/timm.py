@@ -1,0 +1,28 @@
+"""Private and undocumented names of timm, which loads only when a function is called. Checked against `CHECKED`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+CHECKED = "1.0.31"
+
+
+def save_config(model: Any, path: str, facts: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> None:
+    """Writes the ``config.json`` of a model as the Hugging Face Hub's timm integration expects it.
+
+    Args:
+        model: a model of timm.
+        path: of the file.
+        facts: what it says besides the architecture, for example ``label_names``.
+        preprocessing: ``input_size``, ``mean``, ``std`` and the like, which go into ``pretrained_cfg``.
+    """
+    from timm.models._hub import save_config_for_hf
+
+    save_config_for_hf(model, path, facts, data_config=preprocessing)
+
+
+def classifier_name(model: Any) -> str | tuple[str, ...]:
+    """Returns the name of the layer that makes logits of features, several for a model with several heads."""
+    name: str | tuple[str, ...] = getattr(model, "default_cfg", {}).get("classifier", "fc")
+    return name

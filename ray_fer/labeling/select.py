@@ -1,0 +1,114 @@
+"""What selecting pseudo-labels reads: predictions that count, the context of a rule, probabilities in batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from deltalake import DeltaTable
+
+from ray_fer.errors import UserError
+from ray_fer.feedback.factors import moved_thresholds
+from ray_fer.feedback.store import load_snapshot
+from ray_fer.labeling.config import SelectPseudoLabelsConfig
+from ray_fer.labeling.exclusions import read_exclusions
+from ray_fer.labeling.predictions import BATCH_ROWS, Predictions, newest_predictions
+from ray_fer.labeling.table import files_of, open_table
+from ray_fer.models.artifact import Artifact
+from ray_fer.models.teacher import Teacher, check_together, open_teacher
+from ray_fer.selection import RULES, SelectionContext, debias, smoothed_prior
+
+Floats = npt.NDArray[np.floating]
+
+
+def open_teachers(config: SelectPseudoLabelsConfig) -> tuple[list[Teacher], DeltaTable]:
+    """Opens the teachers and the table of their predictions.
+
+    Raises:
+        UserError: there is no table, or its classes are others.
+    """
+    teachers = [open_teacher(uri) for uri in config.teacher]
+    check_together(teachers)
+    table = open_table(config.table, teachers[0].classes)
+    if table is None:
+        raise UserError(f"table={config.table}: no predictions table there")
+    return teachers, table
+
+
+def find_predictions(
+    config: SelectPseudoLabelsConfig, teachers: Sequence[Teacher], table: DeltaTable
+) -> tuple[Predictions, dict[str, int]]:
+    """Finds the predictions of all teachers that count; see `newest_predictions`.
+
+    Raises:
+        UserError: the table holds no prediction of a teacher.
+    """
+    models = [_model_in(table, teacher, config) for teacher in teachers]
+    return newest_predictions(table, models, read_exclusions(config.selection))
+
+
+def selection_context(config: SelectPseudoLabelsConfig, teacher: Teacher) -> tuple[SelectionContext, Floats, int]:
+    """Returns what the rule may know, the class weights (K,), and the feedback's version.
+
+    Raises:
+        UserError: the rule needs what the teacher does not say.
+    """
+    thresholds = np.full(len(teacher.classes), config.selection.threshold)
+    class_weights, log_prior, version = np.ones(len(teacher.classes)), None, 0
+    if config.feedback:
+        snapshot = load_snapshot(config.feedback, teacher.classes)
+        thresholds = moved_thresholds(config.selection.threshold, snapshot.thresholds)
+        class_weights, log_prior = snapshot.sampling_weights, snapshot.log_debiasing_prior
+        version = snapshot.version
+    known = SelectionContext(thresholds, **_labelled(teacher), log_prior=log_prior)
+    for name in RULES[config.selection.rule].needs:
+        if getattr(known, name) is None:
+            what = f"{name} of the faces that it was trained on, which this version of train_backbone keeps"
+            raise UserError(f"selection.rule={config.selection.rule}: teacher={teacher.uri} does not say the {what}")
+    return known, class_weights, version
+
+
+def _labelled(teacher: Teacher) -> dict[str, Any]:
+    """Returns the fields of the context that an artifact of ours fills: it says how its labelled faces were."""
+    metrics: Mapping[str, Any] = teacher.metrics if isinstance(teacher, Artifact) else {}
+    known: dict[str, Any] = {}
+    if counts := metrics.get("labelled_counts"):
+        known |= {"labelled_counts": np.asarray(counts, np.float64), "labelled_prior": smoothed_prior(counts)}
+    if confidence := metrics.get("val", {}).get("confidence_of_correct"):
+        known["labelled_confidence"] = np.asarray(confidence, np.float64)
+    return known
+
+
+@dataclass(frozen=True, eq=False)
+class DebiasedBatches:
+    """Batches of probabilities without the feedback's prior, computed anew in every iteration.
+
+    Attributes:
+        probs: (N, K).
+        log_prior: (K,), None without.
+    """
+
+    probs: npt.NDArray[np.float32]
+    log_prior: Floats | None
+
+    def part(self, rows: slice | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Returns these rows."""
+        return np.asarray(debias(self.probs[rows], self.log_prior))
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.float32]]:
+        return (self.part(slice(start, start + BATCH_ROWS)) for start in range(0, len(self.probs), BATCH_ROWS))
+
+
+def _model_in(table: DeltaTable, teacher: Teacher, config: SelectPseudoLabelsConfig) -> str:
+    formats = ("float32", "bfloat16") if config.precision == "auto" else (config.precision,)
+    flips = (False, True) if config.flip is None else (config.flip,)
+    faces = (False, True) if config.faces is None else (config.faces == "detect",)
+    for found, flip, precision in itertools.product(faces, flips, formats):
+        model = teacher.model_id(precision, flip, found)
+        if files_of(table, model):
+            return model
+    raise UserError(f"table={config.table}: holds no prediction of teacher={teacher.uri} (model {teacher.id})")
