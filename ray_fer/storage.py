@@ -83,20 +83,20 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Writes a small object that must not be there yet; False when it is. Of several that try, one succeeds.
+    """Writes a small object unless one exists, and returns whether it did; of several concurrent calls, one succeeds.
 
-    A reader never sees half of it, unless it lies in a local folder that knows no hard links.
+    A reader never sees half of the object, unless it is on a local file system without hard links.
     """
     fs, path = filesystem(uri)
     if is_remote(uri):
         try:
             fs.pipe_file(path, data, mode="create")  # a conditional PUT
-        except OSError as error:  # s3fs makes a FileExistsError of AWS's own answer alone
+        except OSError as error:  # s3fs raises FileExistsError only for the answer of AWS itself
             answer = getattr(error.__cause__, "response", {})
             code = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
             if isinstance(error, FileExistsError) or code in (409, 412):
                 return False
-            if code != 501:  # the server knows no conditions
+            if code != 501:  # the server does not support conditions
                 raise
             if fs.exists(path):
                 return False
@@ -106,7 +106,7 @@ def create(uri: str, data: bytes) -> bool:
         with _temporary(Path(path)) as temporary:
             temporary.write_bytes(data)
             try:
-                Path(path).hardlink_to(temporary)  # unlike a rename, it fails where there is a file
+                Path(path).hardlink_to(temporary)  # unlike a rename, this fails if the file exists
             except FileExistsError:
                 raise
             except OSError:
@@ -143,7 +143,7 @@ def _replacing(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """A name beside ``target`` under which nothing is left when the block ends."""
+    """A path beside ``target`` that the block may write to, and that is deleted when the block ends."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:

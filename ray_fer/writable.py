@@ -27,7 +27,7 @@ def check_writable(key: str, uri: str, *, folder: bool = True) -> None:
     Raises:
         UserError: If nothing can be written there; the message names the key.
     """
-    # It would be written into a folder of that name, and nobody would notice.
+    # A local path of this form would be a folder called "s3:", which is never meant.
     if _ONE_SLASH.match(uri):
         raise UserError(f"{key}={uri}: an s3 URI has two slashes, s3://bucket/key")
     uri = normalise_argument(key, uri)
