@@ -10,8 +10,6 @@ from ray_fer.errors import UserError
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _FILE_URI = re.compile(r"file:(?://(?:localhost)?(/.*)|(/(?!/).*))", re.IGNORECASE | re.DOTALL)
-# A path of this form would be a folder called "s3:", which is never meant.
-_ONE_SLASH = re.compile(r"(s3[an]?|gs|https?):/(?!/)", re.IGNORECASE)
 
 
 def is_remote(uri: str) -> bool:
@@ -37,7 +35,7 @@ def normalise(uri: str) -> str:
     """
     if "\0" in uri:
         raise UserError(f"{uri!r}: a NUL byte in a path")
-    if is_remote(uri) or _ONE_SLASH.match(uri):
+    if is_remote(uri):
         if not uri.startswith("s3://") or uri.removeprefix("s3://")[:1] in ("", "/"):
             raise UserError(f"{uri}: not a local path and not an s3://bucket/key URI")
         return uri.rstrip("/")
