@@ -21,6 +21,10 @@ PROCESSOR = "preprocessor_config.json"
 # The names that transformers gives to classes without names.
 _NO_NAME = re.compile(r"label_\d+", re.IGNORECASE)
 _SHOWN = 80
+_NO_MODEL_ARGUMENTS = (
+    *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+    *("scriptable", "exportable", "no_jit", "features_only"),
+)
 
 
 class Fact(NamedTuple):
@@ -121,6 +125,21 @@ def folder_facts(config: Section, processor: Section, said: Collection[str] = ()
     }
     facts = {key: read() for key, read in readers.items() if key not in said}
     return {key: fact for key, fact in facts.items() if fact is not None}
+
+
+def model_arguments(config: Section) -> dict[str, Any]:
+    """The ``model_args`` in ``config.json``, which are further arguments of ``timm.create_model``.
+
+    Raises:
+        UserError: If one does not describe the model but, for instance, which weights are loaded.
+    """
+    found = config.section("model_args")
+    if found is None:
+        return {}
+    for key in _NO_MODEL_ARGUMENTS:
+        if (fact := found.get(key)) is not None:
+            raise wrong(fact, "does not make a model")
+    return dict(found.values)
 
 
 def _names(config: Section) -> Fact | None:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ray_fer import storage
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import CONFIG, PROVENANCE, Artifact, open_artifact, update_from_file
-from ray_fer.models.folder_facts import NO_PROCESSOR, PROCESSOR, Section, folder_facts, read_json, wrong
+from ray_fer.models.folder_facts import NO_PROCESSOR, PROCESSOR, folder_facts, model_arguments, read_json
 from ray_fer.models.model_id import model_id
 from ray_fer.models.onnx_net import check_graph, constants, onnx_engine, read_onnx
 from ray_fer.models.outputs import Outputs
@@ -36,10 +36,6 @@ from ray_fer.models.teacher_files import local_files
 from ray_fer.models.weights import check_finite, check_safetensors
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt")
-_NO_MODEL_ARGUMENTS = (
-    *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
-    *("scriptable", "exportable", "no_jit", "features_only"),
-)
 _IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -218,18 +214,7 @@ def _open_folder(uri: str) -> Teacher:
     if held is not None and held.value != len(sidecar.classes):
         shown = f"num_classes {held.value!r} of {CONFIG}"
         raise UserError(f"{sidecar_uri}: classes: {len(sidecar.classes)} names for {shown}")
-    return _foreign(TimmTeacher, uri, [folder / weights[0]], sidecar, sidecar_uri, model_args=_model_arguments(config))
-
-
-def _model_arguments(config: Section) -> dict[str, Any]:
-    """The ``model_args`` of a folder; they may describe the model, but not which weights are loaded."""
-    found = config.section("model_args")
-    if found is None:
-        return {}
-    for key in _NO_MODEL_ARGUMENTS:
-        if (fact := found.get(key)) is not None:
-            raise wrong(fact, "does not make a model")
-    return dict(found.values)
+    return _foreign(TimmTeacher, uri, [folder / weights[0]], sidecar, sidecar_uri, model_args=model_arguments(config))
 
 
 def _open_onnx(uri: str, sidecar_uri: str, sidecar: OnnxSidecar) -> OnnxTeacher:
