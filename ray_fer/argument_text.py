@@ -18,14 +18,27 @@ class Plain(str):
     """Text that was written without quotes, so that the type of its field decides what value it is."""
 
 
-def list_items(text: str) -> list[str] | None:
-    """The items of ``[a, b]``, without surrounding blanks; None if ``text`` is not of that form."""
-    return _items(text, "[")
+def items(text: str, opening: str) -> list[str] | None:
+    """The items of ``[a,b]`` or ``{a,b}``, whose bracket is ``opening``, without outer blanks; None for other text."""
+    text = text.strip()
+    if not (text.startswith(opening) and len(text) > 1 and text.endswith(_CLOSING[opening])):
+        return None
+    text = text[1:-1]
+    ends = _group_ends(text)
+    parts, start, place = [], 0, 0
+    while place < len(text):
+        if text[place] == ",":
+            parts.append(text[start:place].strip())
+            start = place + 1
+        place = ends.get(place, place + 1)
+    if last := text[start:].strip():
+        parts.append(last)
+    return parts
 
 
 def mapping_items(text: str) -> dict[str, Any] | None:
     """The items of ``{key: value}``, as `unquoted` text; None if ``text`` is not of that form."""
-    parts = _items(text, "{")
+    parts = items(text, "{")
     if parts is None:
         return None
     pairs = {}
@@ -46,23 +59,6 @@ def unquoted(text: str) -> str:
         except yaml.YAMLError:
             pass
     return Plain(text)
-
-
-def _items(text: str, opening: str) -> list[str] | None:
-    text = text.strip()
-    if not (text.startswith(opening) and len(text) > 1 and text.endswith(_CLOSING[opening])):
-        return None
-    text = text[1:-1]
-    ends = _group_ends(text)
-    parts, start, place = [], 0, 0
-    while place < len(text):
-        if text[place] == ",":
-            parts.append(text[start:place].strip())
-            start = place + 1
-        place = ends.get(place, place + 1)
-    if last := text[start:].strip():
-        parts.append(last)
-    return parts
 
 
 def _group_ends(text: str) -> dict[int, int]:

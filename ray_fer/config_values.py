@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from yaml.constructor import ConstructorError
 
 from ray_fer import storage
-from ray_fer.argument_text import Plain, list_items, mapping_items, unquoted
+from ray_fer.argument_text import Plain, items, mapping_items, unquoted
 from ray_fer.errors import UserError, one_line
 
 _INTEGER = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")
@@ -142,7 +142,7 @@ def _typed_text(forms: list[Any], text: Plain) -> Any:
         return None
     of_list = next((form for form in forms if _kind(form) in _LISTS), None)
     if of_list is not None:
-        if (parts := list_items(text)) is not None:
+        if (parts := items(text, "[")) is not None:
             return [typed(_element(of_list, index), unquoted(part)) for index, part in enumerate(parts)]
         return typed(_element(of_list, 0), text)  # the schema may take a single value as a list of one
     if any(isinstance(form, KeysOf) or _kind(form) in _MAPPINGS or _is_model(form) for form in forms):

@@ -26,7 +26,7 @@ _FULL = ("no space left on device", "disk quota exceeded")
 
 
 def is_lasting(error: BaseException) -> bool:
-    """Whether the error is one of files that remains until somebody fixes it: no such file, no permission, no space."""
+    """Whether the error is one of files that remains until it is fixed: no such file, no permission, no space."""
     lasts = isinstance(error, OSError) and (
         error.errno in _LASTING or isinstance(error, FileNotFoundError | PermissionError)
     )

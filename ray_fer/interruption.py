@@ -1,9 +1,9 @@
 """SIGINT and SIGTERM: the first signal ends a job within seconds, whatever it is doing.
 
 Both signals raise a `KeyboardInterrupt` in the main thread, which is not always enough. A library may replace the
-handler, drop the exception where none can be raised (in ``__del__``, in a callback from C), or keep the main thread
-in C for minutes, where no Python handler runs. Therefore a thread also receives the signal, and ends the process if
-the main thread does not end it in time. This loses no more than a kill, and every job continues after a kill.
+handler, drop the exception where none can be raised (in ``__del__``, in a callback from C), or keep the main thread in
+C for minutes, where no Python handler runs. Therefore a thread also receives the signal, and ends the process if the
+main thread does not end it in time. This loses no more than a kill, and every job continues after a kill.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ray_fer.errors import UserError
 
 EVERY_SECONDS = 30.0
+"""Seconds between two messages of a job that waits."""
 
 Resources = Mapping[str, float]
 
@@ -83,7 +84,6 @@ class Patience:
     Args:
         demand: The workers that wait.
         minutes: Minutes to wait for room; None waits for ever.
-        every: Seconds between two messages.
         clock: Returns the time in seconds, from any origin.
     """
 
@@ -91,10 +91,9 @@ class Patience:
         self,
         demand: Demand,
         minutes: float | None,
-        every: float = EVERY_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.demand, self.minutes, self.every, self.clock = demand, minutes, every, clock
+        self.demand, self.minutes, self.clock = demand, minutes, clock
         self._since: float | None = clock()
         self._said = self._since
 
@@ -118,7 +117,7 @@ class Patience:
             return None
         now = self.clock()
         over = self.minutes is not None and now - self._since >= 60 * self.minutes
-        if not over and now - self._said < self.every:
+        if not over and now - self._said < EVERY_SECONDS:
             return None
         self._said = now
         line = waiting_line(self.demand, *describe_cluster())

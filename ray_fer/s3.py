@@ -88,7 +88,7 @@ class _Access:
     """The settings that botocore has resolved.
 
     Attributes:
-        credentials: botocore's credentials, which renew themselves if they expire; None if there are none.
+        credentials: The credentials of botocore, which renew themselves if they expire; None if there are none.
         region: The configured region; None if there is none.
         endpoint: The URL without a bucket.
         signing_region: ``region``, or botocore's default if there is none.

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -83,7 +83,10 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Writes a small object unless it exists, and returns whether it did; of several concurrent calls, one succeeds."""
+    """Writes a small object unless one exists, and returns whether it did; of several concurrent calls, one succeeds.
+
+    A reader never sees half of the object, unless it is on a local file system without hard links.
+    """
     fs, path = filesystem(uri)
     if is_remote(uri):
         try:
@@ -103,7 +106,7 @@ def create(uri: str, data: bytes) -> bool:
         with _temporary(Path(path)) as temporary:
             temporary.write_bytes(data)
             try:
-                Path(path).hardlink_to(temporary)  # unlike a rename, it fails where there is a file
+                Path(path).hardlink_to(temporary)  # unlike a rename, this fails if the file exists
             except FileExistsError:
                 raise
             except OSError:
@@ -140,7 +143,7 @@ def _replacing(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """A name beside ``target`` under which nothing is left when the block ends."""
+    """A path beside ``target`` that the block may write to, and that is deleted when the block ends."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -202,6 +205,24 @@ def node_cache() -> Path:
     return Path(tempfile.gettempdir()) / f"ray_fer-cache-{os.getuid()}"
 
 
+def cached_folder(key: str, make: Callable[[Path], None]) -> Path:
+    """The folder ``key`` of `node_cache`, which the first process that asks for it makes.
+
+    Args:
+        key: A relative path that identifies the contents of the folder.
+        make: Makes the folder at the path that it is given; the parents of that path may not exist yet.
+    """
+    cached = node_cache() / key
+    if not cached.exists():
+        partial = cached.with_name(f"{cached.name}.{uuid.uuid4().hex[:8]}")
+        make(partial)
+        try:
+            partial.rename(cached)
+        except OSError:  # another process of this node was first
+            shutil.rmtree(partial)
+    return cached
+
+
 def local_copy(uri: str, only: Sequence[str] | None = None) -> Path:
     """A local folder with the contents of the folder ``uri``: itself if local, else a per-node cached download.
 
@@ -228,18 +249,14 @@ def local_copy(uri: str, only: Sequence[str] | None = None) -> Path:
         raise FileNotFoundError(uri)
     identity = [(name, entry.get("ETag") or str(entry.get("LastModified"))) for name, entry in sorted(files.items())]
     cache_key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
-    cached = node_cache() / cache_key
-    if not cached.exists():
-        partial = cached.with_name(f"{cache_key}.{uuid.uuid4().hex[:8]}")
+
+    def download(folder: Path) -> None:
         for name in files:
-            target = partial / name[len(path) :].lstrip("/")
+            target = folder / name[len(path) :].lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(fs.cat_file(name))
-        try:
-            partial.rename(cached)
-        except OSError:  # another process of this node was first
-            shutil.rmtree(partial)
-    return cached
+
+    return cached_folder(cache_key, download)
 
 
 def delta_options(uri: str) -> dict[str, str]:

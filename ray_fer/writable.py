@@ -13,6 +13,7 @@ from botocore.exceptions import BotoCoreError
 from ray_fer.errors import UserError, one_line
 from ray_fer.storage import filesystem, is_remote, join, normalise_argument
 
+# As an output, such a path would be a local folder called "s3:", which is a mistake that goes unnoticed.
 _ONE_SLASH = re.compile(r"s3[an]?:/(?!/)", re.IGNORECASE)
 
 
@@ -27,7 +28,6 @@ def check_writable(key: str, uri: str, *, folder: bool = True) -> None:
     Raises:
         UserError: If nothing can be written there; the message names the key.
     """
-    # It would be written into a folder of that name, and nobody would notice.
     if _ONE_SLASH.match(uri):
         raise UserError(f"{key}={uri}: an s3 URI has two slashes, s3://bucket/key")
     uri = normalise_argument(key, uri)

@@ -39,7 +39,8 @@ from ray_fer.jobs.select_pseudo_labels import predicted_counts, select_pseudo_la
 from ray_fer.jobs.train_backbone import check_trained, train_backbone
 from ray_fer.labeling.config import SelectPseudoLabelsConfig
 from ray_fer.labeling.exclusions import read_exclusions
-from ray_fer.models.artifact import Artifact, made_with, open_artifact
+from ray_fer.models.artifact import Artifact, open_artifact
+from ray_fer.models.model_id import made_with
 from ray_fer.models.records import BackboneMetrics, Round
 from ray_fer.reports.loop import loop_report
 from ray_fer.resources import check_device

@@ -27,7 +27,7 @@ from ray_fer.labeling.key_sets import Bools, KeyHashes, SortedHashes, look_up
 from ray_fer.labeling.ledger import OUTCOMES, SETTLED, TO_RETRY, URI_HASH, batches, hash_keys, hash_uris, sort_out
 from ray_fer.labeling.table import GONE, files_of, no_keys, open_table, scan_keys
 from ray_fer.labeling.tombstones import EXAMPLES
-from ray_fer.models.artifact import resolve_precision
+from ray_fer.models.model_id import resolve_precision
 from ray_fer.models.teacher import Teacher
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from deltalake import DeltaTable
 from ray_fer.data.sources.uris import RANGE_PATTERN
 from ray_fer.labeling.exclusions import Exclusions
 from ray_fer.labeling.table import GONE, MARKERS, NO_FACE, OK, picture_uri, scan_rows
-from ray_fer.models.artifact import sees_faces
+from ray_fer.models.model_id import sees_faces
 
 BATCH_ROWS = 1 << 17
 _SEED = 5

@@ -39,7 +39,7 @@ from ray_fer.labeling.table import TRANSIENT, create_table
 from ray_fer.labeling.teacher_run import TeacherRun
 from ray_fer.labeling.work import UnitResult
 from ray_fer.labeling.worker import Plan
-from ray_fer.models.artifact import resolve_precision
+from ray_fer.models.model_id import resolve_precision
 from ray_fer.models.teacher import Teacher
 from ray_fer.resources import find_device
 

@@ -25,7 +25,7 @@ from deltalake.schema import Field, PrimitiveType
 from ray_fer import storage
 from ray_fer.data.sources.uris import FACE_FRAGMENT
 from ray_fer.errors import UserError, one_line
-from ray_fer.models.artifact import sees_faces
+from ray_fer.models.model_id import sees_faces
 
 OK = "ok"
 # Its picture is done, but there is nothing to predict.

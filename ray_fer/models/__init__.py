@@ -1,1 +1,1 @@
-"""What is learnt: backbone, temporal encoder, artifacts on disk, inference engines."""
+"""Backbones, model artifacts, teachers and inference engines."""

@@ -1,11 +1,11 @@
 """The model artifact: a folder in timm's own hub layout, so that any timm user can open it without ray-fer.
 
 ``model.safetensors`` and ``config.json`` are what ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads.
-``metrics.json`` and ``provenance.json`` say how good it is and where it comes from. ``config.json`` is copied last: a
-folder that has one is whole. Nothing in it is a pickle.
+``metrics.json`` and ``provenance.json`` hold its validation metrics and its origin. ``config.json`` is copied last, so
+a folder that has one is complete. No file is a pickle.
 
-Importing torch and timm takes seconds, so only saving and loading do it: a driver opens an artifact and leaves loading
-it to its workers.
+Importing torch and timm takes seconds, so only saving and loading import them. A driver opens an artifact, and its
+workers load it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from typing_extensions import TypedDict
-
 from ray_fer import storage
 from ray_fer.documents import Schema, check_document, parse_document
 from ray_fer.errors import UserError, one_line
-from ray_fer.models.face_detector import DETECTOR
 from ray_fer.models.folder_facts import NO_PROCESSOR, folder_facts, read_json
+from ray_fer.models.model_id import model_id
 from ray_fer.models.outputs import Outputs
+from ray_fer.models.records import Metrics
 from ray_fer.models.sidecar import IN_FOLDER, TimmSidecar, check_sidecar
 from ray_fer.models.weights import check_safetensors
 
@@ -35,16 +34,6 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 METRICS = "metrics.json"
 PROVENANCE = "provenance.json"
-_FACES = "-faces-"
-
-
-class Metrics(TypedDict, total=False):
-    """What is read of ``metrics.json``, as far as it is there: another's artifact may say anything else."""
-
-    val: dict[str, Any]
-    history: list[Any]
-    resumed: list[int]
-    labelled_counts: list[float]
 
 
 @dataclass(frozen=True)
@@ -52,10 +41,10 @@ class Artifact:
     """A model on disk, opened but not loaded.
 
     Attributes:
-        uri: where it was opened.
-        folder: a local copy.
-        id: content hash (16 hex digits) of weights and configuration: what the model computes, not where it lies.
-        config: ``config.json``.
+        uri: The URI that was opened.
+        folder: The local copy.
+        id: Hash (16 hex digits) of the weights and of the configuration that decides what the model computes.
+        config: The contents of ``config.json``.
     """
 
     uri: str
@@ -71,12 +60,12 @@ class Artifact:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in the order of the logits."""
+        """Names of the K classes in the order of the logits."""
         return tuple(self.config["label_names"])
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the square crops that the model sees."""
+        """Side in pixels of the square crops that the model takes."""
         return int(self.config["pretrained_cfg"]["input_size"][-1])
 
     @property
@@ -91,15 +80,15 @@ class Artifact:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """``metrics.json``, empty where there is none."""
+        """The contents of ``metrics.json``; empty if there is none."""
         path = self.folder / METRICS
         return dict(parse_document(path.read_bytes(), self._metrics_uri, Metrics)) if path.exists() else {}
 
     def trained_metrics(self, schema: type[Schema]) -> Schema:
-        """``metrics.json`` with what a model that a job of ours trained says there.
+        """``metrics.json`` of a model that one of the package's jobs trained.
 
         Raises:
-            UserError: naming the first key of ``schema`` that is missing or no such value.
+            UserError: If a key of ``schema`` is missing or has a wrong value; the message names the first.
         """
         return check_document(self.metrics, self._metrics_uri, schema)
 
@@ -109,63 +98,22 @@ class Artifact:
 
     @property
     def temperature(self) -> float:
-        """What the logits are divided by before the softmax; 1 for artifacts that were never calibrated."""
+        """The number that divides the logits before the softmax; 1 for artifacts that were never calibrated."""
         return float(self.config.get("temperature", 1.0))
 
     @property
     def net_size(self) -> int:
-        """Side in pixels of what enters the net: the whole crop."""
+        """Side in pixels of the input of the net, which is the whole crop."""
         return self.image_size
 
     @property
     def outputs(self) -> Outputs:
-        """From the net's logits to calibrated ones."""
+        """The map from the net's logits to calibrated ones."""
         return Outputs(tuple(range(len(self.classes))), temperature=self.temperature)
 
     def model_id(self, precision: str, flip: bool = False, faces: bool = False) -> str:
-        """See `model_id`."""
+        """The id that predictions carry; see `ray_fer.models.model_id.model_id`."""
         return model_id(self.id, precision, flip, faces)
-
-
-def model_id(content: str, precision: str, flip: bool, faces: bool) -> str:
-    """The id that predictions carry: content (weights, preprocessing, class order), number format, flip, detector.
-
-    Two models, or one model in two number formats or behind two face detectors, never share it.
-
-    Args:
-        content: hash of what the model computes.
-        precision: number format.
-        flip: test-time flip.
-        faces: whether it saw crops that the face detector had found, rather than whole pictures.
-    """
-    return f"{content}-{precision}" + ("-flip" if flip else "") + (f"{_FACES}{DETECTOR}" if faces else "")
-
-
-def sees_faces(model: str) -> bool:
-    """Whether the predictions of the model with this id are of faces in pictures: any number of rows for a picture."""
-    return _FACES in model
-
-
-def made_with(model: str) -> dict[str, Any]:
-    """What the predictions of the model with this id were made with, as `pseudo_label` is asked for it."""
-    _, precision, *others = model.partition(_FACES)[0].split("-")
-    return {"precision": precision, "flip": "flip" in others, "faces": "detect" if sees_faces(model) else "none"}
-
-
-def resolve_precision(precision: str, on_gpu: bool) -> str:
-    """``auto`` is float32 on a CPU and bfloat16 on a GPU, unless this machine has one that would only emulate it.
-
-    A driver without a GPU cannot ask those of its cluster: they are taken to have the format.
-    """
-    if precision != "auto":
-        return precision
-    if not on_gpu:
-        return "float32"
-    import torch
-
-    # Emulated, as before Ampere, bfloat16 is slower than float32 and no more exact.
-    lacking = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
-    return "float32" if lacking else "bfloat16"
 
 
 def save_artifact(
@@ -184,16 +132,16 @@ def save_artifact(
     """Writes ``model`` (a timm model with its head) to ``uri``.
 
     Args:
-        uri: the folder, local or ``s3://``.
-        model: what ``timm.create_model`` made.
-        classes: names in the order of the logits.
-        image_size: side of the square input in pixels.
-        mean: normalisation mean per channel, pixels in [0, 1].
-        std: normalisation standard deviation per channel.
-        metrics: what becomes ``metrics.json``.
-        provenance: what becomes ``provenance.json``.
-        temperature: calibrated on held-out pictures; see `Artifact.temperature`.
-        extra: further files by name.
+        uri: The folder, local or ``s3://``.
+        model: A model that ``timm.create_model`` made.
+        classes: Names of the K classes in the order of the logits.
+        image_size: Side of the square input in pixels.
+        mean: Normalisation mean per channel, for pixels in [0, 1].
+        std: Normalisation standard deviation per channel.
+        metrics: The contents of ``metrics.json``.
+        provenance: The contents of ``provenance.json``.
+        temperature: The temperature that was calibrated on held-out pictures; see `Artifact.temperature`.
+        extra: The contents of further files by name.
     """
     from safetensors.torch import save_file
 
@@ -227,7 +175,7 @@ def open_artifact(uri: str) -> Artifact:
     """Opens the artifact at ``uri`` (downloaded once per node if remote) without loading its weights.
 
     Raises:
-        UserError: when ``uri`` holds no artifact, naming what is missing or broken.
+        UserError: If ``uri`` holds no artifact; the message names what is missing or broken.
     """
     uri = storage.normalise(uri)
     for name in (CONFIG, WEIGHTS):
@@ -244,21 +192,19 @@ def _checked_config(uri: str, path: Path) -> dict[str, Any]:
     for key in ("architecture", "label_names", "pretrained_cfg"):
         if not document.values.get(key):
             raise UserError(f"{uri}: no {key!r}, so its classes or preprocessing are unknown")
-    # Of our own there may be a single class, and classes of any name.
+    # The stand-in for the classes skips their check: an artifact may have a single class, and classes of any name.
     facts = folder_facts(document, NO_PROCESSOR, said={"classes"})
     sidecar = check_sidecar(uri, TimmSidecar, {"classes": ["neutral", "other"]}, facts)
     if sidecar.channels != 3:
         raise UserError(f"{uri}: a net that sees grey can only be a teacher, with a {IN_FOLDER} beside it")
-    # As timm writes it; what others write by hand is only understood of a teacher.
-    for key in ("label_names", "pretrained_cfg.input_size", "pretrained_cfg.mean", "pretrained_cfg.std"):
-        value: Any = document.values
-        for part in key.split("."):
-            value = value[part]
-        names = key == "label_names"
-        if not isinstance(value, list) or not (
-            all(isinstance(name, str) for name in value) if names else len(value) == 3
-        ):
-            raise UserError(f"{uri}: {key}: {value!r}: not a list of {'names' if names else 'three numbers'}")
+    # An artifact has these as timm writes them; other forms are understood only in the folder of a teacher.
+    names = document.values["label_names"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{uri}: label_names: {names!r}: not a list of names")
+    for key in ("input_size", "mean", "std"):
+        value = document.values["pretrained_cfg"][key]
+        if not isinstance(value, list) or len(value) != 3:
+            raise UserError(f"{uri}: pretrained_cfg.{key}: {value!r}: not a list of three numbers")
     return document.values
 
 
@@ -266,7 +212,7 @@ def load_model(artifact: Artifact) -> torch.nn.Module:
     """The timm model with its weights, on the CPU, in evaluation mode.
 
     Raises:
-        UserError: when the weights are not those of the model that ``config.json`` names.
+        UserError: If the weights do not fit the model that ``config.json`` names.
     """
     import timm
 
@@ -275,19 +221,19 @@ def load_model(artifact: Artifact) -> torch.nn.Module:
     timm_name(artifact.architecture)
     try:
         model: torch.nn.Module = timm.create_model(f"local-dir:{artifact.folder}", pretrained=True)
-    except Exception as error:  # as many as timm has modules
+    except Exception as error:  # every module of timm may raise its own
         what = f"its weights do not fit the {artifact.architecture} of its {CONFIG}: {one_line(error)}"
         raise UserError(f"{artifact.uri}: {what}") from None
     return model.eval()
 
 
 def _content_hash(weights: Path, config: dict[str, Any]) -> str:
-    # Only what decides the output: a renamed license field in config.json makes no new model.
+    # Only keys that decide the output count: a renamed license field in config.json makes no new model.
     decisive = {key: config.get(key) for key in ("architecture", "model_args", "label_names", "global_pool")}
     decisive["preprocessing"] = {
         key: config["pretrained_cfg"].get(key) for key in ("input_size", "mean", "std", "interpolation", "crop_mode")
     }
-    # The probabilities are another's with another temperature. Without one it is 1: older artifacts keep their id.
+    # Another temperature gives other probabilities. A temperature of 1 is left out, so older artifacts keep their id.
     if config.get("temperature", 1.0) != 1.0:
         decisive["temperature"] = config["temperature"]
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
@@ -296,7 +242,7 @@ def _content_hash(weights: Path, config: dict[str, Any]) -> str:
 
 
 def update_from_file(digest: hashlib._Hash, path: Path) -> None:
-    """Adds the contents of a file to ``digest``."""
+    """Feeds the contents of a file to ``digest``."""
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):
             digest.update(chunk)

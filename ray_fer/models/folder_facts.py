@@ -1,13 +1,13 @@
-"""What a model folder says of itself in ``config.json`` and ``preprocessor_config.json``, in a sidecar's terms.
+"""The facts in a model folder's ``config.json`` and ``preprocessor_config.json``, by the keys of a sidecar.
 
-People write these files by hand and with every version of several libraries, so nothing in them is taken for granted:
-what is not as timm or transformers write it is refused, in one line that names file and key.
+These files are written by hand and by all versions of several libraries, so every value is checked. A value that
+neither timm nor transformers would write is refused in one line that names file and key.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,34 +18,38 @@ from ray_fer.documents import parse_json
 from ray_fer.errors import UserError, one_line
 
 PROCESSOR = "preprocessor_config.json"
-# What transformers calls classes whose names nobody gave.
+# The names that transformers gives to classes without names.
 _NO_NAME = re.compile(r"label_\d+", re.IGNORECASE)
 _SHOWN = 80
+_NO_MODEL_ARGUMENTS = (
+    *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+    *("scriptable", "exportable", "no_jit", "features_only"),
+)
 
 
 class Fact(NamedTuple):
-    """A value, and ``FILE: KEY`` where it stands."""
+    """A value, and its place as ``FILE: KEY``."""
 
     value: Any
     place: str
 
 
 class Section(NamedTuple):
-    """A JSON object in a file: where it stands, ready for a key to be appended, and what it holds."""
+    """A JSON object in a file: its place, to which a key can be appended, and its contents."""
 
     place: str
     values: dict[str, Any]
 
     def get(self, key: str) -> Fact | None:
-        """The value of ``key``; None where there is none, or null."""
+        """The value of ``key``; None if it is missing or null."""
         value = self.values.get(key)
         return None if value is None else Fact(value, f"{self.place}{key}")
 
     def section(self, key: str) -> Section | None:
-        """The object at ``key``; None where there is none, or an empty one.
+        """The object at ``key``; None if it is missing or empty.
 
         Raises:
-            UserError: when something else is there.
+            UserError: If the value is not an object.
         """
         found = self.get(key)
         if found is None or found.value == {}:
@@ -59,16 +63,16 @@ NO_PROCESSOR = Section("", {})
 
 
 def wrong(fact: Fact, what: str) -> UserError:
-    """The error that names the place and the value of ``fact`` and says ``what`` is wrong with it."""
+    """The error for a fact: its place, its value and ``what`` is wrong with it."""
     shown = repr(fact.value)
     return UserError(f"{fact.place}: {shown if len(shown) <= _SHOWN else shown[:_SHOWN] + '…'}: {what}")
 
 
 def read_json(path: Path, uri: str) -> Section:
-    """The JSON object in the file ``path``.
+    """The JSON object in the local file ``path``, which is a copy of ``uri``.
 
     Raises:
-        UserError: naming ``uri``, when it is none.
+        UserError: If the file cannot be read or is not a JSON object; the message names ``uri``.
     """
     try:
         data = path.read_bytes()
@@ -84,7 +88,7 @@ def architecture_of(folder: str) -> str:
     """Timm's name of the model in a folder given as ``pretrained``, local or on S3.
 
     Raises:
-        UserError: when its ``config.json`` does not tell.
+        UserError: If there is no ``config.json`` that names one.
     """
     try:
         return str(storage.read_json(storage.join(folder, "config.json"))["architecture"])
@@ -93,38 +97,49 @@ def architecture_of(folder: str) -> str:
 
 
 def folder_facts(config: Section, processor: Section, said: Collection[str] = ()) -> dict[str, Fact]:
-    """Timm's configuration, else the image processor's.
+    """The facts in timm's configuration, or else in the image processor's.
 
     Args:
-        config: ``config.json``.
-        processor: ``preprocessor_config.json``, empty where there is none.
-        said: keys that a sidecar says: what stands here of them is not looked at.
+        config: The contents of ``config.json``.
+        processor: The contents of ``preprocessor_config.json``; empty if there is none.
+        said: The keys that a sidecar gives; the folder's own values of these are ignored.
 
     Returns:
-        Facts by the key of `ray_fer.models.sidecar.TimmSidecar`; what the folder does not say is not among them.
+        Facts by key of `ray_fer.models.sidecar.TimmSidecar`, as far as the folder has them.
 
     Raises:
-        UserError: naming file and key of what cannot be understood.
+        UserError: If a value cannot be understood; the message names file and key.
     """
-    # timm's older folders have the keys at the top.
+    # Older folders of timm have the keys at the top level.
     timm = config.section("pretrained_cfg") or processor.section("pretrained_cfg") or config
-    facts: dict[str, Fact | None] = {}
-    if "architecture" not in said:
-        facts["architecture"] = config.get("architecture")
-    if "classes" not in said:
-        facts["classes"] = _names(config)
-    if "image_size" not in said:
-        facts["image_size"] = _timm_side(timm) or _processor_side(processor)
-    if "colour" not in said:
-        facts["colour"] = _colour(config, timm)
-    for key, of_timm, of_processor in (("mean", "mean", "image_mean"), ("std", "std", "image_std")):
-        if key not in said:
-            facts[key] = timm.get(of_timm) or processor.get(of_processor)
-    if "crop" not in said:
-        facts["crop"] = timm.get("crop_pct")
-    if "temperature" not in said:
-        facts["temperature"] = config.get("temperature")
+    # Only the facts that are needed are read, because reading one checks it.
+    readers: dict[str, Callable[[], Fact | None]] = {
+        "architecture": lambda: config.get("architecture"),
+        "classes": lambda: _names(config),
+        "image_size": lambda: _timm_side(timm) or _processor_side(processor),
+        "colour": lambda: _colour(config, timm),
+        "mean": lambda: timm.get("mean") or processor.get("image_mean"),
+        "std": lambda: timm.get("std") or processor.get("image_std"),
+        "crop": lambda: timm.get("crop_pct"),
+        "temperature": lambda: config.get("temperature"),
+    }
+    facts = {key: read() for key, read in readers.items() if key not in said}
     return {key: fact for key, fact in facts.items() if fact is not None}
+
+
+def model_arguments(config: Section) -> dict[str, Any]:
+    """The ``model_args`` in ``config.json``, which are further arguments of ``timm.create_model``.
+
+    Raises:
+        UserError: If one does not describe the model but, for instance, which weights are loaded.
+    """
+    found = config.section("model_args")
+    if found is None:
+        return {}
+    for key in _NO_MODEL_ARGUMENTS:
+        if (fact := found.get(key)) is not None:
+            raise wrong(fact, "does not make a model")
+    return dict(found.values)
 
 
 def _names(config: Section) -> Fact | None:
@@ -169,7 +184,7 @@ def _processor_side(processor: Section) -> Fact | None:
 
 
 def _square(size: Fact, sides: list[Any]) -> Fact:
-    if not sides or not all(_is_whole(side) for side in sides):
+    if not sides or not all(_is_integer(side) for side in sides):
         raise wrong(size, "not a size in pixels, such as [3, 224, 224]")
     if len(set(sides)) > 1:
         raise wrong(size, "not square; crops are")
@@ -177,17 +192,17 @@ def _square(size: Fact, sides: list[Any]) -> Fact:
 
 
 def _colour(config: Section, timm: Section) -> Fact | None:
-    """Grey for a net of one channel, None for one of three."""
+    """Grey for a net of one channel; None for a net of three."""
     arguments, size = config.section("model_args"), timm.get("input_size")
     found = arguments.get("in_chans") if arguments else None
     if found is None and size is not None and isinstance(size.value, list) and len(size.value) == 3:
         found = Fact(size.value[0], size.place)
-    if found is None or (_is_whole(found.value) and found.value == 3):
+    if found is None or (_is_integer(found.value) and found.value == 3):
         return None
-    if not _is_whole(found.value) or found.value != 1:
+    if not _is_integer(found.value) or found.value != 1:
         raise wrong(found, "a teacher has three channels, or one for grey")
     return Fact("grey", found.place)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1 and abs(value) < 1e9

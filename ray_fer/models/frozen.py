@@ -1,4 +1,4 @@
-"""Parts of a model that do not learn."""
+"""Frozen parts of a model, which do not learn."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import nn
 
 
 def freeze(part: nn.Module) -> nn.Module:
-    """Keeps a part of a model as it is: its weights get no gradient, and its BatchNorm statistics do not move.
+    """Freezes a part of a model: its weights get no gradient, and its BatchNorm statistics do not change.
 
-    Whoever calls ``model.train()`` later, as the training loop does in every epoch, the part runs in evaluation mode.
+    The part runs in evaluation mode even after ``model.train()``, which the training loop calls in every epoch.
 
     Args:
-        part: A child of a model, at any depth; changed in place.
+        part: A child of a model, at any depth; it is changed in place.
 
     Returns:
         The same module.

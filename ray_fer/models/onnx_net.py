@@ -1,7 +1,7 @@
-"""ONNX files through OpenVINO: what a graph says of itself against its sidecar, and an engine over it.
+"""ONNX files through OpenVINO: a check of the graph against its sidecar, and an engine over it.
 
-No torch in here: the drivers of labelling look at an ONNX net before there is any cluster. What an ONNX net wants done
-to its pixels (colours, scale, layout) becomes part of its graph, so that pixels stay uint8 until they are in it.
+The module does not import torch, because the drivers of labelling check an ONNX net before there is a cluster. The
+preprocessing of the pixels (colours, scale, layout) becomes part of the graph, whose input is uint8.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ray_fer.data.decode import Pixels
 from ray_fer.errors import UserError, one_line
-from ray_fer.models.openvino_engine import OpenVINOEngine
+from ray_fer.models.openvino_engine import OpenVINOEngine, from_pixels
 from ray_fer.models.probe import probe_pictures
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 
-# Integers that an input may be of, with the lowest and the highest.
+# The integer types that an input may have, with their lowest and highest values.
 _INTEGERS = {"u8": (0, 255), "i8": (-128, 127), "u16": (0, 65535), "i16": (-32768, 32767)}
 _INTEGERS |= dict.fromkeys(("i32", "i64", "u32", "u64"), (-(2**31), 2**31 - 1))
 _FLOATS = ("f16", "bf16", "f32", "f64")
-# How far outputs of one picture may differ between two batches, as a share of the largest.
+# The difference between the outputs of one picture in two batches that is tolerated, as a share of the largest output.
 _SAME = 1e-3
 
 
@@ -37,7 +37,7 @@ def read_onnx(path: Path, uri: str) -> openvino.Model:
     """The graph of an ONNX file.
 
     Raises:
-        UserError: when it is none, or holds what OpenVINO cannot run.
+        UserError: If the file is not ONNX, or OpenVINO does not support an operation in it.
     """
     import openvino
 
@@ -48,17 +48,17 @@ def read_onnx(path: Path, uri: str) -> openvino.Model:
 
 
 def constants(model: openvino.Model) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """The weights of a graph, as `check_finite` takes them."""
+    """The names and values of the weights of a graph, as `check_finite` takes them."""
     for node in model.get_ops():
         if node.get_type_name() == "Constant" and node.get_element_type().is_real():
             yield node.get_friendly_name(), node.data
 
 
 def check_graph(model: openvino.Model, sidecar: OnnxSidecar, uri: str, sidecar_uri: str) -> None:
-    """Compares what a graph says of itself with its sidecar.
+    """Compares the inputs and outputs of a graph with its sidecar.
 
     Raises:
-        UserError: naming file and key of the first contradiction.
+        UserError: If they contradict each other; the message names file and key of the first contradiction.
     """
     if len(model.inputs) != 1:
         raise UserError(f"{uri}: has {len(model.inputs)} inputs; a teacher has one, its pictures")
@@ -102,10 +102,10 @@ def _may_be(axis: openvino.Dimension, length: int) -> bool:
 
 
 def output_index(model: openvino.Model, sidecar: OnnxSidecar, uri: str, sidecar_uri: str) -> int:
-    """Which output of the graph the sidecar means.
+    """The index of the graph's output that the sidecar names.
 
     Raises:
-        UserError: when it names none of them, or none of several.
+        UserError: If there is no output of that name, or the sidecar names none of several outputs.
     """
     names = [output.get_names() for output in model.outputs]
     known = ", ".join(sorted(name for group in names for name in group))
@@ -122,11 +122,18 @@ def output_index(model: openvino.Model, sidecar: OnnxSidecar, uri: str, sidecar_
 def onnx_engine(path: Path, sidecar: OnnxSidecar, uri: str, sidecar_uri: str, *, batch_size: int) -> OpenVINOEngine:
     """An engine over an ONNX file that maps uint8 RGB (B, S, S, 3) to the net's own outputs (B, M).
 
-    Nets that are made for so many pictures at a time, or for which a picture's output depends on the others, run so
-    many or one at a time.
+    The engine runs ``batch_size`` pictures at a time if it can. It runs the graph's own batch size if that is fixed,
+    and one picture if the output of a picture depends on the others.
+
+    Args:
+        path: The local file.
+        sidecar: The description of the net.
+        uri: The URI of the file, for messages.
+        sidecar_uri: The URI of the sidecar, for messages.
+        batch_size: The largest number of pictures per inference.
 
     Raises:
-        UserError: when the graph cannot run, or contradicts its sidecar.
+        UserError: If the graph cannot run, or contradicts its sidecar.
     """
     first = read_onnx(path, uri)
     index = output_index(first, sidecar, uri, sidecar_uri)
@@ -151,7 +158,7 @@ def onnx_engine(path: Path, sidecar: OnnxSidecar, uri: str, sidecar_uri: str, *,
 
 
 def _sees_each_alone(engine: OpenVINOEngine, side: int) -> bool:
-    """Whether a picture's output is the same in whatever company; a net in training mode is one for which it is not."""
+    """Whether the output of a picture is independent of its batch, which is not so for a net in training mode."""
     pictures = probe_pictures(side)
     together, apart = engine(pictures)[1::2], engine(pictures[1::2])
     tolerance = _SAME * np.abs(together[np.isfinite(together)]).max(initial=0)
@@ -159,29 +166,25 @@ def _sees_each_alone(engine: OpenVINOEngine, side: int) -> bool:
 
 
 def with_preprocessing(model: openvino.Model, sidecar: OnnxSidecar, output: int = 0) -> openvino.Model:
-    """``model`` behind what makes its input of uint8 RGB (B, S, S, 3), its ``output`` as float32."""
+    """``model`` preceded by its preprocessing: the input becomes uint8 RGB (B, S, S, 3), and ``output`` float32."""
     import openvino
     from openvino import opset13 as ops
-    from openvino.preprocess import ColorFormat, PrePostProcessor
+    from openvino.preprocess import ColorFormat
 
-    whole = model.inputs[0].get_element_type().is_integral()
-    processor = PrePostProcessor(model)
-    tensor = processor.input().tensor()
-    tensor.set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC")).set_color_format(ColorFormat.RGB)
-    processor.input().model().set_layout(openvino.Layout(sidecar.layout.upper()))
-    steps = processor.input().preprocess().convert_element_type(openvino.Type.f32)
+    integral = model.inputs[0].get_element_type().is_integral()
+    processor, steps = from_pixels(model, sidecar.layout.upper())
     if sidecar.colour != "rgb":
         steps.convert_color(ColorFormat.GRAY if sidecar.colour == "grey" else ColorFormat.BGR)
     white = 255 / sidecar.scale
     steps.mean([value * white for value in sidecar.mean]).scale([value * white for value in sidecar.std])
-    if whole:
+    if integral:
         steps.custom(lambda node: ops.round(node, "half_to_even").output(0))
     processor.output(output).tensor().set_element_type(openvino.Type.f32)
     return processor.build()
 
 
 def net_input(sidecar: OnnxSidecar, pixels: Pixels) -> Floats:
-    """What the net sees of uint8 RGB ``pixels`` (B, S, S, 3): float32 in its layout, made by the same graph."""
+    """The input of the net for uint8 RGB ``pixels`` (B, S, S, 3): float32 in the net's layout, by the same graph."""
     import openvino
     from openvino import opset13 as ops
 

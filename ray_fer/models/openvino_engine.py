@@ -1,11 +1,11 @@
-"""OpenVINO on one CPU core, for every net that runs there: ours, timm's, and ONNX files (`onnx_net`)."""
+"""OpenVINO on one CPU core, for artifacts, timm checkpoints, ONNX files (`onnx_net`) and the face detector."""
 
 from __future__ import annotations
 
 import shutil
-import uuid
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +22,40 @@ SETTINGS = {
     "INFERENCE_NUM_THREADS": 1,
     "NUM_STREAMS": 1,
     "PERFORMANCE_HINT": "LATENCY",
-    # Processors with bf16 units would silently round; the number format is part of the model id.
+    # CPUs with bf16 units would round silently, but the number format is part of the model id.
     "INFERENCE_PRECISION_HINT": "f32",
     "ENABLE_CPU_PINNING": False,
 }
 _GRAPH = "net.xml"
 
 
-class OpenVINOEngine:
-    """One stream, one thread, one fixed batch shape; a smaller batch is padded, a larger one cut.
+def from_pixels(model: openvino.Model, layout: str) -> tuple[Any, Any]:
+    """Starts the preprocessing of a graph whose new input is uint8 RGB (B, S, S, 3).
 
     Args:
-        model: takes uint8 (B, S, S, 3).
-        batch_size: B.
-        output: which of its outputs.
+        model: The graph.
+        layout: The layout of the graph's own input, such as ``NCHW``.
+
+    Returns:
+        The ``PrePostProcessor`` that builds the graph, and its steps, which begin with a conversion to float32.
+    """
+    import openvino
+    from openvino.preprocess import ColorFormat, PrePostProcessor
+
+    processor = PrePostProcessor(model)
+    tensor = processor.input().tensor()
+    tensor.set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC")).set_color_format(ColorFormat.RGB)
+    processor.input().model().set_layout(openvino.Layout(layout))
+    return processor, processor.input().preprocess().convert_element_type(openvino.Type.f32)
+
+
+class OpenVINOEngine:
+    """A graph on one stream and one thread with a fixed batch size; smaller batches are padded, larger ones are split.
+
+    Args:
+        model: A graph whose input is uint8 (batch_size, S, S, 3).
+        batch_size: The number of pictures per inference.
+        output: The index of the output to return.
     """
 
     def __init__(self, model: openvino.Model, *, batch_size: int, output: int = 0) -> None:
@@ -59,27 +79,24 @@ class OpenVINOEngine:
             padded[:rows] = pixels
             pixels = padded
         self.request.infer([pixels], share_inputs=True)
-        # A copy, for the tensor is written again; some nets leave axes of one behind their classes.
+        # The tensor is reused, so its values are copied. Some nets have axes of length one after the classes.
         return np.array(self.request.get_output_tensor(self.output).data[:rows], np.float32).reshape(rows, -1)
 
 
 def kept_graph(key: str, make: Callable[[], openvino.Model]) -> openvino.Model:
-    """The graph called ``key``, from the node's cache; the first who asks for it makes it.
+    """The graph called ``key`` from the node's cache; the first process that asks for it makes it.
 
     Args:
-        key: of whatever the graph depends on.
-        make: makes it.
+        key: Identifies everything that the graph depends on.
+        make: Makes the graph.
     """
     import openvino
 
-    kept = storage.node_cache() / "openvino" / f"{key}-{openvino.__version__}"
-    files = [kept / _GRAPH, (kept / _GRAPH).with_suffix(".bin")]
-    if not all(file.exists() for file in files):
-        shutil.rmtree(kept, ignore_errors=True)  # what a cleaner of temporary files has left
-        partial = kept.with_name(f"{kept.name}.{uuid.uuid4().hex[:8]}")
-        openvino.save_model(make(), partial / _GRAPH, compress_to_fp16=False)
-        try:
-            partial.rename(kept)
-        except OSError:  # another process of this node was first
-            shutil.rmtree(partial)
-    return openvino.Core().read_model(kept / _GRAPH)
+    def save(folder: Path) -> None:
+        openvino.save_model(make(), folder / _GRAPH, compress_to_fp16=False)
+
+    name = f"openvino/{key}-{openvino.__version__}"
+    kept = storage.node_cache() / name
+    if not all((kept / _GRAPH).with_suffix(suffix).exists() for suffix in (".xml", ".bin")):
+        shutil.rmtree(kept, ignore_errors=True)  # a cleaner of temporary files may leave a part
+    return openvino.Core().read_model(storage.cached_folder(name, save) / _GRAPH)

@@ -1,8 +1,8 @@
-"""From what a net puts out to logits over our classes: calibrated, mapped and, where its classes are more, merged.
+"""The map from a net's outputs to calibrated logits over the package's classes.
 
-A class of the model that maps to none of ours is dropped and the probability of the others renormalised; classes that
-map to the same one of ours add their probabilities. In logits the first is leaving a column out, the second a
-log-sum-exp, and the softmax that follows renormalises both. Pure numpy, (B, K): microseconds beside the net.
+A class of the net that maps to no class of the package is dropped, and the probabilities of the others are
+renormalised. Classes that map to the same class add their probabilities. In logits, the first leaves a column out, the
+second is a log-sum-exp, and the softmax that follows renormalises both. The map takes microseconds in numpy.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ import numpy as np
 import numpy.typing as npt
 
 DROPPED = -1
-# Of a probability that a net rounded to zero.
+# The value of a probability that a net rounded to zero.
 _SMALLEST = 1e-30
-# Logits beyond are moved, which changes no probability, before float32 would call them infinite.
+# Logits of a larger magnitude would be infinite in float32, so they are shifted, which changes no probability.
 _LARGE = 1e30
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """How the M outputs of a net become logits over our K classes.
+    """The map from the M outputs of a net to logits over K classes.
 
     Attributes:
-        columns: for each of the M outputs the index of our class, or `DROPPED`.
-        probabilities: whether the net puts out probabilities, else logits.
-        temperature: T of arXiv:1706.04599, eq. 9: the net's logits are divided by it before anything else.
+        columns: For each of the M outputs, the index of its class, or `DROPPED`.
+        probabilities: Whether the net puts out probabilities, rather than logits.
+        temperature: T of arXiv:1706.04599, eq. 9, which divides the net's logits before anything else.
     """
 
     columns: tuple[int, ...]
@@ -35,14 +35,14 @@ class Outputs:
 
     @property
     def trivial(self) -> bool:
-        """Whether the net's own outputs are what is wanted."""
+        """Whether the map is the identity."""
         return self == Outputs(tuple(range(len(self.columns))))
 
     def __call__(self, raw: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-        """Logits float32 (B, K) of ``raw`` (B, M); their softmax is the renormalised probability of each class.
+        """Logits float32 (B, K) of ``raw`` (B, M), whose softmax is the renormalised probability of each class.
 
-        What is not finite stays so: NaN or plus infinity in a class that is dropped is NaN in all others, and
-        probabilities that are all zero are logits of minus infinity.
+        Outputs that are not finite give logits that are not finite. NaN or plus infinity in a dropped class becomes NaN
+        in all others, and probabilities that are all zero become logits of minus infinity.
         """
         kept = [output for output, column in enumerate(self.columns) if column != DROPPED]
         wanted = [self.columns[output] for output in kept]
@@ -65,5 +65,5 @@ class Outputs:
             z[(merged == 0).all(axis=1)] = -np.inf
         else:
             z = z[:, np.argsort(wanted)]
-        # Far below the largest a probability is zero.
+        # A logit far below the largest has a probability of zero.
         return np.asarray(np.where(z < -_LARGE, -np.inf, z), np.float32)

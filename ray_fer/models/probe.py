@@ -1,4 +1,4 @@
-"""Pictures that tell what a net puts out before it labels millions: varied ones, as one grey square tells little."""
+"""A check of a net's outputs on varied pictures, before the net labels millions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 
-# Of a probability in eight bits: K of them sum up to 1 but for half of K steps, and some libraries round down.
+# The step of a probability in eight bits. K rounded ones sum to 1 up to K/2 steps, or K if a library rounds down.
 _STEP = 1 / 256
 
 
 def probe_pictures(side: int) -> Pixels:
-    """Eight pictures uint8 (8, S, S, 3): black, white, two slopes of colours, blots, noise, a dim and a bright one."""
+    """Eight pictures uint8 (8, side, side, 3): black, white, two gradients, blots, noise, a dim and a bright one."""
     rng = np.random.default_rng(0)
     slope = np.linspace(0, 255, side)
     across, down = np.broadcast_to(slope, (side, side)), np.broadcast_to(slope[:, None], (side, side))
@@ -43,10 +43,16 @@ def probe_pictures(side: int) -> Pixels:
 
 
 def check_outputs(engine: Callable[[Pixels], Floats], sidecar: OnnxSidecar, uri: str, sidecar_uri: str) -> None:
-    """Runs a net on `probe_pictures`: probabilities are told from logits by what they are.
+    """Runs a net on `probe_pictures` and checks its outputs.
+
+    Args:
+        engine: Maps uint8 (B, S, S, 3) to the net's own outputs (B, M).
+        sidecar: The description of the net.
+        uri: The URI of the net, for messages.
+        sidecar_uri: The URI of the sidecar, for messages.
 
     Raises:
-        UserError: when the outputs are not what the sidecar says, are not finite for any picture, or change.
+        UserError: If the outputs contradict the sidecar, are not finite for any picture, or change from call to call.
     """
     pictures = probe_pictures(sidecar.image_size)
     raw = engine(pictures)
@@ -72,7 +78,10 @@ def check_outputs(engine: Callable[[Pixels], Floats], sidecar: OnnxSidecar, uri:
 
 
 def share_of(raw: Floats) -> float | None:
-    """What the numbers (B, K) of every picture sum up to: 1 of probabilities, also in eight bits; None of logits."""
+    """The common sum of the outputs (B, K) of every picture: 1 for probabilities, even in eight bits, else None.
+
+    A net may also put out shares of another sum, such as 100.
+    """
     if not len(raw):
         return None
     sums = raw.sum(axis=1, dtype=np.float64)
@@ -80,7 +89,7 @@ def share_of(raw: Floats) -> float | None:
     if raw.min() >= -_STEP and (np.abs(sums - 1) <= tolerance).all():
         return 1.0
     mean = float(sums.mean())
-    # Of a net that puts out the same whatever it sees nothing can be told.
+    # Equal sums mean nothing if the net puts out the same for every picture.
     varied = float(np.ptp(raw, axis=0).max()) > tolerance * abs(mean)
     if mean > 0 and varied and raw.min() >= -_STEP * mean and (np.abs(sums / mean - 1) <= tolerance).all():
         return mean

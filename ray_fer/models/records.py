@@ -1,4 +1,4 @@
-"""What is read of the files that a training run leaves: its claim, and a finished model's provenance and metrics."""
+"""Schemas of the JSON files of a training run: the claim on its folder, and a model's provenance and metrics."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing_extensions import TypedDict
 
 
 class Identity(TypedDict):
-    """See `claim.identity_of`."""
+    """The arguments of a run, and the content hashes of the files that they name."""
 
     arguments: dict[str, Any]
     contents: dict[str, Any]
 
 
 class Claim(TypedDict):
-    """``.run/claim.json``."""
+    """The contents of ``.run/claim.json``."""
 
     identity: Identity
     start: dict[str, Any]
 
 
 class Provenance(TypedDict, total=False):
-    """``provenance.json`` of any model; only one that a job of ours trained has an identity."""
+    """``provenance.json`` of any model; only a model that a job of the package trained has an identity."""
 
     identity: Identity
 
 
 class Trained(TypedDict):
-    """``provenance.json`` of a model that a job of ours trained."""
+    """``provenance.json`` of a model that a job of the package trained."""
 
     identity: Identity
     counts: dict[str, Any]
@@ -39,14 +39,14 @@ class Trained(TypedDict):
 
 
 class Half(TypedDict):
-    """Of one half of the validation set."""
+    """The metrics of one half of the validation set."""
 
     macro_f1: float | None
     confusion_matrix: list[list[int]]
 
 
 class Validation(TypedDict):
-    """Of the whole validation set and of both halves."""
+    """The metrics of the whole validation set and of both halves."""
 
     macro_f1: float | None
     accuracy: float | None
@@ -56,8 +56,17 @@ class Validation(TypedDict):
     feedback: Half
 
 
+class Metrics(TypedDict, total=False):
+    """``metrics.json`` of any backbone; one that was trained elsewhere may have other keys."""
+
+    val: dict[str, Any]
+    history: list[Any]
+    resumed: list[int]
+    labelled_counts: list[float]
+
+
 class BackboneMetrics(TypedDict):
-    """``metrics.json`` of a backbone that a job of ours trained."""
+    """``metrics.json`` of a backbone that a job of the package trained."""
 
     val: Validation
     history: list[Any]
@@ -73,7 +82,7 @@ class Scores(TypedDict):
 
 
 class Round(TypedDict):
-    """``round.json`` of a loop."""
+    """``round.json`` of a round of self-training."""
 
     round: int
     labelled_by: str
@@ -92,13 +101,13 @@ class Round(TypedDict):
 
 
 class Score(TypedDict):
-    """Of the whole validation set."""
+    """The macro-F1 of the whole validation set."""
 
     macro_f1: float | None
 
 
 class Scored(TypedDict):
-    """``metrics.json`` of any version."""
+    """``metrics.json`` of a model, in any version of the package."""
 
     val: Score
 
@@ -110,7 +119,7 @@ class EncoderScores(TypedDict):
 
 
 class EncoderValidation(TypedDict):
-    """Of the epoch that was kept."""
+    """The metrics of the epoch that was kept."""
 
     epoch: int
     scores: EncoderScores

@@ -1,6 +1,7 @@
-"""What a model that is not ours does not say of itself: a small YAML beside it, checked as strictly as a job's config.
+"""The sidecar of a model that was trained elsewhere: a small YAML, checked as strictly as a job's config.
 
-``model.onnx`` has ``model.yaml`` beside it, ``weights.pth`` has ``weights.yaml``, a folder has ``teacher.yaml`` in it::
+It holds the facts that the model's own files lack. ``model.onnx`` has ``model.yaml`` beside it, ``weights.pth`` has
+``weights.yaml``, and a folder contains ``teacher.yaml``::
 
     classes: [neutral, happiness, surprise, sadness, anger, disgust, fear, contempt, unknown, NF]
     map: {contempt: other, unknown: null, NF: null}
@@ -12,9 +13,9 @@
     layout: nchw
     output: logits
 
-``classes`` are the net's outputs in their order. One that is no expression of ours in any usual spelling must be named
-in ``map``, with the class that it counts as (itself: it is kept) or null: then it is dropped and the others are
-renormalised (`outputs`).
+``classes`` are the net's outputs in their order. A class that is not an expression in any usual spelling must be named
+in ``map``, with the class that it counts as, which may be itself, or with null. Null drops the class, and the
+probabilities of the others are renormalised (see `outputs`).
 """
 
 from __future__ import annotations
@@ -23,12 +24,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-from botocore.exceptions import BotoCoreError
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
-from ray_fer import storage
 from ray_fer.config import JobConfig, validate
 from ray_fer.config_values import parse_yaml
+from ray_fer.documents import MissingDocumentError, read_file
 from ray_fer.errors import UserError, one_line
 from ray_fer.expressions import canonical, class_name, class_order
 from ray_fer.models.folder_facts import Fact, wrong
@@ -37,11 +37,11 @@ from ray_fer.models.outputs import DROPPED
 IN_FOLDER = "teacher.yaml"
 
 LARGEST_SIDE = 2048
-"""Of a crop in pixels."""
-# White after mean and std less black: 2 for [-1, 1], 255 for pixels as they are.
+"""The largest side of a crop in pixels."""
+# The difference between white and black after mean and std: 2 for [-1, 1], 255 for pixels that are not scaled.
 _SPANS = (0.5, 256.0)
 
-# Not text, as in "224", and not true, which is no number to whoever wrote it.
+# A strict number is neither text, such as "224", nor true.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 PerChannel = Annotated[
     tuple[Number, ...],
@@ -50,8 +50,8 @@ PerChannel = Annotated[
 ]
 
 
-def _whole(value: Any) -> Any:
-    """Of 64.0 the integer; true is none, though Python thinks so."""
+def _integer(value: Any) -> Any:
+    """Converts a float such as 64.0 to an integer, and refuses bool, which is an int in Python."""
     if isinstance(value, bool):
         raise ValueError("must be a number")
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -64,25 +64,27 @@ def _positive(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 class Sidecar(JobConfig):
-    """What every foreign model has to say.
+    """The facts about every kind of model that was trained elsewhere.
 
     Attributes:
-        classes: of the net's outputs, in their order.
-        map: what becomes of classes that are not ours, or that shall count as another; null drops one.
-        image_size: side in pixels of the square that enters the net.
-        mean: subtracted, per channel in the net's own order or one for all, in units of the scale.
-        std: what remains is divided by it.
-        crop: the central share of the picture's sides that the net sees.
-        temperature: that the net's logits are divided by.
+        classes: The M classes of the net's outputs, in their order.
+        map: The class that a class of the net counts as; null drops it.
+        image_size: Side in pixels of the square that enters the net.
+        mean: The number subtracted from each channel, in the net's channel order, or from all; in units of the scale.
+        std: The divisor of each channel or of all.
+        crop: The central share of the crop's sides that the net sees.
+        temperature: The divisor of the net's logits.
+        colour: The order of the net's channels, or grey for a net of one channel.
     """
 
     classes: Annotated[list[str], Field(min_length=2)]
     map: dict[str, str | None] = Field(default_factory=dict)
-    image_size: Annotated[int, Field(ge=1, le=1024, strict=True), BeforeValidator(_whole)]
+    image_size: Annotated[int, Field(ge=1, le=1024, strict=True), BeforeValidator(_integer)]
     mean: PerChannel
     std: Annotated[PerChannel, AfterValidator(_positive)]
     crop: Annotated[Number, Field(gt=0, le=1)] = 1.0
     temperature: Annotated[Number, Field(ge=1e-3, le=1e3)] = 1.0
+    colour: Literal["rgb", "bgr", "grey"]
 
     @property
     def white(self) -> float:
@@ -91,40 +93,32 @@ class Sidecar(JobConfig):
 
     @property
     def channels(self) -> int:
-        """Of the net's input."""
-        return 3
+        """The number of channels of the net's input."""
+        return 1 if self.colour == "grey" else 3
 
 
 class TimmSidecar(Sidecar):
-    """Of a timm checkpoint; in a folder whatever its ``config.json`` says already may be left out.
+    """The sidecar of a timm checkpoint; in a folder, facts that its ``config.json`` holds may be left out.
 
     Attributes:
-        architecture: timm's name of the model.
-        colour: rgb, or grey for a net of one channel.
+        architecture: Timm's name of the model.
     """
 
     architecture: Annotated[str, Field(strict=True)]
     colour: Literal["rgb", "grey"] = "rgb"
 
-    @property
-    def channels(self) -> int:
-        """Of the net's input."""
-        return 1 if self.colour == "grey" else 3
-
 
 class OnnxSidecar(Sidecar):
-    """Of an ONNX file.
+    """The sidecar of an ONNX file.
 
     Attributes:
-        scale: the value of a white pixel before mean and std: 1 or 255.
-        colour: the order of the net's channels, or grey for one.
-        layout: of the net's input.
-        output: what the net puts out.
-        output_name: which of several outputs.
+        scale: The value of a white pixel before mean and std, 1 or 255.
+        layout: The order of the axes of the net's input.
+        output: Whether the net puts out logits or probabilities.
+        output_name: The name of the output, which is required if there are several.
     """
 
-    scale: Annotated[Literal[1, 255], BeforeValidator(_whole)]
-    colour: Literal["rgb", "bgr", "grey"]
+    scale: Annotated[Literal[1, 255], BeforeValidator(_integer)]
     layout: Literal["nchw", "nhwc"]
     output: Literal["logits", "probabilities"]
     output_name: str | None = None
@@ -134,28 +128,23 @@ class OnnxSidecar(Sidecar):
         """The value of a white pixel before mean and std."""
         return float(self.scale)
 
-    @property
-    def channels(self) -> int:
-        """Of the net's input."""
-        return 1 if self.colour == "grey" else 3
-
 
 Schema = TypeVar("Schema", bound=Sidecar)
 
 
 def read_sidecar(uri: str) -> dict[Any, Any]:
-    """What the YAML at ``uri`` says, unchecked; empty where there is none.
+    """The mapping in the YAML at ``uri``, which is not validated; empty if there is no file.
 
     Raises:
-        UserError: when it is not a YAML mapping.
+        UserError: If the file cannot be read or is not a YAML mapping.
     """
     try:
-        document = parse_yaml(storage.read_bytes(uri))
-    except FileNotFoundError:
+        document = parse_yaml(read_file(uri))
+    except MissingDocumentError:
         return {}
-    except (OSError, BotoCoreError) as error:
-        raise UserError(f"{uri}: cannot be read ({one_line(error)})") from None
-    except Exception as error:  # text that is no YAML, tags and dates that PyYAML stumbles over
+    except UserError:
+        raise
+    except Exception as error:  # besides its own errors, PyYAML raises others for some tags and dates
         raise UserError(f"{uri}: not YAML ({one_line(error)})") from None
     if not isinstance(document, dict):
         raise UserError(f"{uri}: not a YAML mapping of keys to values")
@@ -165,16 +154,16 @@ def read_sidecar(uri: str) -> dict[Any, Any]:
 def check_sidecar(
     uri: str, schema: type[Schema], said: dict[Any, Any], facts: Mapping[str, Fact] = MappingProxyType({})
 ) -> Schema:
-    """The typed sidecar, mean and std given for every channel.
+    """Validates a sidecar; the result has a mean and a std for every channel.
 
     Args:
-        uri: of the YAML, for messages.
-        schema: of the kind of model.
-        said: what the YAML says, above what the model says of itself.
-        facts: the latter, by key.
+        uri: The URI of the YAML, for messages.
+        schema: The schema for the kind of model.
+        said: The contents of the YAML, which override ``facts``.
+        facts: The facts in the model's own files, by key of the schema.
 
     Raises:
-        UserError: naming the file and every wrong or missing key.
+        UserError: If a key is wrong or missing; the message names the file and every such key.
     """
     facts = {key: fact for key, fact in facts.items() if key not in said}
     for key, fact in facts.items():
@@ -224,17 +213,18 @@ def _place(uri: str, key: str, facts: Mapping[str, Fact]) -> str:
 
 
 def crop_side(sidecar: Sidecar) -> int:
-    """Side in pixels of the crops, of which the net sees the centre."""
-    # The parity of both is the same, or the centre would lie half a pixel off.
+    """Side in pixels of the crops whose centre the net sees."""
+    # Both sides have the same parity, or the centre would be half a pixel off.
     border = round((sidecar.image_size / sidecar.crop - sidecar.image_size) / 2)
     return sidecar.image_size + 2 * border
 
 
 def map_classes(uri: str, sidecar: Sidecar) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Our K classes in the package's order, and for each of the model's M the index among them or `DROPPED`.
+    """The K classes in the package's order, and for each of the M outputs the index of its class or `DROPPED`.
 
     Raises:
-        UserError: naming the class that is neither an expression nor mapped, or whatever else makes no sense.
+        UserError: If a class is neither an expression nor mapped, a name is given twice or mapped without being a
+            class, or fewer than two classes remain.
     """
     names = sidecar.classes
     if twice := [name for name in names if names.count(name) > 1]:
@@ -252,7 +242,7 @@ def _target(uri: str, name: str, sidecar: Sidecar) -> str | None:
     wanted = sidecar.map.get(name, name)
     if wanted is None:
         return None
-    if name in sidecar.map and wanted in sidecar.classes:  # a class of one's own is kept by mapping it to itself
+    if name in sidecar.map and wanted in sidecar.classes:  # mapping a custom class to itself keeps it
         return class_name(wanted)
     try:
         return canonical(wanted)

@@ -1,4 +1,4 @@
-"""Logits to probabilities, without torch: the drivers that need it would wait seconds for the import."""
+"""Softmax in numpy, for drivers that would wait seconds for the import of torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 
 def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    """Probabilities float32 (B, K), computed in float64 so that rows sum to one to the last bit of float32.
+    """Probabilities float32 (B, K) of ``logits`` (B, K), computed in float64 so that rows sum to one in float32.
 
-    A logit of minus infinity is a probability of zero. A row that holds NaN or plus infinity, or nothing but minus
-    infinity, has no probabilities: all of it is NaN, and `why_not_finite` says why.
+    A logit of minus infinity is a probability of zero. A row that holds NaN or plus infinity, or only minus infinity,
+    becomes NaN, and `why_not_finite` gives the reason.
     """
     z = logits.astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -22,7 +22,7 @@ def softmax(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
 
 
 def why_not_finite(logits: npt.NDArray[np.floating], classes: Sequence[str]) -> str:
-    """What keeps the logits (K,) of a picture from being probabilities, in words."""
+    """The reason, in words, why the logits (K,) of a picture have no softmax."""
     nan, above = np.isnan(logits), np.isposinf(logits)
     found, where = ("NaN", nan) if nan.any() else ("infinity", above) if above.any() else ("minus infinity", ~nan)
     names = [name for name, there in zip(classes, where, strict=True) if there]

@@ -1,8 +1,8 @@
-"""What a teacher URI is, decided here alone: an artifact of ours, a timm folder or checkpoint, or an ONNX file.
+"""Teachers by URI: an artifact of the package, a timm folder or checkpoint, or an ONNX file.
 
-A teacher is opened without loading it and without torch or timm, whose import takes seconds: a driver opens it, checks
-it against its sidecar, and leaves the rest to `ray_fer.models.engines.make_engine` on a worker. Nothing is shared
-between two of them, so a worker may hold several, of different sizes.
+A teacher is opened without loading it and without torch or timm, whose import takes seconds. A driver opens it and
+checks it against its sidecar; `ray_fer.models.engines.make_engine` loads it on a worker. Two teachers share nothing, so
+a worker may hold several, of different sizes.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from ray_fer import storage
-from ray_fer.errors import UserError, one_line
-from ray_fer.models.artifact import CONFIG, PROVENANCE, model_id, open_artifact, update_from_file
-from ray_fer.models.folder_facts import NO_PROCESSOR, PROCESSOR, Section, folder_facts, read_json, wrong
+from ray_fer.errors import UserError
+from ray_fer.models.artifact import CONFIG, PROVENANCE, Artifact, open_artifact, update_from_file
+from ray_fer.models.folder_facts import NO_PROCESSOR, PROCESSOR, folder_facts, model_arguments, read_json
+from ray_fer.models.model_id import model_id
 from ray_fer.models.onnx_net import check_graph, constants, onnx_engine, read_onnx
 from ray_fer.models.outputs import Outputs
 from ray_fer.models.probe import check_outputs
@@ -32,69 +33,24 @@ from ray_fer.models.sidecar import (
     read_sidecar,
 )
 from ray_fer.models.teacher_files import local_files
-from ray_fer.models.weights import check_finite, check_safetensors, state_of
-
-if TYPE_CHECKING:
-    import torch
+from ray_fer.models.weights import check_finite, check_safetensors
 
 CHECKPOINTS = (".safetensors", ".pth", ".pt")
-_NO_MODEL_ARGUMENTS = (
-    *("model_name", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
-    *("scriptable", "exportable", "no_jit", "features_only"),
-)
 _IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
-
-
-class Teacher(Protocol):
-    """A model that can label, opened but not loaded."""
-
-    @property
-    def uri(self) -> str:
-        """Where it was opened."""
-        ...
-
-    @property
-    def id(self) -> str:
-        """Content hash (16 hex digits) of weights and sidecar: what the model computes, not where it lies."""
-        ...
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Ours, in the order of an engine's logits."""
-        ...
-
-    @property
-    def image_size(self) -> int:
-        """Side in pixels of the square crops that an engine takes."""
-        ...
-
-    @property
-    def net_size(self) -> int:
-        """Side in pixels of their centre, which is what enters the net."""
-        ...
-
-    @property
-    def outputs(self) -> Outputs:
-        """From the net's outputs to logits over the classes."""
-        ...
-
-    def model_id(self, precision: str, flip: bool = False, faces: bool = False) -> str:
-        """The id that predictions carry; see `ray_fer.models.artifact.model_id`."""
-        ...
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """What timm checkpoints and ONNX files share: everything but the net comes from the sidecar.
+    """A model that was trained elsewhere; a sidecar describes everything but the net.
 
     Attributes:
-        uri: where it was opened.
-        path: the local file of the weights.
-        id: content hash.
-        classes: ours.
-        outputs: from the model's classes to ours.
-        sidecar: what is said of it.
-        sidecar_uri: where that is, or would be.
+        uri: The URI that was opened.
+        path: The local file of the weights.
+        id: Hash (16 hex digits) of weights and sidecar, which decide what the model computes.
+        classes: The K classes in the order of an engine's logits.
+        outputs: The map from the model's M outputs to logits over the K classes.
+        sidecar: The description of the model.
+        sidecar_uri: The URI of the sidecar, whether or not the file exists.
     """
 
     uri: str
@@ -107,16 +63,16 @@ class Foreign:
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the crops, of which the net sees the centre."""
+        """Side in pixels of the crops that an engine takes."""
         return crop_side(self.sidecar)
 
     @property
     def net_size(self) -> int:
-        """Side in pixels of what enters the net."""
+        """Side in pixels of the centre of the crops, which enters the net."""
         return self.sidecar.image_size
 
     def model_id(self, precision: str, flip: bool = False, faces: bool = False) -> str:
-        """See `ray_fer.models.artifact.model_id`."""
+        """The id that predictions carry; see `ray_fer.models.model_id.model_id`."""
         return model_id(self.id, precision, flip, faces)
 
 
@@ -125,8 +81,8 @@ class TimmTeacher(Foreign):
     """A timm checkpoint.
 
     Attributes:
-        sidecar: of the file or folder, under it what the folder's ``config.json`` says.
-        model_args: further arguments of ``timm.create_model``.
+        sidecar: The sidecar of the file or folder, completed by the folder's ``config.json``.
+        model_args: Further arguments of ``timm.create_model``.
     """
 
     sidecar: TimmSidecar
@@ -145,22 +101,33 @@ class TimmTeacher(Foreign):
 
 @dataclass(frozen=True)
 class OnnxTeacher(Foreign):
-    """An ONNX file. It runs on the CPU, through OpenVINO, in float32."""
+    """An ONNX file, which runs on the CPU through OpenVINO in float32."""
 
     sidecar: OnnxSidecar
 
 
-def open_teacher(uri: str) -> Teacher:
-    """Opens whatever model is at ``uri``, local or ``s3://`` (downloaded once per node).
+Teacher = Artifact | TimmTeacher | OnnxTeacher
+"""A model that can label, opened but not loaded.
 
-    - a folder with ``config.json`` and weights: an artifact of ours, or anybody's timm model; ``teacher.yaml`` in it
-      says what ``config.json`` does not, and stands above it;
-    - ``NAME.safetensors``, ``NAME.pth``, ``NAME.pt``: a state dict of a timm model, ``NAME.yaml`` beside it;
-    - ``NAME.onnx``: ``NAME.yaml`` beside it.
+Each kind has `uri`, `id`, `classes` (K names in the order of an engine's logits), `image_size` (side in pixels of the
+crops that an engine takes), `net_size` (side of their centre, which enters the net), `outputs` (from the net's outputs
+to logits over the classes) and `model_id`.
+"""
+
+
+def open_teacher(uri: str) -> Teacher:
+    """Opens the model at ``uri``, local or ``s3://`` (downloaded once per node).
+
+    A model is one of
+
+    - a folder with ``config.json`` and weights: an artifact of the package, or another timm model, whose
+      ``teacher.yaml`` completes and overrides ``config.json``;
+    - ``NAME.safetensors``, ``NAME.pth`` or ``NAME.pt``: a state dict of a timm model, with ``NAME.yaml`` beside it;
+    - ``NAME.onnx``, with ``NAME.yaml`` beside it.
 
     Raises:
-        UserError: naming file and key, when there is no model, or something about it is missing, wrong or contradicted
-            by its graph.
+        UserError: If there is no model, or a fact about it is missing, wrong or contradicted by its graph; the message
+            names file and key.
     """
     uri = storage.normalise(uri)
     suffix = Path(uri).suffix.lower()
@@ -181,10 +148,16 @@ def open_teacher(uri: str) -> Teacher:
 
 
 def check_teacher(teacher: Teacher, engine: str = "auto", device: str = "auto", precision: str = "auto") -> None:
-    """Looks for what would stop ``teacher`` on a worker, as far as that needs no torch: an ONNX net is run once.
+    """Checks that ``teacher`` can run on a worker, without torch; an ONNX net is run once.
+
+    Args:
+        teacher: The model.
+        engine: ``auto``, ``openvino`` or ``torch``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``auto``, ``float32`` or ``bfloat16``.
 
     Raises:
-        UserError: naming the key or the file.
+        UserError: If it cannot run; the message names the key or the file.
     """
     check_place(teacher, engine, device, precision)
     if isinstance(teacher, OnnxTeacher):
@@ -193,7 +166,7 @@ def check_teacher(teacher: Teacher, engine: str = "auto", device: str = "auto", 
 
 
 def check_together(teachers: Sequence[Teacher]) -> None:
-    """Raises `UserError` when ``teachers`` cannot label one table, or two of them are the same model."""
+    """Raises `UserError` if the classes of ``teachers`` differ, or two of them are the same model."""
     first = teachers[0]
     seen: dict[str, str] = {}
     for teacher in teachers:
@@ -206,7 +179,7 @@ def check_together(teachers: Sequence[Teacher]) -> None:
 
 
 def check_place(teacher: Teacher, engine: str, device: str, precision: str) -> None:
-    """Raises `UserError` when ``teacher`` cannot run there, so."""
+    """Raises `UserError` if ``teacher`` cannot run with this engine, on this device or in this number format."""
     if not isinstance(teacher, OnnxTeacher):
         return
     if engine == "torch":
@@ -214,47 +187,6 @@ def check_place(teacher: Teacher, engine: str, device: str, precision: str) -> N
     if device == "cuda" or precision == "bfloat16":
         key = f"device={device}" if device == "cuda" else f"precision={precision}"
         raise UserError(f"{key}: {teacher.uri} is an ONNX net, which runs on the CPU in float32")
-
-
-def load_timm(teacher: TimmTeacher) -> torch.nn.Module:
-    """The timm model with the checkpoint's weights, on the CPU, in evaluation mode.
-
-    Raises:
-        UserError: when timm has no such architecture, or the weights are not its.
-    """
-    import timm
-    from timm.models import load_checkpoint
-
-    from ray_fer.models.backbone import check_backbone, check_forward
-
-    said = teacher.sidecar
-    try:
-        check_backbone(said.architecture)
-    except UserError as error:
-        raise UserError(f"{teacher.sidecar_uri}: architecture: {error}") from None
-    what = f"a {said.architecture} of {len(said.classes)} classes at {said.image_size} px"
-    arguments = teacher.model_args | {"num_classes": len(said.classes)}
-    if said.channels != 3:
-        arguments |= {"in_chans": said.channels}
-    try:
-        model: torch.nn.Module = timm.create_model(
-            said.architecture,
-            pretrained_cfg_overlay={"input_size": (said.channels, said.image_size, said.image_size)},
-            **arguments,
-        )
-    except Exception as error:  # as many as timm has modules
-        place = f"{teacher.uri}/{CONFIG}: model_args: {teacher.model_args}" if teacher.model_args else teacher.uri
-        raise UserError(f"{place}: there is no such {what[2:]}: {one_line(error)}") from None
-    try:
-        load_checkpoint(model, str(teacher.path), use_ema=True, weights_only=True)
-        check_forward(model, len(said.classes), said.image_size, said.channels)
-    except Exception as error:
-        raise UserError(f"{teacher.uri}: its weights do not fit {what}: {one_line(error)}") from None
-    check_finite(teacher.uri, state_of(model))
-    return model.eval()
-
-
-# --- opening ---
 
 
 def _open_folder(uri: str) -> Teacher:
@@ -282,18 +214,7 @@ def _open_folder(uri: str) -> Teacher:
     if held is not None and held.value != len(sidecar.classes):
         shown = f"num_classes {held.value!r} of {CONFIG}"
         raise UserError(f"{sidecar_uri}: classes: {len(sidecar.classes)} names for {shown}")
-    return _foreign(TimmTeacher, uri, [folder / weights[0]], sidecar, sidecar_uri, model_args=_model_arguments(config))
-
-
-def _model_arguments(config: Section) -> dict[str, Any]:
-    """Further arguments of ``timm.create_model``, of which a folder may say what a model is but not what is loaded."""
-    found = config.section("model_args")
-    if found is None:
-        return {}
-    for key in _NO_MODEL_ARGUMENTS:
-        if (fact := found.get(key)) is not None:
-            raise wrong(fact, "does not make a model")
-    return dict(found.values)
+    return _foreign(TimmTeacher, uri, [folder / weights[0]], sidecar, sidecar_uri, model_args=model_arguments(config))
 
 
 def _open_onnx(uri: str, sidecar_uri: str, sidecar: OnnxSidecar) -> OnnxTeacher:
@@ -312,7 +233,7 @@ def _foreign(
     kind: type[AnyForeign], uri: str, paths: list[Path], sidecar: Sidecar, sidecar_uri: str, **further: Any
 ) -> AnyForeign:
     classes, columns = map_classes(sidecar_uri, sidecar)
-    # What was there before nets could be grey keeps its id.
+    # Sidecars from before nets could be grey have no colour, and their teachers keep their id.
     said = sidecar.model_dump(
         exclude={"colour"} if isinstance(sidecar, TimmSidecar) and sidecar.channels == 3 else None
     )

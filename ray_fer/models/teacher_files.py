@@ -1,4 +1,4 @@
-"""The files of a teacher that is a file, brought to this node: an ONNX net may keep its weights in others beside it."""
+"""Local copies of a teacher's file and of the files beside it in which an ONNX net may keep its weights."""
 
 from __future__ import annotations
 
@@ -14,26 +14,22 @@ from ray_fer.errors import UserError, one_line
 
 
 def local_files(uri: str) -> list[Path]:
-    """The file at ``uri`` and, of an ONNX file that keeps its weights outside, those, beside one another.
+    """Local copies of the file at ``uri`` and of the external weights of an ONNX file, in one folder.
 
     Raises:
-        UserError: when it is not ONNX, or its weights are not there or not in its folder.
+        UserError: If an ONNX file cannot be read, or its weights are missing or outside its folder.
     """
     parent, _, name = uri.rpartition("/")
     path = storage.local_copy(parent, only=[name]) / name
     outside = _weights_outside(path, uri) if name.lower().endswith(".onnx") else []
-    try:
-        folder = storage.local_copy(parent, only=[name, *outside]) if outside else path.parent
-    except FileNotFoundError as error:
-        raise UserError(f"{uri}: its weights are in another file, which is missing ({error})") from None
-    files = [folder / part for part in (name, *outside)]
-    if absent := [part for part in outside if not (folder / part).is_file()]:
+    if absent := [part for part in outside if not storage.exists(f"{parent}/{part}")]:
         raise UserError(f"{uri}: its weights are in {absent[0]}, which is missing")
-    return files
+    folder = storage.local_copy(parent, only=[name, *outside]) if outside else path.parent
+    return [folder / part for part in (name, *outside)]
 
 
 def _weights_outside(path: Path, uri: str) -> list[str]:
-    """The files that hold weights of the ONNX file ``path``, relative to its folder, which none may leave."""
+    """The files with external weights of the ONNX file ``path``, relative to its folder, in which all have to be."""
     try:
         model = onnx.load(path, load_external_data=False)
     except (NotAMessage, OSError, ValueError) as error:

@@ -1,6 +1,6 @@
-"""Engines by torch, and what turns a torch net into a graph for OpenVINO.
+"""Inference by torch, and the conversion of a torch net to a graph for OpenVINO.
 
-On CUDA the torch engine runs bfloat16, channels-last. Importing this imports torch and, with the first net, timm.
+Importing this module imports torch and timm, which takes seconds.
 """
 
 from __future__ import annotations
@@ -10,27 +10,32 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import timm
 import torch
+from timm.models import load_checkpoint
 
 from ray_fer.data.decode import Pixels
-from ray_fer.models.artifact import Artifact, load_model
-from ray_fer.models.teacher import TimmTeacher, load_timm
+from ray_fer.errors import UserError, one_line
+from ray_fer.models.artifact import CONFIG, Artifact, load_model
+from ray_fer.models.backbone import check_backbone, check_forward
+from ray_fer.models.teacher import TimmTeacher
+from ray_fer.models.weights import check_finite, state_of
 
 if TYPE_CHECKING:
     import openvino
 
-# The share of red, green and blue in grey, ITU-R BT.601, as in Pillow, OpenCV and OpenVINO.
+# The weights of red, green and blue in grey (ITU-R BT.601), as in Pillow, OpenCV and OpenVINO.
 LUMA = (0.299, 0.587, 0.114)
 Logits = npt.NDArray[np.float32]
 
 
 class Normalised(torch.nn.Module):
-    """A model that takes uint8 NHWC pixels: scales to [0, 1], normalises, and calls the backbone.
+    """A model over uint8 NHWC pixels, which it scales to [0, 1] and normalises for the backbone.
 
     Args:
-        model: maps float (B, C, S, S) to logits (B, K).
-        mean: of each of the C channels, pixels in [0, 1]; of a single channel, the model sees grey.
-        std: per channel.
+        model: Maps float (B, C, S, S) to logits (B, K).
+        mean: The mean of each of the C channels, for pixels in [0, 1]; with one channel, the model sees grey.
+        std: The standard deviation of each channel.
     """
 
     scale: torch.Tensor
@@ -53,7 +58,16 @@ class Normalised(torch.nn.Module):
 
 
 class TorchEngine:
-    """The net's own logits, by torch on ``device``; bfloat16 autocast when ``precision`` says so."""
+    """The net's own logits by torch, channels-last.
+
+    Args:
+        teacher: The model, which is loaded.
+        device: ``cpu`` or ``cuda``.
+        precision: ``float32``, or ``bfloat16`` for autocast.
+
+    Raises:
+        UserError: If the weights cannot be loaded.
+    """
 
     def __init__(self, teacher: Artifact | TimmTeacher, *, device: str = "cpu", precision: str = "float32") -> None:
         self.device = torch.device(device)
@@ -72,21 +86,58 @@ class TorchEngine:
 
 
 def normalised(teacher: Artifact | TimmTeacher) -> Normalised:
-    """The net of ``teacher`` with its normalisation.
+    """Loads the net of ``teacher`` with its normalisation.
 
     Raises:
-        UserError: when the weights cannot be loaded.
+        UserError: If the weights cannot be loaded.
     """
     model = load_timm(teacher) if isinstance(teacher, TimmTeacher) else load_model(teacher)
     return Normalised(model, teacher.mean, teacher.std)
 
 
 def converted(teacher: Artifact | TimmTeacher, batch_size: int) -> openvino.Model:
-    """The same as a graph of the fixed batch shape uint8 (B, S, S, 3)."""
+    """Converts `normalised` to a graph for OpenVINO with the fixed input uint8 (batch_size, S, S, 3).
+
+    Raises:
+        UserError: If the weights cannot be loaded.
+    """
     import openvino
 
     example = torch.zeros(batch_size, teacher.net_size, teacher.net_size, 3, dtype=torch.uint8)
     model = normalised(teacher).eval()
-    with warnings.catch_warnings():  # it traces with what torch calls deprecated
+    with warnings.catch_warnings():  # openvino traces with a deprecated function of torch
         warnings.simplefilter("ignore")
         return openvino.convert_model(model, example_input=example, input=[tuple(example.shape)])
+
+
+def load_timm(teacher: TimmTeacher) -> torch.nn.Module:
+    """The timm model with the checkpoint's weights, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: If timm has no such architecture, or the weights do not fit it.
+    """
+    said = teacher.sidecar
+    try:
+        check_backbone(said.architecture)
+    except UserError as error:
+        raise UserError(f"{teacher.sidecar_uri}: architecture: {error}") from None
+    what = f"a {said.architecture} of {len(said.classes)} classes at {said.image_size} px"
+    arguments = teacher.model_args | {"num_classes": len(said.classes)}
+    if said.channels != 3:
+        arguments |= {"in_chans": said.channels}
+    try:
+        model: torch.nn.Module = timm.create_model(
+            said.architecture,
+            pretrained_cfg_overlay={"input_size": (said.channels, said.image_size, said.image_size)},
+            **arguments,
+        )
+    except Exception as error:  # every module of timm may raise its own
+        place = f"{teacher.uri}/{CONFIG}: model_args: {teacher.model_args}" if teacher.model_args else teacher.uri
+        raise UserError(f"{place}: there is no such {what[2:]}: {one_line(error)}") from None
+    try:
+        load_checkpoint(model, str(teacher.path), use_ema=True, weights_only=True)
+        check_forward(model, len(said.classes), said.image_size, said.channels)
+    except Exception as error:
+        raise UserError(f"{teacher.uri}: its weights do not fit {what}: {one_line(error)}") from None
+    check_finite(teacher.uri, state_of(model))
+    return model.eval()

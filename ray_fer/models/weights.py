@@ -1,6 +1,6 @@
-"""Whether the numbers of a net are numbers: one NaN among its weights makes every prediction NaN.
+"""A check that all weights of a net are finite, because one NaN makes every prediction NaN.
 
-The check reads every weight once, 20 ms for 100 MB, which is less than hashing them takes.
+The check reads every weight once, which takes 20 ms for 100 MB, less than hashing them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes  # noqa: F401 - numpy knows bfloat16 then
+import ml_dtypes  # noqa: F401 - this registers bfloat16 with numpy
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
@@ -23,19 +23,19 @@ Tensors = Iterable[tuple[str, npt.NDArray[Any]]]
 
 
 def check_finite(what: str, tensors: Tensors) -> None:
-    """Looks for NaN and infinity.
+    """Checks tensors for NaN and infinity.
 
-    A minus infinity alone is none of a weight but of a mask, and one number alone is a bound: both may be infinite.
+    Minus infinity is allowed, because it occurs in masks, and so is an infinite tensor of one number, which is a bound.
 
     Args:
-        what: the file, for the message.
-        tensors: names and arrays; those that hold no floating point numbers count as finite.
+        what: The file, for the message.
+        tensors: Names and arrays; arrays that are not of floating point numbers count as finite.
 
     Raises:
-        UserError: naming the first tensor that is not finite.
+        UserError: If a tensor is not finite; the message names the first one.
     """
     for name, values in tensors:
-        # V are the short formats of ml_dtypes.
+        # The formats of ml_dtypes are of kind V.
         if values.dtype.kind not in "fV" or np.isfinite(values).all():
             continue
         nans = int(np.isnan(values).sum())
@@ -46,10 +46,10 @@ def check_finite(what: str, tensors: Tensors) -> None:
 
 
 def check_safetensors(uri: str, path: Path) -> None:
-    """Looks into a .safetensors file: whether it is one, and finite.
+    """Checks that ``path``, a copy of ``uri``, is a .safetensors file of finite numbers.
 
     Raises:
-        UserError: naming the file ``uri``, and the tensor.
+        UserError: If it is not; the message names ``uri`` and the tensor.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -59,6 +59,6 @@ def check_safetensors(uri: str, path: Path) -> None:
 
 
 def state_of(model: torch.nn.Module) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """The weights and buffers of a model on the CPU, as `check_finite` takes them."""
+    """The names and values of the weights and buffers of a model on the CPU, as `check_finite` takes them."""
     for name, values in model.state_dict().items():
         yield name, (values.float() if values.is_floating_point() else values).numpy()

@@ -2,7 +2,7 @@
 
 A clip is a person who moves from rest to an expression and back, several times, while blinking, swaying, sometimes
 talking. One frame of it can be ambiguous (a blink, a spoken vowel, a hand, the first tenth of an onset) where its
-neighbours are not, which is what a temporal model is for.
+neighbours are not, and a temporal model uses this.
 
 Timing: an expression has an onset, an apex and an offset whose durations are log-normal about class-typical values
 (design, of the order the literature on posed and spontaneous expressions reports: smiles rise in 0.25-0.5 s, surprise

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from ray_fer import storage
 from ray_fer.config import Device
 from ray_fer.errors import UserError
-from ray_fer.models.artifact import resolve_precision
+from ray_fer.models.model_id import resolve_precision
 from ray_fer.training.engine import DeepSpeedEngine
 from ray_fer.training.failures import lasting
 from ray_fer.training.finite import FiniteGuard, OnBadLoss

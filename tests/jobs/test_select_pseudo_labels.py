@@ -25,7 +25,8 @@ from ray_fer.labeling.config import SelectPseudoLabelsConfig
 from ray_fer.labeling.exclusions import Exclusions
 from ray_fer.labeling.predictions import Predictions, newest_predictions
 from ray_fer.labeling.table import FILE_SCHEMA, create_table, open_table, write_file
-from ray_fer.models.artifact import Artifact, model_id
+from ray_fer.models.artifact import Artifact
+from ray_fer.models.model_id import model_id
 from ray_fer.selection import RULES
 from ray_fer.selection.file import SCHEMA
 from tests.images import CLASSES, picture, tiny_model

@@ -33,7 +33,7 @@ from ray_fer.labeling.table import (
     table_classes,
     write_file,
 )
-from ray_fer.models.artifact import model_id
+from ray_fer.models.model_id import model_id
 
 CLASSES = ("neutral", "anger")
 

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ray_fer.errors import UserError
-from ray_fer.models.artifact import Artifact, load_model, open_artifact, resolve_precision, save_artifact
+from ray_fer.models.artifact import Artifact, load_model, open_artifact, save_artifact
+from ray_fer.models.model_id import resolve_precision
 
 CLASSES = ("neutral", "anger", "my own class")
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
