@@ -46,7 +46,7 @@ from ray_fer.methods.online_heads import (
 )
 from ray_fer.methods.supervised import Head, PseudoConfig, SupervisedMethod
 from ray_fer.selection import RULES, Accepted, Measured, SelectionContext, debias, harden, move, smoothed_prior
-from ray_fer.selection.config import RuleName
+from  import RuleName
 from ray_fer.selection.rule import CONCATENATED
 from ray_fer.training.loop import Terms
 
