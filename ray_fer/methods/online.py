@@ -46,7 +46,7 @@ from ray_fer.methods.online_heads import (
 )
 from ray_fer.methods.supervised import Head, PseudoConfig, SupervisedMethod
 from ray_fer.selection import RULES, Accepted, Measured, SelectionContext, debias, harden, move, smoothed_prior
-from  import RuleName
+from ray_fer.selection.config import Rule
 from ray_fer.selection.rule import CONCATENATED
 from ray_fer.training.loop import Terms
 
@@ -72,7 +72,7 @@ class OnlineMethod(SupervisedMethod):
     class Config(PseudoConfig):
         """The method's own numbers."""
 
-        rule: RuleName = "softmatch"
+        rule: Rule = "softmatch"
         """what becomes a pseudo-label, as selection.rule in selection.yaml"""
         threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
         """of the rules that have one, before any feedback"""
