@@ -23,7 +23,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.util.queue import Queue
 from safetensors.torch import load_file
@@ -148,11 +148,13 @@ def _relayed(lines: Any, patience: Patience) -> Iterator[None]:
     """Logs here what rank 0 logs, and notes whether the ranks have room, while the block runs."""
 
     def relay() -> None:
-        while line := lines.get():
-            if line[0] == PLACED:
-                patience.note(line[1])
-            else:
-                log.log(line[0], "%s", line[1])
+        # The queue goes with its node, and with Ray where a signal ends the job.
+        with contextlib.suppress(RayError):
+            while line := lines.get():
+                if line[0] == PLACED:
+                    patience.note(line[1])
+                else:
+                    log.log(line[0], "%s", line[1])
 
     thread = threading.Thread(target=relay, daemon=True)
     thread.start()

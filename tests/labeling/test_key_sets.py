@@ -41,17 +41,17 @@ def test_a_set_says_what_was_met_until_that_is_forgotten() -> None:
     keys = KeySet()
     everything = np.array([range(10), range(10, 20)], np.uint64)
     keys.add(everything)
-    assert [len(run.met) for run in keys._runs] == [2]  # bytes, for ten bits
+    assert [len(run.seen) for run in keys._runs] == [2]  # bytes, for ten bits
     shown = np.array([[0, 3, 7, 8, 10, 1], [10, 13, 17, 18, 10, 30]], np.uint64)
     for _ in range(2):
-        assert keys.meet(shown).tolist() == [True, True, True, True, False, False]
-        assert np.flatnonzero(keys.met(everything)).tolist() == [0, 3, 7, 8]
+        assert keys.mark_seen(shown).tolist() == [True, True, True, True, False, False]
+        assert np.flatnonzero(keys.seen(everything)).tolist() == [0, 3, 7, 8]
         assert [found.tolist() for found in look_up([KeySet(), keys], shown)] == [[True] * 4 + [False] * 2] * 2
-        assert not keys.all_met()
-        keys.meet(everything)
-        assert keys.all_met()
-        keys.forget_met()
-        assert not keys.met(everything).any()
+        assert not keys.all_seen()
+        keys.mark_seen(everything)
+        assert keys.all_seen()
+        keys.forget_seen()
+        assert not keys.seen(everything).any()
 
 
 def test_keys_are_moved_from_one_set_to_another_and_runs_of_like_size_are_merged() -> None:
