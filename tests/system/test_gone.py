@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -78,27 +79,32 @@ def test_objects_on_s3_go_and_come_back(s3: str, model: str) -> None:
 
 
 @pytest.mark.slow
-def test_only_a_complete_listing_marks(tmp_path: Path, model: str) -> None:
+def test_only_a_complete_listing_marks(tmp_path: Path, s3: str, model: str) -> None:
     """One that ends with an error, and one that passes over a damaged shard; what it found new is labelled."""
-    source, late, table = tmp_path / "in", tmp_path / "late.txt", str(tmp_path / "table")
+    source, table = tmp_path / "in", str(tmp_path / "table")
     write_pictures(source, range(12))
     arguments = (f"teacher={model}", f"table={table}", *QUICK)
     run_job("pseudo_label", f"source={source}", *arguments)
     shutil.rmtree(source / "part-0")
     write_pictures(source / "new", range(20, 22))
 
-    lines = "".join(f"{path}\n" for path in source.rglob("*.jpg")).encode()
-    late.write_bytes(lines * 1000 + b"\xff\xfe\n")
-    status, err = failing_job("pseudo_label", f"source=[{source},{late}]", *arguments)
+    fs, bucket = storage.filesystem(s3)
+    fs.pipe(f"{bucket}/faces/030.jpg", picture(30))
+    fs.pipe(f"{bucket}/inventory/a.csv", f'"{bucket}","faces/030.jpg"\n'.encode())
+    files = [{"key": f"inventory/{name}.csv"} for name in ("a", "lost")]
+    manifest = {"destinationBucket": f"arn:aws:s3:::{bucket}", "fileSchema": "Bucket, Key", "fileFormat": "CSV"}
+    fs.pipe(f"{bucket}/inventory/manifest.json", json.dumps(manifest | {"files": files}).encode())
+    late = f"{s3}/inventory/manifest.json"
+    status, err = failing_job("pseudo_label", f"source=[{source},{{uri: {late}, format: inventory}}]", *arguments)
     assert status == 2, err[-3000:]
-    assert f"source={late}" in err.splitlines()[-1]
-    assert statuses_of(table) == {"ok": 14}
+    assert f"source={s3}/inventory/lost.csv" in err.splitlines()[-1]
+    assert statuses_of(table) == {"ok": 15}
 
     (source / "shard.tar").write_bytes(b"no tar at all" * 100)
     assert run_job("pseudo_label", f"source={source}", *arguments)["gone"] == 0
     (source / "shard.tar").unlink()
     assert run_job("pseudo_label", f"source={source}", *arguments)["gone"] == 4
-    assert statuses_of(table) == {"ok": 14, "gone": 4}
+    assert statuses_of(table) == {"ok": 15, "gone": 4}
 
 
 @pytest.mark.slow

@@ -32,7 +32,9 @@ def rows_of(table: str) -> list[dict[str, object]]:
 
 def keys_of(table: str) -> Counter[tuple[object, ...]]:
     """Of the rows that are no marks."""
-    return Counter((row["uri"], row["identity"], row["model"]) for row in rows_of(table) if row["status"] not in MARKERS)
+    return Counter(
+        (row["uri"], row["identity"], row["model"]) for row in rows_of(table) if row["status"] not in MARKERS
+    )
 
 
 def wait_for_rows(table: str, rows: int, process: subprocess.Popen[str]) -> None:
