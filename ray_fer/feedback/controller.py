@@ -83,19 +83,18 @@ def next_state(
     if worse_rounds >= ROLLBACK_ROUNDS:
         worse_rounds = 0
     zeros, flat = np.zeros(len(counts)), np.full(len(counts), tau0)
-    rates = class_rates(counts)
-    ell, tau = (zeros, flat) if neutral else (log_weight_target(rates), threshold_target(rates, tau0))
-    delta = zeros
-    if not neutral and prior_helps:
-        delta = np.asarray(state.log_debias) if share is None else debias_target(counts, share)
-    loss_share, sampling_share = split_shares(parts)
+    ell, tau, delta = zeros, flat, zeros
+    if not neutral:
+        ell, tau = log_weight_target(rates := class_rates(counts)), threshold_target(rates, tau0)
+        if prior_helps:
+            delta = np.asarray(state.log_debias) if share is None else debias_target(counts, share)
+    shares = dict(zip(("loss_share", "sampling_share"), split_shares(parts), strict=True))
     return FeedbackState(
         log_weights=_towards(state.log_weights, ell),
         thresholds=_towards(state.thresholds, tau) if "thresholds" in parts else tuple(flat.tolist()),
         log_debias=_towards(state.log_debias, delta) if "debiasing" in parts else tuple(zeros.tolist()),
         tau0=tau0,
-        loss_share=loss_share,
-        sampling_share=sampling_share,
+        **shares,
         version=state.version + 1,
         low_share_rounds=low_share_rounds,
         worse_rounds=worse_rounds,

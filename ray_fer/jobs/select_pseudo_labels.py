@@ -7,7 +7,7 @@ made of them, and the URIs of what is accepted while they are sorted.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,19 +61,14 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
     state = fit(rule, batches, known)
     chosen = np.flatnonzero(np.concatenate([rule.accept(probs, state, known).weights > 0 for probs in batches]))
     uris = pl.concat([part for _, part in predictions.take(chosen).column("uri")] or [pl.Series(dtype=pl.String)])
-    # However the table's files lie, a student draws from the same rows in the same order.
-    order = uris.arg_sort().to_numpy()
-    counts = np.zeros(len(classes), np.int64)
-    targets = config.selection.targets
+    counts, targets = np.zeros(len(classes), np.int64), config.selection.targets
     with (
         storage.open_output(storage.join(config.out, selection_file.ROWS)) as file,
         pq.ParquetWriter(file, selection_file.SCHEMA, compression="zstd") as writer,
     ):
-        for start in range(0, len(order), BATCH_ROWS):
-            part = order[start : start + BATCH_ROWS]
-            accepted = rule.accept(batches.part(chosen[part]), state, known)
+        for rows, places in _in_order(uris):
+            accepted = rule.accept(batches.part(chosen[places]), state, known)
             counts += np.bincount(accepted.labels, minlength=len(classes))
-            rows = uris.gather(part).to_arrow()
             writer.write_table(selection_file.to_table(rows, accepted, class_weights, classes, targets))
     predicted = np.bincount(combined.probs.argmax(axis=1), minlength=len(classes))
     summary = {
@@ -96,6 +91,17 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
     storage.write_json(storage.join(config.out, selection_file.INFO), summary)
     log.info("%d of %d predictions accepted: %s", counts.sum(), len(predictions), summary["counts"])
     return summary | {"selection": storage.normalise(config.out)}
+
+
+def _in_order(uris: pl.Series) -> Iterator[tuple[Any, npt.NDArray[np.int64]]]:
+    """Yields the URIs of a batch and their places, sorted by URI.
+
+    However the table's files lie, a student draws from the same rows in the same order.
+    """
+    order = uris.arg_sort().to_numpy()
+    for start in range(0, len(order), BATCH_ROWS):
+        part = order[start : start + BATCH_ROWS]
+        yield uris.gather(part).to_arrow(), part
 
 
 def predicted_counts(config: SelectPseudoLabelsConfig) -> npt.NDArray[np.int64]:
