@@ -57,12 +57,11 @@ def next_state(
         q_hat: Share of each class among the predictions on unlabelled images, (K,). None, or an array that is not
             finite, negative somewhere or all zero, leaves the debiasing as it is.
         state: The state of the last round.
-        parts: The factors that are used, the same in every round. Without the thresholds each stays at `tau0` and the
-            volume brake is off; without another factor its weights are 1 or its prior is uniform.
+        parts: The factors that are used, the same in every round. The others stay neutral, and the brake is off
+            without the thresholds.
         accepted_share: Share of the unlabelled images that became pseudo-labels, for the volume brake.
         macro_f1_se: Standard error of the macro-F1 of `confusion`; a bootstrap over its cells if None.
-        prior_helps: False when held-out macro-F1 under the debiasing prior is below that under a uniform one; the
-            debiasing then returns to neutral.
+        prior_helps: False when the debiasing lowers held-out macro-F1; it then returns to neutral.
 
     Returns:
         The next state with `version` + 1; or `state` itself, unchanged, when the matrix cannot be trusted: it holds
@@ -73,28 +72,27 @@ def next_state(
         ValueError: The matrix is not K x K, or q_hat not (K,), for the K classes of the state.
     """
     counts = _square(confusion, len(state.log_weights))
-    share = _share(q_hat, len(counts))
-    total = counts.sum()
+    share, total = _share(q_hat, len(counts)), counts.sum()
     if not np.isfinite(counts).all() or (counts < 0).any() or 0 < total < MIN_EXAMPLES:
         return state
     tau0, low_share_rounds = _brake(state, accepted_share, parts)
     best, best_version, worse_rounds = _judge(counts, state, macro_f1_se)
-    neutral = total == 0 or worse_rounds >= ROLLBACK_ROUNDS
-    if worse_rounds >= ROLLBACK_ROUNDS:
-        worse_rounds = 0
+    rollback = worse_rounds >= ROLLBACK_ROUNDS
+    neutral, worse_rounds = total == 0 or rollback, 0 if rollback else worse_rounds
     zeros, flat = np.zeros(len(counts)), np.full(len(counts), tau0)
     ell, tau, delta = zeros, flat, zeros
     if not neutral:
         ell, tau = log_weight_target(rates := class_rates(counts)), threshold_target(rates, tau0)
         if prior_helps:
             delta = np.asarray(state.log_debias) if share is None else debias_target(counts, share)
-    shares = dict(zip(("loss_share", "sampling_share"), split_shares(parts), strict=True))
+    loss_share, sampling_share = split_shares(parts)
     return FeedbackState(
         log_weights=_towards(state.log_weights, ell),
         thresholds=_towards(state.thresholds, tau) if "thresholds" in parts else tuple(flat.tolist()),
         log_debias=_towards(state.log_debias, delta) if "debiasing" in parts else tuple(zeros.tolist()),
         tau0=tau0,
-        **shares,
+        loss_share=loss_share,
+        sampling_share=sampling_share,
         version=state.version + 1,
         low_share_rounds=low_share_rounds,
         worse_rounds=worse_rounds,

@@ -48,15 +48,13 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
     models = predictions.models
     if not len(predictions):
         raise UserError(f"table={config.table}: no usable prediction of {as_argument('teacher', config.teacher)}")
-    vectors = [predictions.probs(number, len(classes)) for number in range(len(models))]
-    combined = ENSEMBLES[config.selection.ensemble](vectors)
-    del vectors
+    combine = ENSEMBLES[config.selection.ensemble]
+    combined = combine([predictions.probs(number, len(classes)) for number in range(len(models))])
     mine: dict[str, Any] = {"teacher": teachers[0].id, "model": models[0]}
     if len(teachers) > 1:
         mine = {"teachers": [each.id for each in teachers], "models": models}
         left_out["disagreed"] = len(predictions) - len(combined.rows)
         predictions = predictions.take(combined.rows)
-
     batches = DebiasedBatches(combined.probs, known.log_prior)
     state = fit(rule, batches, known)
     chosen = np.flatnonzero(np.concatenate([rule.accept(probs, state, known).weights > 0 for probs in batches]))
@@ -70,7 +68,6 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
             accepted = rule.accept(batches.part(chosen[places]), state, known)
             counts += np.bincount(accepted.labels, minlength=len(classes))
             writer.write_table(selection_file.to_table(rows, accepted, class_weights, classes, targets))
-    predicted = np.bincount(combined.probs.argmax(axis=1), minlength=len(classes))
     summary = {
         "classes": list(classes),
         **mine,
@@ -86,7 +83,7 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
         "left_out": left_out,
         "accepted": int(counts.sum()),
         "counts": _by_class(classes, counts),
-        "predicted": _by_class(classes, predicted),
+        "predicted": _by_class(classes, np.bincount(combined.probs.argmax(axis=1), minlength=len(classes))),
     }
     storage.write_json(storage.join(config.out, selection_file.INFO), summary)
     log.info("%d of %d predictions accepted: %s", counts.sum(), len(predictions), summary["counts"])
