@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 
 from ray_fer import storage
 from ray_fer.jobs.pseudo_label import pseudo_label
-from ray_fer.labeling.table import MARKS, create_table
+from ray_fer.labeling.table import MARKERS, create_table
 from tests.images import CLASSES, picture, tiny_model, write_pictures
 from tests.system.jobs import HUNG, ROOT, failing_job, kill_job, processes, refusal, run_job, start_job
 
@@ -32,7 +32,9 @@ def rows_of(table: str) -> list[dict[str, object]]:
 
 def keys_of(table: str) -> Counter[tuple[object, ...]]:
     """Of the rows that are no marks."""
-    return Counter((row["uri"], row["identity"], row["model"]) for row in rows_of(table) if row["status"] not in MARKS)
+    return Counter(
+        (row["uri"], row["identity"], row["model"]) for row in rows_of(table) if row["status"] not in MARKERS
+    )
 
 
 def wait_for_rows(table: str, rows: int, process: subprocess.Popen[str]) -> None:
