@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 CHECKED = "1.0.31"
 
 
-def save_config(model: Any, path: str, facts: Mapping[str, Any], preprocessing: Mapping[str, Any]) -> None:
+def save_config(model: Any, path: str, facts: dict[str, Any], preprocessing: dict[str, Any]) -> None:
     """Writes the ``config.json`` of a model as the Hugging Face Hub's timm integration expects it.
 
     Args:
@@ -22,7 +21,6 @@ def save_config(model: Any, path: str, facts: Mapping[str, Any], preprocessing: 
     save_config_for_hf(model, path, dict(facts), data_config=dict(preprocessing))
 
 
-def classifier_name(model: Any) -> str | tuple[str, ...]:
-    """Returns the name of the layer that makes logits of features, several for a model with several heads."""
-    name: str | tuple[str, ...] = getattr(model, "default_cfg", {}).get("classifier", "fc")
-    return name
+def classifier_name(model: Any) -> Any:
+    """Returns the name of the layer that makes logits of features, a tuple of names for a model with several heads."""
+    return getattr(model, "default_cfg", {}).get("classifier", "fc")

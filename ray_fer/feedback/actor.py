@@ -37,7 +37,7 @@ def get_feedback_actor(uri: str, classes: Sequence[str], parts: Sequence[Feedbac
     uri = storage.normalise(uri)
     name = "feedback-" + hashlib.sha256(uri.encode()).hexdigest()[:16]
     try:
-        actor = ray.get_actor(name, namespace=NAMESPACE)
+        actor: Any = ray.get_actor(name, namespace=NAMESPACE)
     except ValueError:
         FeedbackStore(uri, classes, parts)  # raises a message that is clearer than that of an actor that fails to start
         options = FeedbackActor.options(name=name, namespace=NAMESPACE, get_if_exists=True)  # type: ignore[attr-defined]
