@@ -185,10 +185,10 @@ class _CpuClock:
         for process in (this, *this.children(recursive=True)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 times, key = process.cpu_times(), (process.pid, process.create_time())
-                self._last[key] = times.user + times.system
                 # A process of Ray is named after the actor that it becomes.
                 labels = "LabelActor" in " ".join(process.cmdline())
                 self._kinds[key] = "driver" if process == this else "workers" if labels else "Ray"
+                self._last[key] = times.user + times.system
 
 
 def _busy() -> float:
