@@ -47,6 +47,8 @@ def test_the_loss_by_hand() -> None:
     )
     weighted = balanced(targets, torch.tensor([0.25, 1.0]), torch.tensor([0.5, 1.0]))
     assert (weighted.label_weights.tolist(), weighted.soft_weights.tolist()) == ([0.25, 1.0], [0.5, 0.0])
+    both = balanced(replace(targets, soft_weights=torch.ones(2)), torch.ones(2), torch.tensor([0.5, 1.0]))
+    assert both.soft_weights.tolist() == [0.5, 1.0]
     logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [2.0, 0.0], [9.0, 0.0]])
     near, far = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))
     labelled = (0.25 * near + far) / 2

@@ -51,6 +51,10 @@ def test_the_loss_by_hand() -> None:
     terms = supervised_terms(logits, targets, torch.tensor([0.5, 1.5]), label_smoothing=0.2, pseudo_weight=3.0)
     assert total(terms).item() == pytest.approx(labelled + 3.0 * soft, rel=1e-6)
     assert terms["labeled"].item() == pytest.approx(labelled, rel=1e-6)
+    assert terms["pseudo"].item() == pytest.approx(3.0 * soft, rel=1e-6)
+    # Logits of autocast are small floats here exactly; their loss is not rounded like them.
+    halves = supervised_terms(logits.bfloat16(), targets, torch.tensor([0.5, 1.5]), 0.2, 3.0)
+    assert {name: term.item() for name, term in halves.items()} == {name: term.item() for name, term in terms.items()}
 
 
 def test_the_margin_by_hand() -> None:
