@@ -25,7 +25,7 @@ from ray_fer.methods.heads import (
     published,
 )
 from ray_fer.methods.online import OnlineMethod
-from ray_fer.methods.online_heads import worst_case
+from ray_fer.methods.online_heads import OnlineBalancedHead, worst_case
 from ray_fer.methods.supervised import BalancedHead, Head
 from tests.methods.test_online import ONLINE, recipe_of
 from tests.training.epochs import loss_of, run_epochs
@@ -78,6 +78,23 @@ def test_labelled_faces_reach_the_balanced_head_class_uniformly(faces: Path) -> 
     np.testing.assert_allclose(mass / mass.sum(), np.full(3, 1 / 3), atol=0.03)
     assert recipe.head.margin.unique().numel() == 1, "nothing to adjust for"
     assert recipe.margin.unique().numel() == 2
+
+
+def test_a_class_without_a_face_has_no_share_in_the_balanced_mix(faces: Path) -> None:
+    """Of 48 faces three of four classes have some: 16 each, and one more for each of the four (Laplace)."""
+    arguments = ("class_sampling=natural", "logit_adjustment=1", "classes=[neutral,anger,happiness,fear]")
+    recipe: OnlineMethod = recipe_of(faces, *ABC, *arguments)
+    assert isinstance(recipe.head, OnlineBalancedHead)
+    assert recipe.head.margin.tolist() == pytest.approx([math.log(17 / 52)] * 3 + [math.log(1 / 52)])
+
+
+def test_pseudo_labelled_faces_play_no_part_in_the_worst_case(faces: Path) -> None:
+    recipe: OnlineMethod = recipe_of(faces, *ONLINE, "method.head=debiased", f"pseudo={faces / 'selection'}")
+    step = next(recipe.steps(0))
+    outputs = torch.randn(8 + 16 + 16 + 16, 3, 3, requires_grad=True)
+    (gradient,) = torch.autograd.grad(recipe.losses(outputs, step)["worst_case"], outputs)
+    heard = recipe.logits(gradient, WORST).any(dim=1)
+    assert heard.nonzero()[:, 0].tolist() == [*range(8), *range(40, 56)]
 
 
 def test_a_class_that_is_never_named_does_not_keep_labels_from_the_balanced_head(faces: Path) -> None:
