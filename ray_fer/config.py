@@ -279,10 +279,9 @@ def _explain(schema: type[JobConfig], problem: Any, assign: str) -> str:
     if problem["type"] == "extra_forbidden":
         if where in schema.renamed:
             keys = problem["input"] if isinstance(problem["input"], Mapping) else {}
-            olds = [f"{where}.{key}" for key in keys] or [where]
-            return "; ".join(
-                f"{old}: is called {schema.renamed[where]} now".replace("NAME", old.rpartition(".")[2]) for old in olds
-            )
+            now = schema.renamed[where]
+            told = [f"{where}.{key}: is called {now.replace('NAME', str(key))} now" for key in keys]
+            return "; ".join(told or [f"{where}: is called {now} now"])
         close = difflib.get_close_matches(where, _dotted_keys(schema), n=1)
         return f"{where}: no such key" + (f", did you mean {close[0]}?" if close else "")
     return f"{where}{assign}{repr(problem['input'])[:_SHOWN]}: {problem['msg'].lower()}"

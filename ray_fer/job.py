@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ray_fer import interruption
-from ray_fer.errors import explained
+from ray_fer.errors import UserError, explained
 
 
 def main(job: str, function: Callable[[Any], dict[str, Any]]) -> None:
@@ -51,7 +51,10 @@ def _run(job: str, function: Callable[[Any], dict[str, Any]]) -> int:
 
     arguments = sys.argv[1:]
     if any(argument in {"-h", "--help", "help"} for argument in arguments):
-        print(f"usage: python jobs/{job}.py key=value …\n\n{job_help(job, arguments)}")
+        try:
+            print(f"usage: python jobs/{job}.py key=value …\n\n{job_help(job, arguments)}")
+        except UserError as error:
+            return _report(error)
         return 0
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for noisy in ("botocore", "aiobotocore", "s3fs", "fsspec", "httpx", "matplotlib", "openvino", "timm"):

@@ -9,7 +9,7 @@ import socket
 import sys
 from types import ModuleType
 
-from ray_fer.errors import UserError
+from ray_fer.errors import UserError, one_line
 
 
 def is_there(name: str) -> bool:
@@ -43,4 +43,7 @@ def load(where: str, name: str) -> ModuleType:
     """
     if not is_there(name):
         raise UserError(f"{where}: no such module on {socket.gethostname()}, in the current folder or installed")
-    return importlib.import_module(name)
+    try:
+        return importlib.import_module(name)
+    except (ImportError, SyntaxError) as error:
+        raise UserError(f"{where}: its module cannot be imported: {one_line(error)}") from None

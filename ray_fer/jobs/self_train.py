@@ -160,8 +160,8 @@ class _Loop(LoopConfigs):
         from ray_fer.methods.registry import check_arguments  # imports torch
 
         for section, config in sections.items():
-            check_arguments(config)
             try:
+                check_arguments(config)
                 open_start(config.model_copy(update={"init": None}) if config.init == FROM_TEACHER else config)
             except UserError as error:
                 raise UserError(f"self_train: {section}: {error}") from None

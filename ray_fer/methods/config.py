@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from ray_fer import plugins
 from ray_fer.config import Count, Device, JobConfig, Minutes, NonNegative, Seed, Share, Uri, conf_file
 from ray_fer.data.source_config import Sources
+from ray_fer.errors import UserError
 from ray_fer.feedback.config import FeedbackPart
 
 METHODS = ("supervised", "online", "meta_feedback")
@@ -143,4 +145,7 @@ def _help_of(name: str) -> str:
     written = conf_file(f"methods/{name}")
     if name in METHODS and written.exists():  # importing the method takes seconds
         return written.read_text()
-    return as_yaml(name, plugins.load(f"method={name}", module_of(name)).METHOD.Config)
+    numbers = getattr(getattr(plugins.load(f"method={name}", module_of(name)), "METHOD", None), "Config", None)
+    if not (inspect.isclass(numbers) and issubclass(numbers, MethodConfig)):
+        raise UserError(f"method={name}: has no METHOD with a Config that is a MethodConfig, see CONTRIBUTING.md")
+    return as_yaml(name, numbers)

