@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ray_fer.errors import UserError
 from ray_fer.training.finite import FiniteGuard
 
 Terms = dict[str, torch.Tensor]
@@ -150,11 +151,12 @@ def train_epoch(method: Method, engine: Engine, epoch: int, guard: FiniteGuard) 
         Means of ``loss`` and of each of its terms over this rank's part of the steps that were not left out.
 
     Raises:
-        UserError: when the guard stops the run; it names the pictures of that step.
+        UserError: when the guard stops the run; it names the pictures of that step. When the epoch has no step.
     """
     model, means = engine.model, dict[str, list[torch.Tensor]]()
     before, start = _Buffers(model), _Buffers(model)
     model.train()
+    at = -1
     for at, batch in enumerate(method.steps(epoch)):
         before.keep()
         if at % method.accumulate == 0:
@@ -181,6 +183,8 @@ def train_epoch(method: Method, engine: Engine, epoch: int, guard: FiniteGuard) 
         else:
             start.restore()
             guard.bad_gradient(epoch, at, [uri for batch in together for uri in batch.uris])
+    if at < 0:
+        raise UserError(f"the method makes no step in epoch {epoch + 1}")
     return {"loss": math.nan} | {name: float(torch.stack(each).double().mean()) for name, each in means.items()}
 
 

@@ -102,6 +102,11 @@ def test_too_many_are_no_accident(caplog: pytest.LogCaptureFixture) -> None:
         longer.bad_gradient(0, 1, [])
 
 
+def test_an_epoch_without_a_step_is_no_epoch() -> None:
+    with pytest.raises(UserError, match=r"^the method makes no step in epoch 1$"):
+        run_epochs(Partial([]), range(1))
+
+
 def test_accumulated_steps_are_one_larger_step() -> None:
     recipe, larger = CountingMethod(3, World(), accumulate=2), CountingMethod(3, World(), steps=2)
     losses = [run_epochs(one, range(3)) for one in (recipe, larger)]
