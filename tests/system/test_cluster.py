@@ -141,7 +141,7 @@ def test_the_same_line_after_ray_job_submit(head: str, tmp_path: Path, model: st
 
 
 @pytest.mark.slow
-def test_a_recipe_in_the_submitted_folder(head: str, tmp_path: Path) -> None:
+def test_a_method_in_the_submitted_folder(head: str, tmp_path: Path) -> None:
     """The workers find it there, wherever ray-fer itself is installed."""
     faces, folder = write_sets(tmp_path, (20, 10, 10)), tmp_path / "submitted"
     (folder / "jobs").mkdir(parents=True)
@@ -149,7 +149,7 @@ def test_a_recipe_in_the_submitted_folder(head: str, tmp_path: Path) -> None:
     shutil.copy(ROOT / "examples" / "entropy.py", folder / "mine.py")
     places = (f"labeled={faces / PLACES['labeled']}", f"val={faces / PLACES['val']}", f"out={tmp_path / 'model'}")
     line = ["python", "jobs/train_backbone.py", *places, *SMALL, "epochs=2", "workers=2"]
-    own = ("recipe=mine", f"unlabeled={faces / 'more'}")
+    own = ("method=mine", f"unlabeled={faces / 'more'}")
     summary = submit(head, str(folder), tmp_path, [*line, *own])
     assert (summary["epochs"], summary["unlabeled"]) == (2, 40)
 
