@@ -154,14 +154,16 @@ def train_epoch(method: Method, engine: Engine, epoch: int, guard: FiniteGuard) 
         UserError: when the guard stops the run; it names the pictures of that step. When the epoch has no step.
     """
     model, means = engine.model, dict[str, list[torch.Tensor]]()
-    before, start = _Buffers(model), _Buffers(model)
+    before = _Buffers(model)
+    start = before if method.accumulate == 1 else _Buffers(model)
     model.train()
     at = -1
     for at, batch in enumerate(method.steps(epoch)):
         before.keep()
         if at % method.accumulate == 0:
             together = list[Batch]()
-            start.keep()
+            if start is not before:
+                start.keep()
         terms = method.losses(engine(batch.inputs), batch)
         loss = total(terms)
         if guard.finite(loss):
