@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ class Read:
     error: str = ""
 
 
-class ReadBatch:
+class ReadBatch(ABC):
     """Items that are read at once, such as neighbours in one file. Subclasses say how.
 
     Args:
@@ -67,6 +68,7 @@ class ReadBatch:
         """About how many bytes the batch holds in memory once it is read."""
         return sum(item.size for item in self.items)
 
+    @abstractmethod
     def read(self, max_bytes: int) -> list[Read]:
         """Reads the items, and waits for them. Nothing is raised for an item that cannot be read.
 
@@ -76,7 +78,6 @@ class ReadBatch:
         Returns:
             a `Read` for each item, in their order.
         """
-        raise NotImplementedError
 
     def request(self, fs: Any, max_bytes: int) -> Coroutine[Any, Any, list[Read]] | None:
         """`read` of a file on S3 as a coroutine for the event loop of ``fs``; None where a thread has to call `read`.

@@ -8,6 +8,7 @@ rounded down to the edge of a bin.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,9 +68,9 @@ class Ranked(Rule):
         shares = self.shares(asarray_like(state["histogram"], probs), context)
         return Accepted(xp.take(xp.reshape(shares, (-1,)), _cells(labels, confidence, self.bins)), labels, probs)
 
+    @abstractmethod
     def shares(self, histogram: Array, context: SelectionContext) -> Array:
         """The weight (K, bins) of the predictions in each bin of ``histogram``."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

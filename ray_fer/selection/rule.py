@@ -16,6 +16,7 @@ Offline `fit` turns the sums over all batches into dataset-wide statistics. N is
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
@@ -78,7 +79,7 @@ class Accepted:
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(ABC):
     """A selection rule, and what one without statistics does.
 
     Attributes:
@@ -113,9 +114,9 @@ class Rule:
         """The next state: moving averages of the means; ``momentum`` 0 takes the means themselves."""
         return state
 
+    @abstractmethod
     def accept(self, probs: Array, state: State, context: SelectionContext) -> Accepted:
         """Weights, labels and targets of ``probs`` (N, K)."""
-        raise NotImplementedError
 
     def margin(self, state: State) -> Array | None:
         """What to add to the student's logits of the strong views, (K,); None for nothing."""
