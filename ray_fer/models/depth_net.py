@@ -1,0 +1,114 @@
+"""A backbone with a classifier over several of its depths.
+
+The last layer of a net that was trained to recognise persons has lost the expression, which its middle layers still
+carry. So the classifier of this net takes the maps of several depths, average-pooled and side by side, through a
+BatchNorm without weights, dropout, and one linear layer that starts at zero.
+
+timm opens an artifact of such a net after ``import ray_fer.models.depth_net``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from timm.models import build_model_with_cfg, register_model
+from torch import nn
+
+NAME = f"{__name__}:depth_net"
+"""How ``backbone=`` names the net."""
+_DEPTHS, _SHRINKAGE = 4, 8
+
+
+class DepthNet(nn.Module):
+    """See the module.
+
+    Args:
+        backbone: Timm's name of the backbone, which is built without a classifier.
+        depths: Indices of the maps, as timm's ``forward_intermediates`` numbers them; None for the last four stages
+            that shrink the picture at least eightfold, or four evenly spaced blocks of a transformer.
+        num_classes: K.
+        drop_rate: Dropout in front of the classifier.
+        backbone_args: Further arguments of the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        depths: Sequence[int] | None = None,
+        num_classes: int = 7,
+        drop_rate: float = 0.3,
+        **backbone_args: Any,
+    ) -> None:
+        super().__init__()
+        self.backbone = timm.create_model(backbone, num_classes=0, **backbone_args)
+        self.depths = list(depths) if depths is not None else default_depths(self.backbone)
+        self.num_classes = num_classes
+        self.num_features = sum(_stages(self.backbone)[depth]["num_chs"] for depth in self.depths)
+        self.norm = nn.BatchNorm1d(self.num_features, affine=False)
+        self.drop = nn.Dropout(drop_rate)
+        self.fc = nn.Linear(self.num_features, num_classes)
+        nn.init.zeros_(self.fc.weight)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """The pooled maps (B, D) of ``x`` (B, 3, S, S)."""
+        return pooled_depths(self.backbone, x, self.depths)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        """Logits (B, K) of the pooled maps (B, D), or what the classifier takes where ``pre_logits`` is true."""
+        x = self.drop(self.norm(x))
+        return x if pre_logits else self.fc(x)
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.fc
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K) of ``x`` (B, 3, S, S)."""
+        return self.forward_head(self.forward_features(x))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As timm's models have it."""
+        self.backbone.set_grad_checkpointing(enable)
+
+
+def pooled_depths(backbone: Any, x: torch.Tensor, depths: Sequence[int]) -> torch.Tensor:
+    """The average-pooled maps of several depths side by side, (B, D).
+
+    Args:
+        backbone: A timm model.
+        x: (B, 3, S, S).
+        depths: Indices as timm's ``forward_intermediates`` numbers them.
+    """
+    maps = backbone.forward_intermediates(x, indices=list(depths), intermediates_only=True)
+    return torch.cat([each.mean(dim=(2, 3)) for each in maps], dim=1)
+
+
+def default_depths(backbone: Any) -> list[int]:
+    """The indices of the stages that shrink the picture at least eightfold, or of four evenly spaced blocks.
+
+    Raises:
+        ValueError: If timm does not know the stages of the backbone.
+    """
+    stages = _stages(backbone)
+    if len({stage["reduction"] for stage in stages}) == 1:  # the blocks of a transformer
+        return [round((number + 1) * len(stages) / _DEPTHS) - 1 for number in range(min(_DEPTHS, len(stages)))]
+    return [number for number, stage in enumerate(stages) if stage["reduction"] >= _SHRINKAGE]
+
+
+def _stages(backbone: Any) -> list[dict[str, Any]]:
+    info = getattr(backbone, "feature_info", None)
+    stages = getattr(info, "info", info)
+    if not stages or not hasattr(backbone, "forward_intermediates"):
+        raise ValueError("timm gives no maps of its depths")
+    return list(stages)
+
+
+@register_model
+def depth_net(pretrained: bool = False, **arguments: Any) -> nn.Module:
+    """A `DepthNet`, for ``timm.create_model``."""
+    model: nn.Module = build_model_with_cfg(DepthNet, "depth_net", pretrained, **arguments)
+    return model
