@@ -99,7 +99,9 @@ class Run:
         steps = given.pop("steps_per_epoch")
         own = {key: given.pop(key) for key in kind.Config.model_fields if key in given}
         context = Context(
-            config=load_config("train_backbone", ["labeled=-", "val=-", "out=-"]).model_copy(update=given),
+            config=load_config("train_backbone", ["labeled=-", "val=-", "out=-"])
+            .with_defaults(fine_tuned=False)
+            .model_copy(update=given),
             numbers=kind.Config(**own),
             classes=SEVEN,
             mean=HALF,

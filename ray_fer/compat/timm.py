@@ -21,6 +21,13 @@ def save_config(model: Any, path: str, facts: dict[str, Any], preprocessing: dic
     save_config_for_hf(model, path, dict(facts), data_config=dict(preprocessing))
 
 
+def model_arguments(model: Any) -> dict[str, Any]:
+    """Returns the arguments with which ``timm.create_model`` makes a model of the same shape again."""
+    from timm.models._input import get_model_args
+
+    return get_model_args(model)
+
+
 def classifier_name(model: Any) -> Any:
     """Returns the name of the layer that makes logits of features, a tuple of names for a model with several heads."""
     return getattr(model, "default_cfg", {}).get("classifier", "fc")

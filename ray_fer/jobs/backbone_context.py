@@ -24,6 +24,8 @@ from ray_fer.methods.batch import Faces, PseudoLabels, Stream
 from ray_fer.methods.context import Context, Feedback
 from ray_fer.methods.registry import find_method, numbers_of
 from ray_fer.models.backbone import build_backbone, checkpoint_activations, local_pretrained, normalisation
+from ray_fer.models.depth_net import DepthNet
+from ray_fer.models.frozen import rest_batch_norm
 from ray_fer.training.world import World
 
 
@@ -140,7 +142,10 @@ def build_model(inputs: Inputs) -> tuple[torch.nn.Module, tuple[float, ...], tup
         pretrained=local_pretrained(config.pretrained) if config.pretrained else None,
         init=init,
         classes=inputs.labeled.classes,
+        depths=bool(config.depths),
     )
+    if config.batch_norm == "rest":
+        rest_batch_norm(model.body if isinstance(model, DepthNet) else model)
     return (model, init.mean, init.std) if init else (model, *normalisation(model))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import logging
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,10 +102,11 @@ def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
     selection = read_selection(config.pseudo, labeled.classes) if config.pseudo else None
     default = storage.join(storage.normalise(config.out), "feedback")
     feedback = config.feedback or (default if "feedback" in method.takes and (selection or config.unlabeled) else None)
-    config = resolved(config).model_copy(
+    side = config.image_size or (init.image_size if init else None)
+    config = with_defaults(resolved(config), init).model_copy(
         update={
             "backbone": backbone,
-            "image_size": config.image_size or (init.image_size if init else picture_size(labeled.uris)),
+            "image_size": side or picture_size(labeled.uris, backbone if config.pretrained else None),
             "classes": list(labeled.classes),
         }
     )
@@ -125,8 +127,22 @@ def open_start(config: TrainBackboneConfig) -> tuple[Artifact | None, str]:
     return init, backbone
 
 
-def picture_size(uris: list[str]) -> int:
-    """The median side in pixels of a sample of the pictures, as a multiple of 16 within [48, 112]."""
+def with_defaults(config: TrainBackboneConfig, init: Artifact | None) -> TrainBackboneConfig:
+    """``config`` with the defaults of what it starts from: a pretrained net, or a model that came from one."""
+    return config.with_defaults(bool(config.pretrained) or (init is not None and init.takes_depths))
+
+
+def picture_size(uris: list[str], pretrained: str | None = None) -> int:
+    """The side in pixels of the crops for a model, from the median side of a sample of the pictures.
+
+    Args:
+        uris: Of the pictures.
+        pretrained: Name of a backbone that has seen larger pictures; it gets twice the median, as a multiple of 32 of
+            at most its own size.
+
+    Returns:
+        Without ``pretrained`` the median, as a multiple of 16 within [48, 112].
+    """
     sample = [Item(uri, "", 0) for uri in uris[:: max(1, len(uris) // _SAMPLE)]]
     sides = []
     for read in read_objects(sample, MAX_PICTURE_BYTES):
@@ -136,6 +152,10 @@ def picture_size(uris: list[str]) -> int:
         except DecodeError:
             continue
     median = float(np.median(sides)) if sides else _SMALLEST
+    if pretrained is not None:
+        from ray_fer.models.backbone import own_size
+
+        return min(math.ceil(2 * median / 32) * 32, own_size(pretrained))
     return int(np.clip(round(median / _MULTIPLE) * _MULTIPLE, _SMALLEST, _LARGEST))
 
 

@@ -21,10 +21,10 @@ from ray_fer.data.manifests import Manifest
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
 from ray_fer.feedback.config import FeedbackPart
-from ray_fer.jobs.backbone_inputs import Inputs, open_inputs, warn_of_doubts
+from ray_fer.jobs.backbone_inputs import Inputs, open_inputs, warn_of_doubts, with_defaults
 from ray_fer.jobs.held_out import UNLABELED, check_selection, list_unlabeled, read_unlabeled, warn_of_copies
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig, upgraded
-from ray_fer.models.artifact import PROVENANCE, open_artifact, save_artifact
+from ray_fer.models.artifact import CONFIG, PROVENANCE, open_artifact, save_artifact
 from ray_fer.models.records import BackboneMetrics, Identity, Trained
 from ray_fer.resources import check_device
 from ray_fer.training import lease
@@ -70,7 +70,7 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     check_device(config.device)
     config = _absolute(config)
     inputs = open_inputs(config)
-    identity = _identity(config.model_copy(update={"method": inputs.config.method}), inputs)
+    identity = _identity(with_defaults(config, inputs.init).model_copy(update={"method": inputs.config.method}), inputs)
     out = storage.normalise(config.out)
     if must_run(out, identity, upgraded):
         _check_step(inputs)
@@ -93,6 +93,8 @@ def check_trained(config: TrainBackboneConfig) -> None:
     from ray_fer.methods.registry import resolved
 
     config = resolved(_absolute(config))
+    there = config.init and storage.exists(storage.join(config.init, CONFIG))
+    config = with_defaults(config, open_artifact(str(config.init)) if there else None)
     is_finished(config.out, identity_of(config, {}), upgraded)
 
 

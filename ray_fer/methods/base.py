@@ -55,12 +55,14 @@ class BackboneMethod(ABC):
         self.model = self.network().to(self.world.device)
         # On a CPU the plain layout is faster. Weights stay as they are: DeepSpeed broadcasts them as flat bytes.
         self.layout = torch.channels_last if self.world.device.type == "cuda" else torch.contiguous_format
-        self.ema = Ema(self.model, self.config.ema_decay)
-        self.ema_model = self.ema.model
         self.accumulate, self.epochs = self.config.accumulate, self.config.epochs
         faces = len(context.labeled) or len(context.unlabeled)
         together = self.config.batch_size * self.accumulate
         self.steps_per_epoch: int = context.steps_per_epoch or -(-faces // together) * self.accumulate
+        # A window of the whole run would still hold its beginning.
+        window = min(0.997, 1 - 10 / max(11, self.epochs * self.steps_per_epoch // self.accumulate))
+        self.ema = Ema(self.model, window if self.config.ema_decay is None else self.config.ema_decay)
+        self.ema_model = self.ema.model
         self.images_per_epoch = self.config.batch_size * self.steps_per_epoch
         self.temperature = 1.0
         self.confidence_of_correct: list[float | None] | None = None
@@ -82,13 +84,15 @@ class BackboneMethod(ABC):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for AdamW; norms and biases do not decay."""
-        return parameter_groups(self.model, self.config.weight_decay, self.config.layer_decay)
+        rate = self.config.backbone_rate or 1.0
+        return parameter_groups(self.model, self.config.weight_decay, self.config.layer_decay, rate)
 
     def learning_rate(self, step: int) -> float:
         """Warm-up and cosine over the whole run's optimiser steps."""
         in_epoch = self.steps_per_epoch // self.accumulate
         steps = self.epochs * in_epoch
         warmup = round(self.config.warmup_epochs * in_epoch)
+        assert self.config.learning_rate is not None
         return self.config.learning_rate * learning_rate_factor(step, steps, min(warmup, steps))
 
     @abstractmethod

@@ -24,6 +24,23 @@ _WIDTH, _COLUMN = 118, 24
 _EARLIER = {"supervised": "supervised", "online": "online", "meta_feedback": "meta"}  # sections of earlier versions
 
 
+_FROM_SCRATCH: dict[str, Any] = {
+    "depths": False,
+    "batch_norm": "learn",
+    "backbone_rate": 1.0,
+    "class_sampling": "uniform",
+    "learning_rate": 2.0e-3,
+    "ema_decay": 0.997,
+}
+_FINE_TUNED: dict[str, Any] = {
+    "depths": True,
+    "batch_norm": "rest",
+    "backbone_rate": 0.3,
+    "class_sampling": "sqrt",
+    "learning_rate": 1.0e-3,
+}
+
+
 class MethodConfig(JobConfig):
     """The numbers of a method, given as ``method.NAME=``. The text under a field is its documentation."""
 
@@ -50,7 +67,7 @@ def is_there(name: str) -> bool:
 
 def upgraded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What an earlier version recorded as the arguments of a run, by their names of now."""
-    old = dict(arguments)
+    old = {**{key: _FROM_SCRATCH[key] for key in ("depths", "batch_norm", "backbone_rate")}, **arguments}
     if "recipe" not in old:
         return old
     name = old.pop("recipe")
@@ -103,20 +120,23 @@ class TrainBackboneConfig(JobConfig):
     out: Uri
     backbone: Annotated[str, Field(min_length=1)] | None
     pretrained: Uri | None
+    depths: bool | None
+    batch_norm: Literal["learn", "rest"] | None
     image_size: Annotated[int, Field(ge=16, le=1024)] | None
     classes: list[str] | None
     epochs: Count
     batch_size: Count
     accumulate: Count
-    class_sampling: Literal["uniform", "natural"]
+    class_sampling: Literal["uniform", "sqrt", "natural"] | None
     labeled_view: Literal["weak", "strong"]
     logit_adjustment: NonNegative
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0)] | None
+    backbone_rate: Annotated[float, Field(gt=0)] | None
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None
     weight_decay: NonNegative
     warmup_epochs: NonNegative
     label_smoothing: Share
-    ema_decay: Share
+    ema_decay: Share | None
     seed: Seed
     init: Uri | None
     pseudo: Uri | None
@@ -132,6 +152,15 @@ class TrainBackboneConfig(JobConfig):
     wait_minutes: Minutes
     max_failures: Annotated[int, Field(ge=0)]
     on_bad_loss: Literal["stop", "skip"]
+
+    def with_defaults(self, fine_tuned: bool) -> TrainBackboneConfig:
+        """The config with the defaults of its start where it leaves a key null.
+
+        Args:
+            fine_tuned: Whether training starts from a pretrained net, rather than from scratch or from a model of ours.
+        """
+        defaults = _FINE_TUNED if fine_tuned else _FROM_SCRATCH
+        return self.model_copy(update={key: each for key, each in defaults.items() if getattr(self, key) is None})
 
     @classmethod
     def further_help(cls, arguments: Sequence[str]) -> str:

@@ -16,6 +16,9 @@ from ray_fer.feedback.state import Snapshot, initial_state, snapshot
 from ray_fer.methods.base import BackboneMethod
 from ray_fer.methods.context import Context
 
+# How often a class of n faces is drawn, as a power of n.
+_POWERS = {"uniform": 0.0, "sqrt": 0.5, "natural": 1.0}
+
 
 class LabeledMethod(BackboneMethod):
     """A method that draws labelled faces class by class, and that may follow the feedback.
@@ -39,7 +42,7 @@ class LabeledMethod(BackboneMethod):
             *(self.labeled.labels, len(self.classes), config.batch_size),
             steps=self.steps_per_epoch,
             seed=config.seed,
-            class_probs=self.labeled_counts if config.class_sampling == "natural" else None,
+            class_probs=self.labeled_counts ** _POWERS[config.class_sampling or "uniform"],
         )
         self.neutral_probs = self.sampler.class_probs(0)
         # Of the neutral probabilities: those of the feedback would take its boost away again.

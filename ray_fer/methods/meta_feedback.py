@@ -159,6 +159,7 @@ class MetaFeedbackMethod(LabeledMethod):
 
     def learning_rate(self, step: int) -> float:
         """Warm-up and cosine for the circuit, then once more, lower, for the fine-tuning."""
+        assert self.config.learning_rate is not None
         peak, in_epoch = self.config.learning_rate, self.steps_per_epoch // self.accumulate
         steps = self.epochs * in_epoch
         first = round((1 - self.numbers.finetune) * steps)

@@ -34,6 +34,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 METRICS = "metrics.json"
 PROVENANCE = "provenance.json"
+_DEPTH_NET = "ray_fer.models.depth_net:depth_net"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,11 @@ class Artifact:
         """The backbone as ``backbone=`` takes it: timm's name, after ``MODULE:`` for a net that a module registers."""
         module = self.config.get("module")
         return f"{module}:{self.config['architecture']}" if module else str(self.config["architecture"])
+
+    @property
+    def takes_depths(self) -> bool:
+        """Whether the classifier takes several depths of the backbone; see `ray_fer.models.depth_net`."""
+        return self.architecture == _DEPTH_NET
 
     @property
     def classes(self) -> tuple[str, ...]:

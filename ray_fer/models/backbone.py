@@ -18,6 +18,7 @@ from ray_fer import storage
 from ray_fer.compat.timm import classifier_name
 from ray_fer.errors import UserError, one_line
 from ray_fer.models.artifact import CONFIG, Artifact, load_model
+from ray_fer.models.depth_net import DepthNet, depth_net_of
 from ray_fer.models.folder_facts import architecture_of
 from ray_fer.models.nets import timm_name
 from ray_fer.models.weights import check_finite, state_of
@@ -52,6 +53,7 @@ def build_backbone(
     pretrained: str | None = None,
     init: Artifact | None = None,
     classes: tuple[str, ...] = (),
+    depths: bool = False,
 ) -> torch.nn.Module:
     """Builds a timm model with ``n_classes`` outputs.
 
@@ -63,17 +65,21 @@ def build_backbone(
             classifier is dropped, unless it is a folder with as many classes.
         init: An artifact to start from; its head is kept if its classes are ``classes`` in the same order.
         classes: Names in the order of the logits, which are compared with those of ``init``.
+        depths: Whether the classifier is to take several depths of the backbone; see `DepthNet`.
 
     Raises:
         UserError: If the backbone does not support the size (the message has sizes near it that it supports), or the
             weights do not fit it.
     """
-    name = timm_name(name)
+    given, name = name, timm_name(name)
     try:
         if pretrained is not None:
             model = _from_pretrained(name, pretrained, _arguments(name, n_classes, image_size))
         else:
-            model = timm.create_model(name, **_arguments(name, n_classes, image_size))
+            own = init.config.get("model_args", {}) if init is not None and init.architecture == given else {}
+            model = timm.create_model(name, **own | _arguments(name, n_classes, image_size))
+        if depths:
+            model = _with_depths(given, model)
         check_forward(model, n_classes, image_size)
     except UserError:
         raise
@@ -86,6 +92,19 @@ def build_backbone(
         except RuntimeError as error:
             raise UserError(f"{init.uri}: its weights do not fit backbone={name}: {one_line(error)}") from None
     return model
+
+
+def _with_depths(name: str, model: torch.nn.Module) -> torch.nn.Module:
+    try:
+        return model if isinstance(model, DepthNet) else depth_net_of(model)
+    except ValueError as error:
+        raise UserError(f"backbone={name}: {error}; give depths=false") from None
+
+
+def own_size(name: str) -> int:
+    """Side in pixels of the pictures that timm trained a backbone on."""
+    config = timm.get_pretrained_cfg(timm_name(name).split(".")[0])
+    return int(config.input_size[-1]) if config is not None else 224
 
 
 def checkpoint_activations(model: torch.nn.Module, name: str) -> None:

@@ -17,8 +17,9 @@ import torch
 from timm.models import build_model_with_cfg, register_model
 from torch import nn
 
-NAME = f"{__name__}:depth_net"
-"""How ``backbone=`` names the net."""
+from ray_fer.compat.timm import model_arguments
+from ray_fer.models.nets import module_of, timm_name
+
 _DEPTHS, _SHRINKAGE = 4, 8
 
 
@@ -26,7 +27,7 @@ class DepthNet(nn.Module):
     """See the module.
 
     Args:
-        backbone: Timm's name of the backbone, which is built without a classifier.
+        backbone: Timm's name of the backbone, or ``MODULE:NAME``; it is built without a classifier.
         depths: Indices of the maps, as timm's ``forward_intermediates`` numbers them; None for the last four stages
             that shrink the picture at least eightfold, or four evenly spaced blocks of a transformer.
         num_classes: K.
@@ -43,10 +44,14 @@ class DepthNet(nn.Module):
         **backbone_args: Any,
     ) -> None:
         super().__init__()
-        self.backbone = timm.create_model(backbone, num_classes=0, **backbone_args)
-        self.depths = list(depths) if depths is not None else default_depths(self.backbone)
+        body: Any = timm.create_model(timm_name(backbone), num_classes=0, **backbone_args)
+        self.depths = list(depths) if depths is not None else default_depths(body)
+        channels = [stage["num_chs"] for stage in _stages(body)]
+        body.prune_intermediate_layers(self.depths, prune_norm=True, prune_head=True)
+        # Not named ``backbone``: so the weights of a method with several heads call theirs.
+        self.body = body
         self.num_classes = num_classes
-        self.num_features = sum(_stages(self.backbone)[depth]["num_chs"] for depth in self.depths)
+        self.num_features = sum(channels[depth] for depth in self.depths)
         self.norm = nn.BatchNorm1d(self.num_features, affine=False)
         self.drop = nn.Dropout(drop_rate)
         self.fc = nn.Linear(self.num_features, num_classes)
@@ -55,12 +60,13 @@ class DepthNet(nn.Module):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """The pooled maps (B, D) of ``x`` (B, 3, S, S)."""
-        return pooled_depths(self.backbone, x, self.depths)
+        return pooled_depths(self.body, x, self.depths)
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Logits (B, K) of the pooled maps (B, D), or what the classifier takes where ``pre_logits`` is true."""
         x = self.drop(self.norm(x))
-        return x if pre_logits else self.fc(x)
+        logits: torch.Tensor = x if pre_logits else self.fc(x)
+        return logits
 
     def get_classifier(self) -> nn.Module:
         """The last layer."""
@@ -72,7 +78,7 @@ class DepthNet(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As timm's models have it."""
-        self.backbone.set_grad_checkpointing(enable)
+        self.body.set_grad_checkpointing(enable)
 
 
 def pooled_depths(backbone: Any, x: torch.Tensor, depths: Sequence[int]) -> torch.Tensor:
@@ -85,6 +91,23 @@ def pooled_depths(backbone: Any, x: torch.Tensor, depths: Sequence[int]) -> torc
     """
     maps = backbone.forward_intermediates(x, indices=list(depths), intermediates_only=True)
     return torch.cat([each.mean(dim=(2, 3)) for each in maps], dim=1)
+
+
+def depth_net_of(model: Any) -> nn.Module:
+    """A `DepthNet` over the weights of a timm model, whose own classifier is dropped.
+
+    Raises:
+        ValueError: As `default_depths`.
+    """
+    facts, module = dict(model.pretrained_cfg), module_of(model)
+    name = f"{module}:{facts['architecture']}" if module else facts["architecture"]
+    given = {key: each for key, each in model_arguments(model).items() if key not in ("num_classes", "global_pool")}
+    net: Any = timm.create_model("depth_net", backbone=name, num_classes=model.num_classes, **given)
+    kept = net.body.state_dict().keys()
+    net.body.load_state_dict({key: value for key, value in model.state_dict().items() if key in kept})
+    mine = {"architecture": "depth_net", "classifier": "fc", "first_conv": None}
+    net.pretrained_cfg = net.default_cfg = facts | mine
+    return net  # type: ignore[no-any-return]
 
 
 def default_depths(backbone: Any) -> list[int]:

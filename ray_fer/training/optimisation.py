@@ -11,7 +11,9 @@ from timm.optim import param_groups_layer_decay  # type: ignore[attr-defined]
 from torch import nn
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float | None = None, backbone_rate: float = 1.0
+) -> list[dict[str, Any]]:
     """Parameter groups for AdamW: kernels and matrices decay; biases, norms and what the model excepts do not.
 
     Args:
@@ -19,6 +21,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float |
         weight_decay: of the first kind.
         layer_decay: makes groups per layer of each timm model; the ``lr_scale`` of its classifier is 1, and this much
             of it for each layer below (BEiT, arXiv:2106.08254, as in timm). Heads beside it are as the classifier.
+        backbone_rate: factor on the learning rate of all weights of a timm model below its classifier.
     """
     groups: list[dict[str, Any]] = []
     excepted: set[int] = set()
@@ -37,11 +40,34 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float |
         if parameter.requires_grad and id(parameter) not in grouped:
             (kept if parameter.ndim <= 1 or id(parameter) in excepted else decayed).append(parameter)
     others = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return groups + [group for group in others if group["params"]]
+    groups += [group for group in others if group["params"]]
+    return groups if backbone_rate == 1 else _slowed(groups, _below_classifier(model), backbone_rate)
+
+
+def _below_classifier(model: nn.Module) -> set[int]:
+    below: set[int] = set()
+    for net in _nets(model):
+        heads = {id(each) for each in net.get_classifier().parameters()}  # type: ignore[operator]
+        below |= {id(each) for each in net.parameters()} - heads
+    return below
+
+
+def _slowed(groups: list[dict[str, Any]], slow: set[int], rate: float) -> list[dict[str, Any]]:
+    parts = []
+    for group in groups:
+        for factor, mine in ((rate, True), (1.0, False)):
+            params = [each for each in group["params"] if (id(each) in slow) == mine]
+            if params:
+                parts.append(group | {"params": params, "lr_scale": factor * group.get("lr_scale", 1.0)})
+    return parts
 
 
 def _backbones(model: nn.Module) -> list[nn.Module]:
     # timm knows the layers and exceptions of its own models only: of a wrapper around them it would find neither.
+    return [getattr(net, "body", net) for net in _nets(model)]
+
+
+def _nets(model: nn.Module) -> list[nn.Module]:
     if hasattr(model, "pretrained_cfg"):
         return [model]
     return [each for each in model.children() if hasattr(each, "pretrained_cfg")] or [model]

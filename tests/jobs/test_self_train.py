@@ -12,6 +12,7 @@ from ray_fer.config import load_config
 from ray_fer.errors import UserError
 from ray_fer.feedback.store import FeedbackStore
 from ray_fer.jobs import self_train
+from ray_fer.jobs.backbone_inputs import with_defaults
 from ray_fer.jobs.self_train import other_settings, replaces, why_stop
 from ray_fer.methods.registry import resolved
 from ray_fer.training.run_folder import identity_of
@@ -126,7 +127,9 @@ def a_finished_round(tmp_path: Path) -> list[str]:
         },
     )
     storage.write_json(f"{student.out}/config.json", {})
-    storage.write_json(f"{student.out}/provenance.json", {"identity": identity_of(resolved(student), {})})
+    storage.write_json(
+        f"{student.out}/provenance.json", {"identity": identity_of(with_defaults(resolved(student), None), {})}
+    )
     scores = {"val": 0.5, "choice": 0.5, "feedback": 0.5}
     summary = {
         **{"round": 1, "labelled_by": "/t", "predictions": 4, "accepted": 2, "accepted_per_class": {"a": 2, "b": 0}},

@@ -107,7 +107,8 @@ def test_what_an_earlier_version_recorded_is_read_by_the_names_of_now(tmp_path: 
     own = {"supervised": {"head": "main"}, "online": {"ratio": 3}, "meta": {"strength": 0.1}}
     old = {"epochs": 5, "recipe": "online", "settings": None, "pseudo_ratio": 2, "pseudo_weight": 1.0, **own}
     online = {"name": "online", "pseudo_ratio": 2, "pseudo_weight": 1.0, "ratio": 3}
-    assert upgraded(old) == {"epochs": 5, "method": online}
+    since = {"depths": False, "batch_norm": "learn", "backbone_rate": 1.0}
+    assert upgraded(old) == {"epochs": 5, "method": online, **since}
     assert upgraded({**old, "recipe": "meta_feedback"})["method"] == {"name": "meta_feedback", "strength": 0.1}
     mine = {**old, "recipe": "mine", "settings": {"penalty": 2}}
     assert upgraded(mine)["method"] == {"name": "mine", "penalty": 2}
