@@ -28,11 +28,12 @@ from ray_fer.expressions import SEVEN
 from ray_fer.methods.batch import Faces, Indices
 
 HELDOUT_SHARE = 1 / 6
+_BILINEAR = Image.Resampling.BILINEAR
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The whole file: uint8 (N, 48, 48), int64 (N,) with -1 for none of the seven, and two columns of names."""
+    """The whole file: uint8 (N, S, S), int64 (N,) with -1 for none of the seven, and two columns of names."""
 
     images: NDArray[np.uint8]
     labels: Indices
@@ -73,10 +74,11 @@ class TensorImages:
         return pixels.unsqueeze(-1).expand(-1, -1, -1, 3), np.ones(len(indices), bool)
 
 
-def read_table(path: Path) -> Table:
-    """Reads ``ferplus.parquet``."""
+def read_table(path: Path, side: int | None = None) -> Table:
+    """Reads ``ferplus.parquet``; pictures are enlarged to ``side`` pixels where it is given."""
     table = pq.read_table(path)
-    images = np.stack([np.asarray(Image.open(io.BytesIO(data))) for data in table["image"].to_pylist()])
+    pictures = (Image.open(io.BytesIO(data)) for data in table["image"].to_pylist())
+    images = np.stack([np.asarray(each.resize((side, side), _BILINEAR) if side else each) for each in pictures])
     labels = [SEVEN.index(name) if name in SEVEN else -1 for name in table["label"].to_pylist()]
     return Table(images, np.array(labels), np.array(table["role"].to_pylist()), table["group"].to_pylist())
 

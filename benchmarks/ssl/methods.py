@@ -90,7 +90,7 @@ def continued(
     settings: dict[str, Any] = {"label_smoothing": label_smoothing}
     if from_teacher:
         settings["init"] = copy.deepcopy(teacher.ema_model).requires_grad_(True)
-        settings["learning_rate"] = 1e-3
+        settings["learning_rate"] = 5e-4 if run.size.pretrained else 1e-3
     if feedback_parts is not None:
         settings["feedback"] = LocalFeedback(feedback_parts, confusion, run.seed)
     return supervised(run, passes - run.spent, pseudo, **settings)

@@ -40,24 +40,31 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help=f"half an hour: {', '.join(QUICK)}, one seed, 80,000 passes"
     )
+    parser.add_argument("--pretrained", help="timm folder to start from; without it, runs are from scratch")
+    parser.add_argument("--side", type=int, help="pixels to which faces are enlarged, for a pretrained net")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--out", type=Path, help="ssl.jsonl, or ssl-quick.jsonl, among the results")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.methods, arguments.seeds, arguments.passes = list(QUICK), [0], 80_000
-    out_file = arguments.out or RESULTS / ("ssl-quick.jsonl" if arguments.quick else "ssl.jsonl")
+    name = "ssl-fine-tuned.jsonl" if arguments.pretrained else "ssl.jsonl"
+    out_file = arguments.out or RESULTS / ("ssl-quick.jsonl" if arguments.quick else name)
     size = {"passes": arguments.passes, "batch": arguments.batch, "lfw": arguments.lfw}
+    if arguments.pretrained:
+        size |= {"regime": "fine-tuned", "side": arguments.side}
     jobs = [
         {"method": method, "budget": budget, "seed": seed, **size}
         for seed in arguments.seeds
         for budget in arguments.budgets
         for method in arguments.methods
     ]
-    done = [{key: line[key] for key in KEYS} for line in (read_lines(out_file) if out_file.exists() else [])]
+    keys = (*KEYS, "regime", "side") if arguments.pretrained else KEYS
+    done = [{key: line[key] for key in keys} for line in (read_lines(out_file) if out_file.exists() else [])]
     jobs = [job for job in jobs if job not in done]
     context = multiprocessing.get_context("spawn")
-    prepare = (arguments.data, arguments.device, max(1, torch.get_num_threads() // arguments.processes))
+    threads = max(1, torch.get_num_threads() // arguments.processes)
+    prepare = (arguments.data, arguments.device, threads, arguments.pretrained, arguments.side)
     with context.Pool(arguments.processes, _prepare, prepare) as pool, out_file.open("a") as out:
         for line in pool.imap_unordered(_work, jobs):
             out.write(json.dumps(line) + "\n")
@@ -72,15 +79,17 @@ def main() -> None:
 _data: Path
 _table: Table
 _device: torch.device
+_pretrained: str | None
 
 
-def _prepare(data: Path, device: str, threads: int) -> None:
-    global _data, _table, _device
+def _prepare(data: Path, device: str, threads: int, pretrained: str | None, side: int | None) -> None:
+    global _data, _table, _device, _pretrained
+    _pretrained = pretrained
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     _device = torch.device(device)
-    _data, _table = data, read_table(data / "ferplus.parquet")
+    _data, _table = data, read_table(data / "ferplus.parquet", side)
 
 
 @functools.lru_cache(1)
@@ -90,7 +99,7 @@ def _sets(budget: float, seed: int, lfw: bool) -> Sets:
 
 
 def _work(job: dict[str, Any]) -> dict[str, Any]:
-    size = Size(passes=job["passes"], batch=job["batch"])
+    size = Size(passes=job["passes"], batch=job["batch"], pretrained=_pretrained)
     run = Run(_sets(job["budget"], job["seed"], job["lfw"]), size, job["seed"], World(device=_device))
     return {**job, **execute(METHODS[job["method"]], run)}
 

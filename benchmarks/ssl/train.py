@@ -31,6 +31,9 @@ from ray_fer.methods.context import Context
 from ray_fer.methods.meta_feedback import MetaFeedbackMethod
 from ray_fer.methods.online import OnlineMethod
 from ray_fer.methods.supervised import SupervisedMethod
+from ray_fer.models.backbone import build_backbone, normalisation
+from ray_fer.models.folder_facts import architecture_of
+from ray_fer.models.frozen import rest_batch_norm
 from ray_fer.selection import Accepted, Rule, SelectionContext, debias, fit, harden, smoothed_prior
 from ray_fer.training.finite import FiniteGuard
 from ray_fer.training.loop import train_epoch
@@ -53,6 +56,7 @@ class Size:
     passes: int = 160_000
     batch: int = 32
     epochs: int = 20
+    pretrained: str | None = None
 
 
 @dataclass
@@ -67,9 +71,14 @@ class Run:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def backbone(self) -> Any:
-        """A backbone from scratch."""
+        """A backbone from scratch, or from the pretrained net, over its depths and with BatchNorm at rest."""
         torch.manual_seed(self.seed)
-        return timm.create_model(self.size.backbone, num_classes=K)
+        pretrained, side = self.size.pretrained, self.sets.labeled.images.images.shape[1]
+        if pretrained is None:
+            return timm.create_model(self.size.backbone, num_classes=K)
+        model: Any = build_backbone(architecture_of(pretrained), K, side, pretrained=pretrained, depths=True)
+        rest_batch_norm(model.body)
+        return model
 
     def schedule(self, passes: float, per_face: float) -> dict[str, Any]:
         """The settings that make a method spend ``passes``, at ``per_face`` of them for every labelled face."""
@@ -82,7 +91,7 @@ class Run:
             "batch_size": self.size.batch,
             # A window of the whole run would still hold its beginning.
             "ema_decay": min(0.997, 1 - 10 / (steps * epochs)),
-            "label_smoothing": 0.0,
+            "label_smoothing": 0.1 if self.size.pretrained else 0.0,
             "seed": self.seed,
         }
 
@@ -97,15 +106,16 @@ class Run:
         """A method that begins with ``start``; ``settings`` are of the job and, under their names, the method's own."""
         sets, given = self.sets, dict(settings)
         steps = given.pop("steps_per_epoch")
+        mean, std = normalisation(start) if self.size.pretrained else (HALF, QUARTER)
         own = {key: given.pop(key) for key in kind.Config.model_fields if key in given}
         context = Context(
             config=load_config("train_backbone", ["labeled=-", "val=-", "out=-"])
-            .with_defaults(fine_tuned=False)
+            .with_defaults(fine_tuned=self.size.pretrained is not None)
             .model_copy(update=given),
             numbers=kind.Config(**own),
             classes=SEVEN,
-            mean=HALF,
-            std=QUARTER,
+            mean=mean,
+            std=std,
             backbone=functools.partial(copy.deepcopy, start),
             labeled=sets.labeled,
             val=sets.val,
