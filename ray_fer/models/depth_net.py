@@ -14,13 +14,15 @@ from typing import Any
 
 import timm
 import torch
-from timm.models import build_model_with_cfg, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 from ray_fer.compat.timm import model_arguments
 from ray_fer.models.nets import module_of, timm_name
 
 _DEPTHS, _SHRINKAGE = 4, 8
+# timm finds it under this name in the module of `depth_net`.
+default_cfgs = generate_default_cfgs({"depth_net": {"classifier": "fc"}})
 
 
 class DepthNet(nn.Module):
