@@ -30,7 +30,7 @@ from ray_fer.data.decode import (
     to_rgb,
     upright,
 )
-from ray_fer.data.sources.uris import Face, split_face
+from ray_fer.data.uris import Face, split_face
 
 Matrix = NDArray[np.float64]
 

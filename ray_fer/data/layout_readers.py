@@ -22,8 +22,8 @@ from botocore.exceptions import BotoCoreError
 from PIL import Image
 
 from ray_fer import storage
-from ray_fer.data.sources.uris import Face, resolve
 from ray_fer.data.text import decoded, parse_int
+from ray_fer.data.uris import Face, resolve
 from ray_fer.errors import UserError, one_line
 from ray_fer.expressions import AFFECTNET, EXPW, FER2013, FERPLUS, RAF_DB, canonical
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,8 @@ _LOGGED = 10
 _MAX_THREADS = 8
 
 Indices = NDArray[np.int64]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class ImageLoader:
@@ -136,3 +140,19 @@ def decode_read(read: Read, out: Pixels) -> str | None:
             problem = str(error)
     out[...] = 0
     return problem
+
+
+def read_ahead(make: Callable[[T], R], items: Iterable[T], depth: int = 2) -> Iterator[R]:
+    """Yields ``make(item)`` of every item in order, up to ``depth`` of them made ahead by one background thread."""
+    with ThreadPoolExecutor(1, "read-ahead") as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

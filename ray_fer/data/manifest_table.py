@@ -18,8 +18,8 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from ray_fer import storage
-from ray_fer.data.sources.uris import resolve
 from ray_fer.data.text import decoded, parse_int
+from ray_fer.data.uris import resolve
 from ray_fer.errors import UserError, one_line
 from ray_fer.expressions import canonical, class_name, class_order
 

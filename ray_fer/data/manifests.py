@@ -22,7 +22,7 @@ from ray_fer.data.decode import has_image_extension
 from ray_fer.data.layouts import LayoutUri, parse_layout
 from ray_fer.data.manifest_table import READING_ERRORS, REQUIRED, ManifestTable
 from ray_fer.data.names import is_hidden
-from ray_fer.data.sources.uris import split_face
+from ray_fer.data.uris import split_face
 from ray_fer.errors import UserError, one_line
 from ray_fer.expressions import EXPRESSIONS, canonical, class_name, class_order
 

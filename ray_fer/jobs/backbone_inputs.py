@@ -16,10 +16,9 @@ from ray_fer.data.decode import DecodeError, one_error
 from ray_fer.data.digests import Contents, contents_of, describe_unread
 from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
-from ray_fer.data.read import Item, Read, read_objects
-from ray_fer.data.sources.stats import stat_objects
-from ray_fer.data.sources.uris import parse, split_face
+from ray_fer.data.read import Item, Read, read_objects, stat_objects
 from ray_fer.data.splits import feedback_half, join_validation, missing_in_a_half
+from ray_fer.data.uris import place_of
 from ray_fer.errors import UserError
 from ray_fer.feedback.controller import MIN_EXAMPLES
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig
@@ -205,4 +204,4 @@ def _pretrained_name(config: TrainBackboneConfig) -> str | None:
 
 def _surely_gone(read: Read) -> bool:
     # Of what lies inside a file, the file may have been what could not be read.
-    return read.status == "missing" and parse(split_face(read.item.uri)[0]) is None
+    return read.status == "missing" and place_of(read.item.uri).format == "auto"

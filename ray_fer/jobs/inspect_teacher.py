@@ -12,7 +12,7 @@ from PIL import Image
 from ray_fer import storage
 from ray_fer.data.crop import decode_uri
 from ray_fer.data.decode import DecodeError, Pixels
-from ray_fer.data.sources.uris import split_face
+from ray_fer.data.uris import split_face
 from ray_fer.errors import UserError
 from ray_fer.jobs.config import InspectTeacherConfig
 from ray_fer.models.artifact import Artifact

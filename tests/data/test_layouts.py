@@ -12,7 +12,7 @@ from ray_fer.data.crop import decode_uri
 from ray_fer.data.decode import decode
 from ray_fer.data.layouts import LAYOUTS, normalise_argument
 from ray_fer.data.manifests import Manifest, named_pictures, read_manifest
-from ray_fer.data.sources.uris import split_face
+from ray_fer.data.uris import split_face
 from ray_fer.errors import UserError
 from ray_fer.expressions import ABAW, EXPRESSIONS, SEVEN
 from ray_fer.jobs.backbone_inputs import open_inputs

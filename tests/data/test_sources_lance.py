@@ -13,12 +13,12 @@ import lance
 import pyarrow as pa
 import pytest
 
+from ray_fer.data.formats import parse
 from ray_fer.data.loading import ImageLoader
 from ray_fer.data.read import Item
 from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources import check_sources, list_sources, pages
 from ray_fer.data.sources.lance import LanceRow
-from ray_fer.data.sources.uris import parse
 from ray_fer.errors import UserError
 from tests.data.test_sources_tar import items_of, read_all
 from tests.images import picture

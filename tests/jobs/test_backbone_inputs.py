@@ -14,9 +14,8 @@ import pytest
 import xxhash
 
 from ray_fer.data.digests import Contents
-from ray_fer.data.items import Item, Read
-from ray_fer.data.read import read_objects
-from ray_fer.data.sources.uris import Face
+from ray_fer.data.read import Item, Read, read_objects
+from ray_fer.data.uris import Face
 from ray_fer.errors import UserError
 from ray_fer.jobs.backbone_inputs import open_inputs
 from ray_fer.jobs.held_out import check_selection, list_unlabeled, read_unlabeled, warn_of_copies

@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_fer import storage
-from ray_fer.data.items import UNKNOWN, Item, Read, ReadBatch, Stat, bounded, failed
+from ray_fer.data.read import UNKNOWN, Item, Read, ReadBatch, Stat, bounded, failed
 from ray_fer.data.sources import pages
 from ray_fer.data.sources.pages import KEY_SCHEMA
 from ray_fer.data.sources.rows import RowBatch, TableRow, column_problem, holds_images, only_column
@@ -97,7 +97,7 @@ class Lance(Format):
 
     def parse(self, uri: str) -> LanceRow | None:
         """The row that ``uri`` names."""
-        found = _ROW.fullmatch(uri) if "&rowid=" in uri else None
+        found = _ROW.fullmatch(uri)
         return LanceRow(found[1], unquote(found[2]), int(found[3])) if found else None
 
     def stat(self, places: Sequence[LanceRow]) -> list[Stat]:

@@ -19,14 +19,14 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_fer.data.read import stat_objects
 from ray_fer.data.sources import pages
 from ray_fer.data.sources.columns import batches, column_names, ending, guarded, keys_of, plain, text_lines
 from ray_fer.data.sources.file_sets import files_of, is_one_file, list_each
 from ray_fer.data.sources.pages import key_table, key_tables
 from ray_fer.data.sources.spec import Format, Source
-from ray_fer.data.sources.stats import stat_objects
 from ray_fer.data.sources.tar import images_among
-from ray_fer.data.sources.uris import resolve
+from ray_fer.data.uris import resolve
 from ray_fer.errors import UserError
 
 _OTHER_COMMA = re.compile(r"[;\t|]")

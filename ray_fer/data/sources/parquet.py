@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_fer.data.items import READING_ERRORS, Item, Read, ReadBatch, Stat, bounded, failed
+from ray_fer.data.read import READING_ERRORS, Item, Read, ReadBatch, Stat, bounded, failed
 from ray_fer.data.sources import pages
 from ray_fer.data.sources.file_sets import files_of, list_each
 from ray_fer.data.sources.files import OPENING_ERRORS, open_parquet, stat_files
@@ -78,7 +78,7 @@ class Parquet(Format):
 
     def parse(self, uri: str) -> Row | None:
         """The row that ``uri`` names."""
-        found = _ROW.fullmatch(uri) if "&row=" in uri else None
+        found = _ROW.fullmatch(uri)
         return Row(found[1], unquote(found[2]), int(found[3])) if found else None
 
     def stat(self, places: Sequence[Row]) -> list[Stat]:

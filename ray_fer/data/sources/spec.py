@@ -14,12 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_fer import storage
-from ray_fer.data.formats import FORMATS, load_format
-from ray_fer.data.items import Item, ReadBatch, Stat
+from ray_fer.data.formats import FORMATS, Place, load_format, parse
 from ray_fer.data.names import are_hidden, is_hidden
+from ray_fer.data.read import Item, ReadBatch, Stat
 from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources.globs import is_glob, literal_prefix, matcher, translate
-from ray_fer.data.sources.uris import Place, parse
 from ray_fer.errors import UserError
 
 COMPRESSED_TAR = r"(?i)\.(tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|lzma))$"
@@ -73,7 +72,7 @@ class Format:
         raise NotImplementedError
 
     def parse(self, uri: str) -> Place | None:
-        """The place of an image inside a file of this format; None for any other URI."""
+        """The place of an image inside a file of this format; None for any other URI that has the format's mark."""
         return None
 
     def stat(self, places: Sequence[Any]) -> list[Stat]:
