@@ -228,6 +228,6 @@ def test_what_is_no_dataset_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
             raise ModuleNotFoundError("No module named 'lance'")
         return plain(name, package)
 
-    monkeypatch.setattr("ray_fer.data.sources.lance.import_module", without)
+    monkeypatch.setattr("ray_fer.data.sources.lance_column.import_module", without)
     with pytest.raises(UserError, match=r"t.lance: to read Lance datasets, pip install 'ray-fer\[lance\]'$"):
         check_sources([str(tmp_path / "t.lance")])
