@@ -27,8 +27,8 @@ from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig, upgraded
 from ray_fer.models.artifact import PROVENANCE, open_artifact, save_artifact
 from ray_fer.models.records import BackboneMetrics, Identity, Trained
 from ray_fer.resources import check_device
-from ray_fer.training import lease
-from ray_fer.training.run_folder import RUN, absolute, claim, digest, environment, identity_of, is_finished, must_run
+from ray_fer.training.lease import Lease
+from ray_fer.training.run_folder import RUN, absolute, complete, digest, environment, identity_of, is_finished, must_run
 
 if TYPE_CHECKING:  # torch, timm and Ray take seconds to import, a mistyped path should not
     from ray_fer.feedback.state import Snapshot
@@ -74,13 +74,13 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     out = storage.normalise(config.out)
     if must_run(out, identity, upgraded):
         _check_step(inputs)
-        with lease.held(out) as held:
-            if not is_finished(out, identity, upgraded):  # who held the lease may have ended meanwhile
-                start = Start(**claim(out, identity, functools.partial(_start, out, identity, inputs), upgraded))
-                outcome = _run(inputs, out, start, held)
-                held.check()
-                _publish(out, inputs, outcome, identity, start)
-            storage.delete(storage.join(out, RUN))
+        complete(
+            *(out, identity),
+            run=lambda start, lease: _run(inputs, out, Start(**start), lease),
+            publish=lambda start, outcome: _publish(out, inputs, outcome, identity, Start(**start)),
+            start=lambda: _start(out, identity, inputs),
+            upgrade=upgraded,
+        )
     return _summary(out)
 
 
@@ -192,7 +192,7 @@ def _check_step(inputs: Inputs) -> None:
         raise UserError(f"batch_size={config.batch_size}: {what} ({error})") from None
 
 
-def _run(inputs: Inputs, out: str, start: Start, held: lease.Lease) -> Outcome:
+def _run(inputs: Inputs, out: str, start: Start, lease: Lease) -> Outcome:
     from ray_fer import cluster
     from ray_fer.feedback.actor import get_feedback_actor
     from ray_fer.jobs.backbone_context import build_model
@@ -231,7 +231,7 @@ def _run(inputs: Inputs, out: str, start: Start, held: lease.Lease) -> Outcome:
         on_bad_loss=config.on_bad_loss,
         reports=out,
         wait_minutes=config.wait_minutes,
-        lease=held,
+        lease=lease,
     )
     outcome = fit(run)
     del actor
