@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from botocore.exceptions import BotoCoreError
+
 from ray_fer import storage
 from ray_fer.data.layout_readers import (
     LabeledRow,
@@ -20,7 +22,7 @@ from ray_fer.data.layout_readers import (
     read_ferplus,
     read_raf_db,
 )
-from ray_fer.errors import UserError
+from ray_fer.errors import UserError, one_line
 from ray_fer.expressions import ABAW, EXPRESSIONS, SEVEN
 
 _URI = re.compile(r"([A-Za-z]\w*):(?!//)(.+)", re.DOTALL)
@@ -76,9 +78,12 @@ class LayoutUri:
         """Reads all rows, also those without a label.
 
         Raises:
-            UserError: for what is missing or wrong, in one line with the file and the row.
+            UserError: for what is missing or wrong, in one line with the file and the row; when it cannot be read.
         """
-        return list(self.layout.read(storage.normalise(self.folder), self.split))
+        try:
+            return list(self.layout.read(storage.normalise(self.folder), self.split))
+        except (OSError, BotoCoreError) as error:
+            raise UserError(f"{self.folder}: cannot be read ({one_line(error)})") from None
 
 
 def parse_layout(uri: str, split: str | None = None) -> LayoutUri | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -145,11 +146,11 @@ def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest,
     if len(labeled.classes) < 2:
         # It would train to the end, with a loss of 0 and a macro-F1 of 1.
         raise UserError(f"labeled={config.labeled}: one class, {labeled.classes[0]}; there is nothing to tell it from")
-    val = _readable("val", read_manifest(config.val, labeled.classes), quiet)
+    val = _read_rows("val", config.val, labeled.classes, quiet)
     check_disjoint(labeled, val)
     if config.feedback_val is None:
         return labeled, val, feedback_half(val)
-    feedback_val = _readable("feedback_val", read_manifest(config.feedback_val, labeled.classes), quiet)
+    feedback_val = _read_rows("feedback_val", config.feedback_val, labeled.classes, quiet)
     check_disjoint(labeled, feedback_val, "labeled and feedback_val")
     check_disjoint(val, feedback_val, "val and feedback_val")
     return labeled, *join_validation(val, feedback_val)
@@ -157,15 +158,22 @@ def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest,
 
 def _read_labeled(config: TrainBackboneConfig, quiet: bool) -> Manifest:
     if config.labeled is not None:
-        return _readable("labeled", read_manifest(config.labeled, config.classes), quiet)
+        return _read_rows("labeled", config.labeled, config.classes, quiet)
     if config.init is None:
-        raise UserError("labeled=null: give init=, which has the classes and the size")
+        from ray_fer.methods.registry import find_method
+
+        name = config.method.name
+        also = f", and a method without labels, which {name} needs" if "labeled" in find_method(name).needs else ""
+        raise UserError(f"labeled=null: give init=, which has the classes and the size{also}")
     return Manifest([], np.empty(0, np.int64), open_artifact(config.init).classes)
 
 
-def _readable(name: str, manifest: Manifest, quiet: bool) -> Manifest:
+def _read_rows(name: str, uri: str, classes: Sequence[str] | None, quiet: bool) -> Manifest:
     """The labelled rows whose picture is there; what is on S3 is only found missing when it is read."""
-    manifest = manifest.labeled()
+    try:
+        manifest = read_manifest(uri, classes).labeled()
+    except UserError as error:
+        raise UserError(f"{name}={error}" if str(error).startswith(uri) else f"{name}={uri}: {error}") from None
     if not len(manifest):
         raise UserError(f"{name}: no labelled row")
     local = [uri for uri in manifest.uris if not storage.is_remote(uri)]

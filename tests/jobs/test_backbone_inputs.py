@@ -71,6 +71,20 @@ def test_one_class_is_nothing_to_learn(classes: tuple[str, ...], tmp_path: Path)
         open_inputs(config(tmp_path, *classes))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("labeled={}/no.csv", "labeled={}/no.csv: cannot read the manifest"),
+        ("labeled=rafdb:{}/no", "labeled=rafdb:{}/no: {}/no: there is no EmoLabel/list_patition_label.txt"),
+        ("val={}/no", "val={}/no: no .csv or .parquet file and no folder"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_key(arguments: str, message: str, faces: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        open_inputs(config(faces, arguments.replace("{}", str(faces))))
+    assert str(caught.value).startswith(message.replace("{}", str(faces)))
+
+
 def test_copies_of_labelled_faces_are_not_unlabeled(faces: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     expected = unlabeled(faces, faces / "more")
