@@ -21,7 +21,7 @@ from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources import list_sources
 from ray_fer.data.sources.files import stat_files
 from ray_fer.data.sources.pages import key_tables
-from ray_fer.data.sources.spec import Format, Source
+from ray_fer.data.sources.spec import Format, ImageFormat, Source
 from ray_fer.data.uris import Face
 from tests.images import picture
 
@@ -37,7 +37,7 @@ class ZipMember(Place):
         return f"{self.file}!/{self.name}"
 
 
-class Zip(Format):
+class Zip(ImageFormat):
     extensions = (".zip",)
 
     def list_images(self, source: Source, counts: Counter[str]) -> Iterator[pa.Table]:

@@ -38,7 +38,7 @@ from ray_fer.data.sources.lance_column import (
     row_prefix,
 )
 from ray_fer.data.sources.rows import RowBatch, TableRow, column_problem, only_column
-from ray_fer.data.sources.spec import Format, Source
+from ray_fer.data.sources.spec import ImageFormat, Source
 from ray_fer.errors import UserError, one_line
 
 _KEPT = 4
@@ -60,7 +60,7 @@ class LanceRow(TableRow):
         return f"{row_prefix(self.file, self.column)}{self.number}"
 
 
-class Lance(Format):
+class Lance(ImageFormat):
     """Lance datasets with a column of images."""
 
     extensions = (".lance",)

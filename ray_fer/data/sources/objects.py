@@ -15,12 +15,12 @@ from ray_fer.data.read import READING_ERRORS, Item, Read, ReadBatch, Stat, faile
 from ray_fer.data.sources.files import local_identity, stat_files
 from ray_fer.data.sources.pages import key_tables
 from ray_fer.data.sources.s3_requests import get_object
-from ray_fer.data.sources.spec import Format, Source
+from ray_fer.data.sources.spec import ImageFormat, Source
 from ray_fer.data.sources.tar import images_among
 from ray_fer.data.sources.walk import list_objects
 
 
-class Objects(Format):
+class Objects(ImageFormat):
     """Loose images and the tar shards among them."""
 
     def list_images(self, source: Source, counts: Counter[str]) -> Iterator[pa.Table]:

@@ -26,7 +26,7 @@ from ray_fer.data.sources.lists import list_uris
 from ray_fer.data.sources.pages import KEY_SCHEMA
 from ray_fer.data.sources.parquet_cursor import Cursor, keep_cursor, leaf_column, take_cursor
 from ray_fer.data.sources.rows import RowBatch, TableRow, column_problem, image_columns, only_column
-from ray_fer.data.sources.spec import Format, Source
+from ray_fer.data.sources.spec import ImageFormat, Source
 from ray_fer.errors import UserError, one_line
 
 FOOTERS = 16
@@ -51,7 +51,7 @@ def row_prefix(file: str, column: str) -> str:
     return f"{file}#column={quote(column, safe='')}&row="
 
 
-class Parquet(Format):
+class Parquet(ImageFormat):
     """Parquet files with a column of images."""
 
     extensions = (".parquet",)

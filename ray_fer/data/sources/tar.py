@@ -26,7 +26,7 @@ from ray_fer.data.sources.ahead import interleaved
 from ray_fer.data.sources.files import local_identity, stat_files
 from ray_fer.data.sources.pages import key_tables
 from ray_fer.data.sources.s3_requests import get_object
-from ray_fer.data.sources.spec import COMPRESSED_TAR, Format, Source
+from ray_fer.data.sources.spec import COMPRESSED_TAR, ImageFormat, Source
 from ray_fer.data.sources.tar_index import INDEX_ERRORS, Member, forget_index, index_of, locate
 from ray_fer.data.sources.walk import list_objects
 from ray_fer.data.uris import Range, parse_range
@@ -43,7 +43,7 @@ _MEMBER = re.compile(r"(.*?\.tar)!/(.*)", re.DOTALL | re.IGNORECASE)
 _OVERWRITTEN = "its shard was overwritten since it was listed"
 
 
-class WebDataset(Format):
+class WebDataset(ImageFormat):
     """Tar shards, also among other files.
 
     What follows the first ``.tar!/`` of a member's URI is its name as it stands in the shard, unescaped, as the keys of
