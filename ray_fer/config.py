@@ -27,7 +27,7 @@ from pydantic_core import PydanticCustomError
 
 from ray_fer.argument_text import Plain
 from ray_fer.config_values import KeysOf, merged, parse_yaml, read_yaml, typed_fields
-from ray_fer.errors import UserError
+from ray_fer.errors import UserError, prefixed
 
 Minutes = Annotated[float, Field(ge=0)] | None
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -239,10 +239,8 @@ def _defaults(job: str) -> dict[str, Any]:
 
 
 def _read_file(job: str, uri: str) -> Any:
-    try:
+    with prefixed(f"{job}: config={uri}: "):
         values = read_yaml(uri)
-    except UserError as error:
-        raise UserError(f"{job}: config={uri}: {error}") from None
     if not isinstance(values, Mapping | None):
         raise UserError(f"{job}: config={uri}: not a YAML mapping of keys to values")
     return typed_fields(schema_of(job), values or {})

@@ -27,7 +27,7 @@ from typing import Any
 from ray_fer import cluster, storage
 from ray_fer.data.sources import check_sources
 from ray_fer.documents import read_document
-from ray_fer.errors import UserError
+from ray_fer.errors import UserError, prefixed
 from ray_fer.evaluation.halves import prior_helps
 from ray_fer.feedback.actor import get_feedback_actor, update
 from ray_fer.feedback.store import FeedbackStore
@@ -160,11 +160,9 @@ class _Loop(LoopConfigs):
         from ray_fer.methods.registry import check_arguments  # imports torch
 
         for section, config in sections.items():
-            try:
+            with prefixed(f"self_train: {section}: "):
                 check_arguments(config)
                 open_start(config.model_copy(update={"init": None}) if config.init == FROM_TEACHER else config)
-            except UserError as error:
-                raise UserError(f"self_train: {section}: {error}") from None
 
     def check_exclusions(self) -> None:
         """Reads what no pseudo-label may be of: else a selection would end the loop, after hours of labelling."""

@@ -18,8 +18,9 @@ from ray_fer.data.sources.file_sets import files_of, list_each
 from ray_fer.data.sources.lists import identified
 from ray_fer.data.sources.spec import Format, Source
 from ray_fer.data.sources.tar import images_among
-from ray_fer.errors import UserError, one_line
+from ray_fer.errors import UserError, as_user_error
 
+_MANIFEST_ERRORS = (*LIST_ERRORS, ValueError, KeyError, TypeError, AttributeError)
 _COLUMNS = ("bucket", "key", "size", "etag", "islatest", "isdeletemarker")
 
 
@@ -51,14 +52,12 @@ def _inventory_files(file: str) -> Iterator[tuple[str, list[str] | None]]:
     if not file.lower().endswith(".json"):
         yield file, None
         return
-    try:
+    with as_user_error(f"source={file}: not the manifest of an S3 Inventory", _MANIFEST_ERRORS):
         manifest = json.loads(storage.read_bytes(file))
         bucket = manifest["destinationBucket"].rsplit(":", 1)[-1]
         header = [name.strip() for name in manifest["fileSchema"].split(",")]
         keys = [entry["key"] for entry in manifest["files"]]
         kind = manifest["fileFormat"].lower()
-    except (*LIST_ERRORS, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"source={file}: not the manifest of an S3 Inventory ({one_line(error)})") from None
     if kind not in ("csv", "parquet"):
         raise UserError(f"source={file}: an inventory in {kind}; CSV and Parquet can be read")
     for key in keys:

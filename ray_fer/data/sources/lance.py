@@ -39,7 +39,7 @@ from ray_fer.data.sources.lance_column import (
 )
 from ray_fer.data.sources.rows import RowBatch, TableRow, column_problem, only_column
 from ray_fer.data.sources.spec import ImageFormat, Source
-from ray_fer.errors import UserError, one_line
+from ray_fer.errors import UserError, as_user_error
 
 _KEPT = 4
 _ROW = re.compile(r"(.*)#column=([^&#]*)&rowid=(\d+)", re.DOTALL)
@@ -80,14 +80,12 @@ class Lance(ImageFormat):
         Only row ids and versions are read, and of blobs their sizes; the size of other images is the mean of their
         file.
         """
-        try:
+        with as_user_error(f"source={source.uri}: cannot be read as Lance", LANCE_ERRORS):
             dataset = open_dataset(source.uri)
             name = source.column or only_column(source.uri, plain_schema(dataset.schema))
             if not is_image_column(dataset.schema, name):
                 raise UserError(f"source={source.uri}: {column_problem(dataset.schema, name)}")
             yield from LanceColumn(source.uri, name, dataset).rows()
-        except LANCE_ERRORS as error:
-            raise UserError(f"source={source.uri}: cannot be read as Lance ({one_line(error)})") from None
 
     def parse(self, uri: str) -> LanceRow | None:
         """The row that ``uri`` names."""
