@@ -82,6 +82,23 @@ class Inputs:
         return self.val_contents
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a run keeps from its first start on, however often it is interrupted.
+
+    Attributes:
+        run_name: tells the feedback who reports.
+        feedback_version: whose factors the first epoch uses.
+        unlabeled: how many unlabeled faces there were; their URIs are in the run's folder.
+        unlabeled_digest: of their listing, None without; also of runs that an older version began.
+    """
+
+    run_name: str
+    feedback_version: int | None
+    unlabeled: int = 0
+    unlabeled_digest: str | None = None
+
+
 def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
     """Opens what ``config`` points at and resolves what it leaves open.
 

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ray_fer import storage
 from ray_fer.data.manifests import Manifest
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
-from ray_fer.feedback.config import FeedbackPart
-from ray_fer.jobs.backbone_inputs import Inputs, open_inputs, warn_of_doubts
-from ray_fer.jobs.held_out import UNLABELED, check_selection, list_unlabeled, read_unlabeled, warn_of_copies
+from ray_fer.jobs.backbone_inputs import Inputs, Start, open_inputs, warn_of_doubts
+from ray_fer.jobs.held_out import UNLABELED, check_selection, list_unlabeled, warn_of_copies
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig, upgraded
 from ray_fer.models.artifact import PROVENANCE, open_artifact, save_artifact
 from ray_fer.models.records import BackboneMetrics, Identity, Trained
@@ -31,29 +26,9 @@ from ray_fer.training.lease import Lease
 from ray_fer.training.run_folder import RUN, absolute, complete, digest, environment, identity_of, is_finished, must_run
 
 if TYPE_CHECKING:  # torch, timm and Ray take seconds to import, a mistyped path should not
-    from ray_fer.feedback.state import Snapshot
-    from ray_fer.methods.base import BackboneMethod
     from ray_fer.training.runner import Outcome
-    from ray_fer.training.world import World
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a run keeps from its first start on, however often it is interrupted.
-
-    Attributes:
-        run_name: tells the feedback who reports.
-        feedback_version: whose factors the first epoch uses.
-        unlabeled: how many unlabeled faces there were; their URIs are in the run's folder.
-        unlabeled_digest: of their listing, None without; also of runs that an older version began.
-    """
-
-    run_name: str
-    feedback_version: int | None
-    unlabeled: int = 0
-    unlabeled_digest: str | None = None
 
 
 def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
@@ -99,41 +74,6 @@ def check_trained(config: TrainBackboneConfig) -> None:
 def _absolute(config: TrainBackboneConfig) -> TrainBackboneConfig:
     places = ["labeled", "val", "feedback_val", "out", "pretrained", "init", "pseudo"]
     return absolute(config, *places, *([] if config.feedback == NO_FEEDBACK else ["feedback"]))
-
-
-# --- on a rank ---
-
-
-def make_method(config: TrainBackboneConfig, start: Start, folder: str, world: World) -> BackboneMethod:
-    """The method of one rank, from the URIs in ``config``: data and weights never travel as arguments."""
-    from ray_fer.feedback.store import load_snapshot
-    from ray_fer.jobs.backbone_context import build_method
-
-    inputs = open_inputs(config, quiet=world.rank > 0)
-    unlabeled, domains = read_unlabeled(folder) if start.unlabeled else ([], None)
-    if inputs.feedback is None:
-        return build_method(inputs, world, unlabeled, domains)
-    classes = inputs.labeled.classes
-    feedback = _Feedback(inputs.feedback, classes, config.feedback_parts, start.run_name)
-    snapshot = load_snapshot(inputs.feedback, classes, start.feedback_version)
-    return build_method(inputs, world, unlabeled, domains, feedback, snapshot)
-
-
-@dataclass(frozen=True)
-class _Feedback:
-    """Reports a run's validations to the actor."""
-
-    uri: str
-    classes: tuple[str, ...]
-    parts: Sequence[FeedbackPart]
-    run_name: str
-
-    def __call__(self, confusion: NDArray[np.int64], epoch: int, **evidence: Any) -> Snapshot:
-        from ray_fer.feedback.actor import get_feedback_actor, update
-
-        actor = get_feedback_actor(self.uri, self.classes, self.parts)
-        source = f"{self.run_name}/epoch-{epoch + 1}"
-        return update(actor, confusion.tolist(), source, **evidence)
 
 
 # --- whose run it is ---
@@ -195,7 +135,7 @@ def _check_step(inputs: Inputs) -> None:
 def _run(inputs: Inputs, out: str, start: Start, lease: Lease) -> Outcome:
     from ray_fer import cluster
     from ray_fer.feedback.actor import get_feedback_actor
-    from ray_fer.jobs.backbone_context import build_model
+    from ray_fer.jobs.backbone_context import build_model, make_method
     from ray_fer.models.backbone import checkpoint_activations
     from ray_fer.training.rank import TrainSpec
     from ray_fer.training.runner import fit
@@ -210,14 +150,8 @@ def _run(inputs: Inputs, out: str, start: Start, lease: Lease) -> Outcome:
     actor = get_feedback_actor(inputs.feedback, classes, config.feedback_parts) if inputs.feedback else None
     log.info(
         "training %s at %d px on %d labelled, %d pseudo-labelled and %d unlabeled faces, %d classes",
-        *(
-            config.backbone,
-            config.image_size,
-            len(inputs.labeled),
-            _pseudo_count(inputs),
-            start.unlabeled,
-            len(classes),
-        ),
+        *(config.backbone, config.image_size, len(inputs.labeled), _pseudo_count(inputs)),
+        *(start.unlabeled, len(classes)),
     )
     warn_of_doubts(inputs)
     run = TrainSpec(
