@@ -45,7 +45,6 @@ class ImageLoader:
         uris: all local paths, or all ``s3://`` URIs.
         image_size: side S of the square pictures.
         cache_bytes: keep decoded pixels if all of them fit into this many bytes, else keep none.
-        threads: decoding threads; None: as many as cores, at most 8.
         name: what messages call the set, for example ``labeled``.
 
     Attributes:
@@ -58,7 +57,6 @@ class ImageLoader:
         image_size: int,
         *,
         cache_bytes: int = CACHE_BYTES,
-        threads: int | None = None,
         name: str = "images",
     ) -> None:
         self.uris = uris
@@ -70,7 +68,7 @@ class ImageLoader:
         self._cache = np.empty(shape, np.uint8) if np.prod(shape, dtype=np.int64) <= cache_bytes else None
         self._known = np.zeros(len(uris), bool)
         self._ok = np.zeros(len(uris), bool)
-        self._pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, _MAX_THREADS), "decode")
+        self._pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS), "decode")
 
     def batch(self, indices: Indices) -> tuple[Pixels, NDArray[np.bool_]]:
         """The pictures at ``indices`` int64 (B,), in their order; an index may repeat.
