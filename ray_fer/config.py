@@ -27,7 +27,7 @@ from pydantic_core import PydanticCustomError
 
 from ray_fer.argument_text import Plain
 from ray_fer.config_values import KeysOf, merged, parse_yaml, read_yaml, typed_fields
-from ray_fer.errors import UserError
+from ray_fer.errors import UserError, prefixed
 
 Minutes = Annotated[float, Field(ge=0)] | None
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -239,10 +239,8 @@ def _defaults(job: str) -> dict[str, Any]:
 
 
 def _read_file(job: str, uri: str) -> Any:
-    try:
+    with prefixed(f"{job}: config={uri}: "):
         values = read_yaml(uri)
-    except UserError as error:
-        raise UserError(f"{job}: config={uri}: {error}") from None
     if not isinstance(values, Mapping | None):
         raise UserError(f"{job}: config={uri}: not a YAML mapping of keys to values")
     return typed_fields(schema_of(job), values or {})
@@ -282,9 +280,13 @@ def _explain(schema: type[JobConfig], problem: Any, assign: str) -> str:
             now = schema.renamed[where]
             told = [f"{where}.{key}: is called {now.replace('NAME', str(key))} now" for key in keys]
             return "; ".join(told or [f"{where}: is called {now} now"])
-        close = difflib.get_close_matches(where, _dotted_keys(schema), n=1)
+        known = [key for key in _dotted_keys(schema) if not where.startswith(f"{key}.")]
+        close = difflib.get_close_matches(where, known, n=1)
         return f"{where}: no such key" + (f", did you mean {close[0]}?" if close else "")
-    return f"{where}{assign}{repr(problem['input'])[:_SHOWN]}: {problem['msg'].lower()}"
+    value = "null" if problem["input"] is None else repr(problem["input"])[:_SHOWN]
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return f"{where}{assign}{value}: input should be keys and values, such as {where}.KEY{assign}VALUE"
+    return f"{where}{assign}{value}: {problem['msg'].lower()}"
 
 
 def _dotted_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:

@@ -168,7 +168,7 @@ def _scalar(forms: list[Any], text: Plain) -> Any:
             else float(_NOT_FINITE.sub(lambda found: found[0].replace(".", ""), text))
         )
     except ValueError:
-        return str(text)
+        return None if text == "null" else str(text)
 
 
 def _typed_mapping(forms: list[Any], values: Mapping[Any, Any]) -> Any:

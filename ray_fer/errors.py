@@ -2,9 +2,13 @@
 
 import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from botocore.exceptions import BotoCoreError
 
+STORE_ERRORS = (OSError, BotoCoreError)
+"""What file systems and S3 raise when they cannot be reached, read or written."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -15,6 +19,29 @@ class UserError(Exception):
 def one_line(error: BaseException) -> str:
     """The message of a library's exception as one line of at most 300 characters, without terminal colours."""
     return " ".join(_COLOUR.sub("", str(error)).split())[:300] or type(error).__name__
+
+
+@contextmanager
+def as_user_error(message: str, kinds: tuple[type[Exception], ...] = STORE_ERRORS) -> Iterator[None]:
+    """Turns exceptions of the block into a `UserError`: ``message`` and, in brackets, what they say.
+
+    Args:
+        message: One line that names the key, file or row.
+        kinds: The types of the exceptions.
+    """
+    try:
+        yield
+    except kinds as error:
+        raise UserError(f"{message} ({one_line(error)})") from None
+
+
+@contextmanager
+def prefixed(prefix: str) -> Iterator[None]:
+    """Puts ``prefix``, such as ``teacher=``, before the message of a `UserError` that the block raises."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{prefix}{error}") from None
 
 
 _LASTING = {

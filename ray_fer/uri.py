@@ -6,7 +6,7 @@ import os
 import re
 from urllib.parse import unquote_to_bytes
 
-from ray_fer.errors import UserError
+from ray_fer.errors import UserError, prefixed
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _FILE_URI = re.compile(r"file:(?://(?:localhost)?(/.*)|(/(?!/).*))", re.IGNORECASE | re.DOTALL)
@@ -53,10 +53,8 @@ def normalise_argument(key: str, uri: str) -> str:
     Raises:
         UserError: If `normalise` raises it; the message names the key.
     """
-    try:
+    with prefixed(f"{key}="):
         return normalise(uri)
-    except UserError as error:
-        raise UserError(f"{key}={error}") from None
 
 
 def join(uri: str, *parts: str) -> str:

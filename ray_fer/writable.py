@@ -10,7 +10,7 @@ from pathlib import Path
 
 from botocore.exceptions import BotoCoreError
 
-from ray_fer.errors import UserError, one_line
+from ray_fer.errors import UserError, as_user_error
 from ray_fer.storage import filesystem, is_remote, join, normalise_argument
 
 # As an output, such a path would be a local folder called "s3:", which is a mistake that goes unnoticed.
@@ -31,15 +31,13 @@ def check_writable(key: str, uri: str, *, folder: bool = True) -> None:
     if _ONE_SLASH.match(uri):
         raise UserError(f"{key}={uri}: an s3 URI has two slashes, s3://bucket/key")
     uri = normalise_argument(key, uri)
-    try:
+    with as_user_error(f"{key}={uri}: cannot be written"):
         if is_remote(uri):
             _try_remote(uri)
         else:
             if not folder and os.path.isdir(uri):
                 raise UserError(f"{key}={uri}: is a folder, not a file")
             _try_local(Path(uri) if folder else Path(uri).parent)
-    except (OSError, BotoCoreError) as error:
-        raise UserError(f"{key}={uri}: cannot be written ({one_line(error)})") from None
 
 
 def _try_remote(uri: str) -> None:

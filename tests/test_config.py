@@ -48,6 +48,8 @@ def test_lists_numbers_and_odd_paths() -> None:
         ([*REQUIRED, "batch_size=9e9", "commit_seconds=inf"], "batch_size=9000000000.0: .*; commit_seconds=inf: "),
         ([*REQUIRED, "batch_size=0x10", "flip=maybe"], "batch_size='0x10': .*; flip='maybe': "),
         ([*REQUIRED, "selection=null", "table="], "table='': .*; selection='null': "),
+        ([*REQUIRED, "selection=crest"], "selection='crest': input should be keys and values, such as selection.KEY=V"),
+        ([*REQUIRED, "batch_size=null"], "batch_size=null: input should be a valid integer$"),
         ([*REQUIRED, "table.x=1"], "table={'x': '1'}: "),
         ([*REQUIRED, "verbose"], "'verbose' is not of the form key=value"),
         ([*REQUIRED, "config=/nowhere.yaml"], "config=/nowhere.yaml: no such file"),

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from benchmarks.ssl.faces import Sets
 from ray_fer.config import load_config
-from ray_fer.evaluation.metrics import apply_temperature, evaluate_probs
+from ray_fer.evaluation.calibration import apply_temperature
+from ray_fer.evaluation.metrics import evaluate_probs
 from ray_fer.expressions import SEVEN
 from ray_fer.feedback.config import PARTS
 from ray_fer.feedback.controller import next_state

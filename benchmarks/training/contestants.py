@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from benchmarks.labeling.material import list_pictures
 from ray_fer import cluster
 from ray_fer.data.augment import WEAK, augment
-from ray_fer.data.loading import ImageLoader
+from ray_fer.data.loading import ImageLoader, read_ahead
 from ray_fer.data.manifests import read_manifest
-from ray_fer.data.read_ahead import read_ahead
 from ray_fer.data.sampling import ClassUniformSampler
 from ray_fer.jobs import backbone_context as builder
 from ray_fer.jobs.backbone_inputs import Inputs

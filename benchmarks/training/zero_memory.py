@@ -51,7 +51,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float]:
         learning_rate=lambda step: 1e-3,
     )
     before = memory()["VmRSS"]
-    engine = DeepSpeedEngine(method, World(arguments.rank, RANKS, RANKS), arguments.stage, clip_norm=1.0)
+    engine = DeepSpeedEngine(method, World(arguments.rank, RANKS, RANKS), arguments.stage)
     started = memory()["VmRSS"]
     for _ in range(STEPS):
         inputs = torch.randn(arguments.batch // RANKS, 3, arguments.image_size, arguments.image_size)

@@ -30,7 +30,7 @@ from ray_fer.data.decode import (
     to_rgb,
     upright,
 )
-from ray_fer.data.sources.uris import Face, split_face
+from ray_fer.data.uris import Face, split_face
 
 Matrix = NDArray[np.float64]
 
@@ -46,23 +46,22 @@ def decode_uri(uri: str, data: bytes, size: int) -> Pixels:
     return out
 
 
-def decode_uri_into(uri: str, data: bytes, out: Pixels, *, max_pixels: int = MAX_PIXELS) -> None:
+def decode_uri_into(uri: str, data: bytes, out: Pixels) -> None:
     """Decodes what ``uri`` names, the whole picture squashed or a face cut out of it.
 
     Args:
         uri: of the picture, or of a face in it.
         data: the picture, encoded.
         out: uint8 (S, S, 3).
-        max_pixels: as for `ray_fer.data.decode.decode`.
 
     Raises:
         DecodeError: as `ray_fer.data.decode.decode`; ``out`` is then as it was.
     """
     _, face = split_face(uri)
     if face is None:
-        decode_into(data, out, max_pixels=max_pixels)
+        decode_into(data, out)
     else:
-        Picture(data, max_pixels=max_pixels).cut_into(face, out)
+        Picture(data).cut_into(face, out)
 
 
 class Picture:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import xxhash
 
 from ray_fer.data.decode import has_image_extension, starts_like_picture
-from ray_fer.data.items import Item, Read
-from ray_fer.data.read import read_objects
-from ray_fer.data.sources.uris import parse, split_face
+from ray_fer.data.read import Item, Read, read_objects
+from ray_fer.data.uris import place_of
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +56,7 @@ class Contents:
     def _may_be(self, item: Item) -> bool:
         if item.size in self.sizes or not item.size:
             return True
-        place = parse(split_face(item.uri)[0])
-        return place is not None and not place.exact_size
+        return not place_of(item.uri).exact_size
 
 
 def describe_unread(unread: Sequence[Read], count: int) -> str:

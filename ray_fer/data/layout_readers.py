@@ -18,13 +18,12 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from botocore.exceptions import BotoCoreError
 from PIL import Image
 
 from ray_fer import storage
-from ray_fer.data.sources.uris import Face, resolve
 from ray_fer.data.text import decoded, parse_int
-from ray_fer.errors import UserError, one_line
+from ray_fer.data.uris import Face, resolve
+from ray_fer.errors import UserError, as_user_error, prefixed
 from ray_fer.expressions import AFFECTNET, EXPW, FER2013, FERPLUS, RAF_DB, canonical
 
 log = logging.getLogger(__name__)
@@ -131,12 +130,10 @@ def _fer2013_pictures(root: str) -> str:
         storage.write_bytes(storage.join(folder, name), _fer2013_png(uri, line, row["pixels"]))
         return f"{name},{label},{split}\n"
 
-    try:
+    with as_user_error(f"{uri}: its pictures cannot be written to {folder}"):
         with ThreadPoolExecutor(_WRITERS) as pool:
             listed = "".join(pool.map(write, range(len(rows))))
         storage.write_bytes(manifest, f"path,label,split\n{listed}".encode())
-    except (OSError, BotoCoreError) as error:
-        raise UserError(f"{uri}: its pictures cannot be written to {folder} ({one_line(error)})") from None
     return folder
 
 
@@ -211,10 +208,8 @@ def _first(root: str, *paths: str) -> str:
 
 
 def _text(uri: str) -> str:
-    try:
+    with prefixed(f"{uri}: "):
         return decoded(storage.read_bytes(uri))
-    except UserError as error:
-        raise UserError(f"{uri}: {error}") from None
 
 
 def _csv_rows(uri: str, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:

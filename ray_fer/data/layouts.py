@@ -20,7 +20,7 @@ from ray_fer.data.layout_readers import (
     read_ferplus,
     read_raf_db,
 )
-from ray_fer.errors import UserError
+from ray_fer.errors import UserError, as_user_error, prefixed
 from ray_fer.expressions import ABAW, EXPRESSIONS, SEVEN
 
 _URI = re.compile(r"([A-Za-z]\w*):(?!//)(.+)", re.DOTALL)
@@ -76,9 +76,10 @@ class LayoutUri:
         """Reads all rows, also those without a label.
 
         Raises:
-            UserError: for what is missing or wrong, in one line with the file and the row.
+            UserError: for what is missing or wrong, in one line with the file and the row; when it cannot be read.
         """
-        return list(self.layout.read(storage.normalise(self.folder), self.split))
+        with as_user_error(f"{self.folder}: cannot be read"):
+            return list(self.layout.read(storage.normalise(self.folder), self.split))
 
 
 def parse_layout(uri: str, split: str | None = None) -> LayoutUri | None:
@@ -115,10 +116,8 @@ def normalise_argument(key: str, uri: str) -> str:
     Raises:
         UserError: as `storage.normalise_argument` and `parse_layout`, naming the key.
     """
-    try:
+    with prefixed(f"{key}="):
         found = parse_layout(uri)
-    except UserError as error:
-        raise UserError(f"{key}={error}") from None
     if found is None:
         return storage.normalise_argument(key, uri)
     split = f"#{found.split}" if found.split else ""

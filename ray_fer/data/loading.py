@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,8 @@ _LOGGED = 10
 _MAX_THREADS = 8
 
 Indices = NDArray[np.int64]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class ImageLoader:
@@ -41,7 +45,6 @@ class ImageLoader:
         uris: all local paths, or all ``s3://`` URIs.
         image_size: side S of the square pictures.
         cache_bytes: keep decoded pixels if all of them fit into this many bytes, else keep none.
-        threads: decoding threads; None: as many as cores, at most 8.
         name: what messages call the set, for example ``labeled``.
 
     Attributes:
@@ -54,7 +57,6 @@ class ImageLoader:
         image_size: int,
         *,
         cache_bytes: int = CACHE_BYTES,
-        threads: int | None = None,
         name: str = "images",
     ) -> None:
         self.uris = uris
@@ -66,7 +68,7 @@ class ImageLoader:
         self._cache = np.empty(shape, np.uint8) if np.prod(shape, dtype=np.int64) <= cache_bytes else None
         self._known = np.zeros(len(uris), bool)
         self._ok = np.zeros(len(uris), bool)
-        self._pool = ThreadPoolExecutor(threads or min(os.cpu_count() or 1, _MAX_THREADS), "decode")
+        self._pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS), "decode")
 
     def batch(self, indices: Indices) -> tuple[Pixels, NDArray[np.bool_]]:
         """The pictures at ``indices`` int64 (B,), in their order; an index may repeat.
@@ -136,3 +138,19 @@ def decode_read(read: Read, out: Pixels) -> str | None:
             problem = str(error)
     out[...] = 0
     return problem
+
+
+def read_ahead(make: Callable[[T], R], items: Iterable[T], depth: int = 2) -> Iterator[R]:
+    """Yields ``make(item)`` of every item in order, up to ``depth`` of them made ahead by one background thread."""
+    with ThreadPoolExecutor(1, "read-ahead") as pool:
+        waiting: deque[Future[R]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import botocore.exceptions
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,15 +17,14 @@ import pyarrow.parquet
 from numpy.typing import NDArray
 
 from ray_fer import storage
-from ray_fer.data.sources.uris import resolve
 from ray_fer.data.text import decoded, parse_int
-from ray_fer.errors import UserError, one_line
+from ray_fer.data.uris import resolve
+from ray_fer.errors import STORE_ERRORS, UserError, one_line
 from ray_fer.expressions import canonical, class_name, class_order
 
 REQUIRED = ("path", "label")
 _NAMES = ("subject", "group", "split", "video")
 _OPTIONAL = (*_NAMES, "frame")
-READING_ERRORS = (OSError, botocore.exceptions.BotoCoreError)
 _PARSER_ROW = re.compile(r"Row #(\d+): (.*)")
 
 
@@ -49,7 +47,7 @@ class ManifestTable:
             data = storage.read_bytes(uri)
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
             raise UserError(f"{uri}: cannot read the manifest ({type(error).__name__})") from None
-        except READING_ERRORS as error:
+        except STORE_ERRORS as error:
             raise UserError(f"{uri}: cannot read the manifest ({one_line(error)})") from None
         self._csv: str | None = None
         try:

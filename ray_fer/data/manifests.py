@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from ray_fer import storage
 from ray_fer.data.decode import has_image_extension
 from ray_fer.data.layouts import LayoutUri, parse_layout
-from ray_fer.data.manifest_table import READING_ERRORS, REQUIRED, ManifestTable
+from ray_fer.data.manifest_table import REQUIRED, ManifestTable
 from ray_fer.data.names import is_hidden
-from ray_fer.data.sources.uris import split_face
-from ray_fer.errors import UserError, one_line
+from ray_fer.data.uris import split_face
+from ray_fer.errors import UserError, as_user_error
 from ray_fer.expressions import EXPRESSIONS, canonical, class_name, class_order
 
 T = TypeVar("T")
@@ -158,10 +158,8 @@ def _read_layout(uri: LayoutUri, classes: tuple[str, ...]) -> Manifest:
 def _is_folder(uri: str) -> bool:
     if uri.lower().endswith((".csv", ".parquet")):
         return False
-    try:
+    with as_user_error(f"{uri}: cannot be read"):
         found = storage.is_dir(uri)
-    except READING_ERRORS as error:
-        raise UserError(f"{uri}: cannot be read ({one_line(error)})") from None
     if not found:
         raise UserError(f"{uri}: no .csv or .parquet file and no folder")
     return True

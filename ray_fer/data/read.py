@@ -1,4 +1,4 @@
-"""Reads images in order, with many requests in flight where the store is remote.
+"""Looks images up, and reads them in order, with many requests in flight where the store is remote.
 
 Each result is an image's bytes with the identity that those bytes have, or a status. So an object that was overwritten
 since it was listed is recorded as what was really read. Nothing here raises for one bad object.
@@ -10,19 +10,114 @@ in a tar shard take one ranged request, and rows of a table are read in their or
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import botocore.exceptions
+import pyarrow as pa
 
 from ray_fer import storage
-from ray_fer.data.formats import load_format
-from ray_fer.data.items import Item, Read, ReadBatch
-from ray_fer.data.sources.uris import Place, parse, split_face
-
-__all__ = ["Item", "Read", "read_objects"]
+from ray_fer.data.formats import Place, load_format
+from ray_fer.data.uris import place_of
+from ray_fer.errors import one_line
 
 IN_FLIGHT = 64
 IN_FLIGHT_BYTES = 256 << 20
+READING_ERRORS = (OSError, TimeoutError, pa.ArrowException, aiohttp.ClientError, botocore.exceptions.BotoCoreError)
+Stat = tuple[str, int]
+"""Identity and size in bytes of an image."""
+UNKNOWN: Stat = ("", 0)
+"""The `Stat` of what cannot be found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image to read.
+
+    Attributes:
+        uri: of a loose object, a member of a tar shard or a row of a table.
+        identity: as listed; empty where it does not matter or is not known.
+        size: as listed, in bytes; 0 where it is not known.
+    """
+
+    uri: str
+    identity: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The result of reading an `Item`: the bytes, or a status and the reason.
+
+    The statuses are ``missing``, ``unreadable``, ``too_large`` and, of a row that holds null, ``undecodable``.
+    """
+
+    item: Item
+    identity: str
+    data: bytes | None
+    status: str = "ok"
+    error: str = ""
+
+
+class ReadBatch(ABC):
+    """Items that are read at once, such as neighbours in one file. Subclasses say how.
+
+    Args:
+        file: URI of the file that the items are, or are in.
+        item: the first of them.
+
+    Attributes:
+        items: in the order in which they were given.
+    """
+
+    def __init__(self, file: str, item: Item) -> None:
+        self.file, self.items = file, [item]
+
+    @property
+    def size(self) -> int:
+        """About how many bytes the batch holds in memory once it is read."""
+        return sum(item.size for item in self.items)
+
+    @abstractmethod
+    def read(self, max_bytes: int) -> list[Read]:
+        """Reads the items, and waits for them. Nothing is raised for an item that cannot be read.
+
+        Args:
+            max_bytes: a larger item ends as ``too_large``.
+
+        Returns:
+            a `Read` for each item, in their order.
+        """
+
+    def request(self, fs: Any, max_bytes: int) -> Coroutine[Any, Any, list[Read]] | None:
+        """`read` of a file on S3 as a coroutine for the event loop of ``fs``; None where a thread has to call `read`.
+
+        Args:
+            fs: an s3fs file system.
+            max_bytes: as of `read`.
+        """
+        return None
+
+
+def failed(item: Item, error: Exception) -> Read:
+    """The `Read` of an item whose reading raised one of `READING_ERRORS`."""
+    if isinstance(error, FileNotFoundError):
+        why = "vanished since it was listed" if item.identity else "not there"
+        return Read(item, item.identity, None, "missing", f"{why}, or its name is not UTF-8")
+    said = one_line(Exception(error.strerror) if isinstance(error, OSError) and error.strerror else error)
+    return Read(item, item.identity, None, "unreadable", f"{type(error).__name__}: {said}")
+
+
+def bounded(item: Item, identity: str, data: bytes, max_bytes: int) -> Read:
+    """The `Read` of ``data``; ``too_large`` where they are more than ``max_bytes``."""
+    if len(data) > max_bytes:
+        return Read(item, identity, None, "too_large", f"{len(data)} bytes")
+    return Read(item, identity, data)
 
 
 def read_objects(items: Iterable[Item], max_bytes: int) -> Iterator[Read]:
@@ -62,8 +157,7 @@ def group(items: Iterable[Item]) -> Iterator[ReadBatch]:
     """Cuts ``items`` into batches, which together are the items in their order."""
     batch: ReadBatch | None = None
     for item in items:
-        picture, _ = split_face(item.uri)
-        place = parse(picture) or Place(picture)
+        place = place_of(item.uri)
         following: ReadBatch = load_format(place.format).batch(item, place, batch)
         if batch is not None and following is not batch:
             yield batch
@@ -81,3 +175,19 @@ def _start(batch: ReadBatch, max_bytes: int, tables: ThreadPoolExecutor) -> Futu
     if request is None:
         return tables.submit(batch.read, max_bytes)
     return asyncio.run_coroutine_threadsafe(request, fs.loop)
+
+
+def stat_objects(uris: Sequence[str]) -> list[Stat]:
+    """Identity and size of each image, of members and rows too; an empty identity for what cannot be found.
+
+    A face has those of its picture.
+
+    Raises:
+        botocore.exceptions.BotoCoreError: when the store cannot be asked at all.
+    """
+    places = [place_of(uri) for uri in uris]
+    found: dict[Place, Stat] = {}
+    for name in {place.format for place in places}:
+        theirs = list(dict.fromkeys(place for place in places if place.format == name))
+        found |= zip(theirs, load_format(name).stat(theirs), strict=True)
+    return [found[place] for place in places]

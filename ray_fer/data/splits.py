@@ -11,7 +11,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from ray_fer.data.manifests import Manifest
-from ray_fer.data.sources.uris import split_face
+from ray_fer.data.uris import split_face
 from ray_fer.errors import UserError
 
 

@@ -12,16 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ray_fer.errors import UserError
-from ray_fer.evaluation.metrics import (
+from ray_fer.evaluation.calibration import (
     apply_temperature,
     confidence_of_correct,
-    confusion_matrix,
-    evaluate_probs,
     expected_calibration_error,
     fit_temperature,
-    macro_f1,
     reliability_bins,
 )
+from ray_fer.evaluation.metrics import confusion_matrix, evaluate_probs, macro_f1
 
 
 def evaluate_halves(

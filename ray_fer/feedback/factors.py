@@ -39,6 +39,8 @@ PRECISION_GAIN, RECALL_GAIN = 0.3, 0.2
 DEBIAS_STRENGTH = 0.5
 # Steps of the EM estimate of the unlabelled class mix, and the share by which each is pulled back to the predicted mix.
 EM_STEPS, EM_PULL = 50, 0.05
+# The largest expected number of draws per image and epoch that the feedback may cause.
+MAX_REPEATS = 4.0
 # Uniform share mixed into q_hat so that its logarithm is finite.
 EPSILON = 1e-3
 # Between these `moved_thresholds` keeps a threshold, unless its base lies beyond; so no class is ever closed.
@@ -70,7 +72,7 @@ class ClassRates:
     mean_precision: float
 
 
-def class_rates(confusion: ArrayLike, a: float = PSEUDO_COUNT) -> ClassRates:
+def class_rates(confusion: ArrayLike) -> ClassRates:
     """Smoothed rates of a (K, K) confusion matrix of finite counts >= 0 (ray-fer's proposal).
 
     A class without validation examples takes the mean of both rates. For precision that is a choice: every prediction
@@ -79,15 +81,15 @@ def class_rates(confusion: ArrayLike, a: float = PSEUDO_COUNT) -> ClassRates:
     counts = np.asarray(confusion, dtype=np.float64)
     hits, support, predicted = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
     judged = np.where(support > 0, predicted, 0.0)
-    recall, mean_recall = _smoothed(hits, support, a)
-    precision, mean_precision = _smoothed(hits, judged, a)
+    recall, mean_recall = _smoothed(hits, support)
+    precision, mean_precision = _smoothed(hits, judged)
     return ClassRates(
         support=support,
         predicted=predicted,
         recall=recall,
         precision=precision,
-        recall_se=np.sqrt(recall * (1 - recall) / (support + a)),
-        precision_se=np.sqrt(precision * (1 - precision) / (judged + a)),
+        recall_se=np.sqrt(recall * (1 - recall) / (support + PSEUDO_COUNT)),
+        precision_se=np.sqrt(precision * (1 - precision) / (judged + PSEUDO_COUNT)),
         mean_recall=mean_recall,
         mean_precision=mean_precision,
     )
@@ -173,13 +175,11 @@ def sampling_weights(log_weights: ArrayLike, share: float) -> Floats:
     return weights
 
 
-def sampling_probabilities(
-    weights: ArrayLike, base: ArrayLike, class_counts: ArrayLike, n_draws: int, *, max_repeats: float = 4.0
-) -> Floats:
+def sampling_probabilities(weights: ArrayLike, base: ArrayLike, class_counts: ArrayLike, n_draws: int) -> Floats:
     """Class probabilities P(c) ~ base_c s_c with a guard against repeating a few images (ray-fer's proposal).
 
     The guard is on what the feedback adds: a class may exceed its share without feedback only as long as no image of
-    it is expected more than `max_repeats` times in an epoch. So neutral weights leave the base as it is, even where
+    it is expected more than `MAX_REPEATS` times in an epoch. So neutral weights leave the base as it is, even where
     drawing classes uniformly already repeats a rare class more often. What a capped class loses goes to the others in
     proportion.
 
@@ -188,14 +188,13 @@ def sampling_probabilities(
         base: Share of each class without feedback, (K,), up to a factor; 0 for a class without images.
         class_counts: Images per class, (K,).
         n_draws: Examples drawn per epoch.
-        max_repeats: Largest expected number of draws per image and epoch that the feedback may cause.
 
     Returns:
         Probabilities, (K,), summing to 1.
     """
     shares = np.asarray(base, dtype=np.float64)
     shares = shares / shares.sum()
-    cap = np.maximum(max_repeats * np.asarray(class_counts, dtype=np.float64) / n_draws, shares)
+    cap = np.maximum(MAX_REPEATS * np.asarray(class_counts, dtype=np.float64) / n_draws, shares)
     wanted: Floats = shares * np.asarray(weights, dtype=np.float64)
     capped = np.zeros(cap.shape, dtype=bool)
     probabilities: Floats = wanted / wanted.sum()
@@ -221,10 +220,10 @@ def moved_thresholds(base: float, thresholds: ArrayLike) -> Floats:
     return moved
 
 
-def _smoothed(hits: Floats, trials: Floats, a: float) -> tuple[Floats, float]:
+def _smoothed(hits: Floats, trials: Floats) -> tuple[Floats, float]:
     seen = trials > 0
     mean = float((hits[seen] / trials[seen]).mean()) if seen.any() else 1.0
-    return (np.where(seen, hits, 0.0) + a * mean) / (trials + a), mean
+    return (np.where(seen, hits, 0.0) + PSEUDO_COUNT * mean) / (trials + PSEUDO_COUNT), mean
 
 
 def _soft(difference: Floats, error: Floats) -> Floats:

@@ -12,13 +12,12 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, NotRequired
 
-from botocore.exceptions import BotoCoreError
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from ray_fer import storage
 from ray_fer.documents import read_document
-from ray_fer.errors import UserError, one_line
+from ray_fer.errors import UserError, as_user_error
 from ray_fer.feedback.config import FeedbackPart
 from ray_fer.feedback.factors import DEBIAS_STRENGTH, MAX_BOOST, MAX_CUT, MAX_THRESHOLD, MIN_THRESHOLD
 
@@ -91,12 +90,10 @@ def read_history(uri: str, classes: Sequence[str]) -> list[Document]:
 
 def _versions(uri: str) -> list[int]:
     """Lists the numbers of the files that are there, ascending."""
-    try:
+    with as_user_error(f"feedback={uri}: cannot be listed"):
         names = storage.list_dir(uri)
         if not names and storage.exists(uri) and not storage.is_dir(uri):
             raise UserError(f"feedback={uri}: a file, not the folder of a feedback state")
-    except (OSError, BotoCoreError) as error:
-        raise UserError(f"feedback={uri}: cannot be listed ({one_line(error)})") from None
     numbers = (int(match[1]) for name in names if (match := _NAME.fullmatch(name)) and name == file_name(int(match[1])))
     return sorted(number for number in numbers if number)
 

@@ -50,16 +50,14 @@ class FeedbackState:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of numbers, strings and lists; `from_json` gives back an equal state."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in self._items()}
+        fields = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> FeedbackState:
         """Rebuild the state that `to_json` wrote. Raises TypeError for a missing or unknown key."""
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
         return cls(**fields)
-
-    def _items(self) -> list[tuple[str, Any]]:
-        return [(field.name, getattr(self, field.name)) for field in dataclasses.fields(self)]
 
 
 @dataclass(frozen=True, eq=False, slots=True)

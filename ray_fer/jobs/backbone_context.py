@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,48 @@ from ray_fer.compat.timm import classifier_name
 from ray_fer.data.loading import CACHE_BYTES, ImageLoader
 from ray_fer.data.stream import PictureStream
 from ray_fer.errors import UserError
+from ray_fer.feedback.actor import get_feedback_actor, update
+from ray_fer.feedback.config import FeedbackPart
 from ray_fer.feedback.state import Snapshot
-from ray_fer.jobs.backbone_inputs import Inputs
+from ray_fer.feedback.store import load_snapshot
+from ray_fer.jobs.backbone_inputs import Inputs, Start, open_inputs
+from ray_fer.jobs.held_out import read_unlabeled
 from ray_fer.methods.base import BackboneMethod, Weights
 from ray_fer.methods.batch import Faces, PseudoLabels, Stream
+from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.methods.context import Context, Feedback
 from ray_fer.methods.registry import find_method, numbers_of
 from ray_fer.models.backbone import build_backbone, checkpoint_activations, local_pretrained, normalisation
 from ray_fer.models.depth_net import DepthNet
 from ray_fer.models.frozen import rest_batch_norm
 from ray_fer.training.world import World
+
+
+def make_method(config: TrainBackboneConfig, start: Start, folder: str, world: World) -> BackboneMethod:
+    """The method of one rank, from the URIs in ``config``: data and weights never travel as arguments."""
+    inputs = open_inputs(config, quiet=world.rank > 0)
+    unlabeled, domains = read_unlabeled(folder) if start.unlabeled else ([], None)
+    if inputs.feedback is None:
+        return build_method(inputs, world, unlabeled, domains)
+    classes = inputs.labeled.classes
+    feedback = _Feedback(inputs.feedback, classes, config.feedback_parts, start.run_name)
+    snapshot = load_snapshot(inputs.feedback, classes, start.feedback_version)
+    return build_method(inputs, world, unlabeled, domains, feedback, snapshot)
+
+
+@dataclass(frozen=True)
+class _Feedback:
+    """Reports a run's validations to the actor."""
+
+    uri: str
+    classes: tuple[str, ...]
+    parts: Sequence[FeedbackPart]
+    run_name: str
+
+    def __call__(self, confusion: NDArray[np.int64], epoch: int, **evidence: Any) -> Snapshot:
+        actor = get_feedback_actor(self.uri, self.classes, self.parts)
+        source = f"{self.run_name}/epoch-{epoch + 1}"
+        return update(actor, confusion.tolist(), source, **evidence)
 
 
 def build_method(

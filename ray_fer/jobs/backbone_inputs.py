@@ -6,6 +6,7 @@ import functools
 import io
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +18,9 @@ from ray_fer.data.decode import DecodeError, one_error
 from ray_fer.data.digests import Contents, contents_of, describe_unread
 from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
-from ray_fer.data.read import Item, Read, read_objects
-from ray_fer.data.sources.stats import stat_objects
-from ray_fer.data.sources.uris import parse, split_face
+from ray_fer.data.read import Item, Read, read_objects, stat_objects
 from ray_fer.data.splits import feedback_half, join_validation, missing_in_a_half
+from ray_fer.data.uris import place_of
 from ray_fer.errors import UserError
 from ray_fer.feedback.controller import MIN_EXAMPLES
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig
@@ -81,6 +81,23 @@ class Inputs:
                 "take it out of its manifest"
             )
         return self.val_contents
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run keeps from its first start on, however often it is interrupted.
+
+    Attributes:
+        run_name: tells the feedback who reports.
+        feedback_version: whose factors the first epoch uses.
+        unlabeled: how many unlabeled faces there were; their URIs are in the run's folder.
+        unlabeled_digest: of their listing, None without; also of runs that an older version began.
+    """
+
+    run_name: str
+    feedback_version: int | None
+    unlabeled: int = 0
+    unlabeled_digest: str | None = None
 
 
 def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
@@ -166,11 +183,11 @@ def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest,
     if len(labeled.classes) < 2:
         # It would train to the end, with a loss of 0 and a macro-F1 of 1.
         raise UserError(f"labeled={config.labeled}: one class, {labeled.classes[0]}; there is nothing to tell it from")
-    val = _readable("val", read_manifest(config.val, labeled.classes), quiet)
+    val = _read_rows("val", config.val, labeled.classes, quiet)
     check_disjoint(labeled, val)
     if config.feedback_val is None:
         return labeled, val, feedback_half(val)
-    feedback_val = _readable("feedback_val", read_manifest(config.feedback_val, labeled.classes), quiet)
+    feedback_val = _read_rows("feedback_val", config.feedback_val, labeled.classes, quiet)
     check_disjoint(labeled, feedback_val, "labeled and feedback_val")
     check_disjoint(val, feedback_val, "val and feedback_val")
     return labeled, *join_validation(val, feedback_val)
@@ -178,15 +195,22 @@ def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest,
 
 def _read_labeled(config: TrainBackboneConfig, quiet: bool) -> Manifest:
     if config.labeled is not None:
-        return _readable("labeled", read_manifest(config.labeled, config.classes), quiet)
+        return _read_rows("labeled", config.labeled, config.classes, quiet)
     if config.init is None:
-        raise UserError("labeled=null: give init=, which has the classes and the size")
+        from ray_fer.methods.registry import find_method
+
+        name = config.method.name
+        also = f", and a method without labels, which {name} needs" if "labeled" in find_method(name).needs else ""
+        raise UserError(f"labeled=null: give init=, which has the classes and the size{also}")
     return Manifest([], np.empty(0, np.int64), open_artifact(config.init).classes)
 
 
-def _readable(name: str, manifest: Manifest, quiet: bool) -> Manifest:
+def _read_rows(name: str, uri: str, classes: Sequence[str] | None, quiet: bool) -> Manifest:
     """The labelled rows whose picture is there; what is on S3 is only found missing when it is read."""
-    manifest = manifest.labeled()
+    try:
+        manifest = read_manifest(uri, classes).labeled()
+    except UserError as error:
+        raise UserError(f"{name}={error}" if str(error).startswith(uri) else f"{name}={uri}: {error}") from None
     if not len(manifest):
         raise UserError(f"{name}: no labelled row")
     local = [uri for uri in manifest.uris if not storage.is_remote(uri)]
@@ -225,4 +249,4 @@ def _pretrained_name(config: TrainBackboneConfig) -> str | None:
 
 def _surely_gone(read: Read) -> bool:
     # Of what lies inside a file, the file may have been what could not be read.
-    return read.status == "missing" and parse(split_face(read.item.uri)[0]) is None
+    return read.status == "missing" and place_of(read.item.uri).format == "auto"

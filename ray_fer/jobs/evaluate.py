@@ -32,14 +32,8 @@ from ray_fer.data.loading import MAX_PICTURE_BYTES, decode_read
 from ray_fer.data.manifests import Manifest, read_manifest
 from ray_fer.data.read import Item, read_objects
 from ray_fer.errors import UserError
-from ray_fer.evaluation.metrics import (
-    apply_temperature,
-    confusion_matrix,
-    evaluate_probs,
-    expected_calibration_error,
-    macro_f1,
-    reliability_bins,
-)
+from ray_fer.evaluation.calibration import apply_temperature, expected_calibration_error, reliability_bins
+from ray_fer.evaluation.metrics import confusion_matrix, evaluate_probs, macro_f1
 from ray_fer.jobs.config import EvaluateConfig
 from ray_fer.models.engines import Engine, make_engine
 from ray_fer.models.softmax import softmax, why_not_finite

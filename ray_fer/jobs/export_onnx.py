@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from ray_fer import storage
-from ray_fer.errors import UserError
+from ray_fer.errors import UserError, prefixed
 from ray_fer.expressions import EXPRESSIONS
 from ray_fer.jobs.config import ExportOnnxConfig
 from ray_fer.models.artifact import Artifact, load_model, open_artifact
@@ -51,10 +51,8 @@ def export_onnx(config: ExportOnnxConfig) -> dict[str, Any]:
     out = storage.normalise_argument("out", config.out)
     if not out.endswith(".onnx"):
         raise UserError(f"out={config.out}: not the name of an .onnx file")
-    try:
+    with prefixed("model="):
         artifact = open_artifact(config.model)
-    except UserError as error:
-        raise UserError(f"model={error}") from None
     with tempfile.TemporaryDirectory() as name:
         file = Path(name) / "model.onnx"
         write_onnx(artifact, file)

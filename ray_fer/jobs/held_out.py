@@ -17,7 +17,7 @@ from ray_fer.data.digests import Contents, describe_unread
 from ray_fer.data.manifests import Manifest
 from ray_fer.data.read import Item
 from ray_fer.data.sources import list_sources
-from ray_fer.data.sources.uris import split_face
+from ray_fer.data.uris import split_face
 from ray_fer.errors import UserError
 from ray_fer.jobs.backbone_inputs import Inputs
 from ray_fer.labeling.table import open_table, scan_rows

@@ -12,8 +12,8 @@ from PIL import Image
 from ray_fer import storage
 from ray_fer.data.crop import decode_uri
 from ray_fer.data.decode import DecodeError, Pixels
-from ray_fer.data.sources.uris import split_face
-from ray_fer.errors import UserError
+from ray_fer.data.uris import split_face
+from ray_fer.errors import UserError, prefixed
 from ray_fer.jobs.config import InspectTeacherConfig
 from ray_fer.models.artifact import Artifact
 from ray_fer.models.engines import centre, make_engine
@@ -36,10 +36,8 @@ def inspect_teacher(config: InspectTeacherConfig) -> dict[str, Any]:
     """
     out = storage.normalise_argument("out", config.out)
     image = storage.normalise_argument("image", config.image)
-    try:
+    with prefixed("teacher="):
         teacher = open_teacher(config.teacher)
-    except UserError as error:
-        raise UserError(f"teacher={error}") from None
     check_teacher(teacher)
     try:
         pixels = decode_uri(image, storage.read_bytes(split_face(image)[0]), teacher.image_size)[None]

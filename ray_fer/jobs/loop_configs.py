@@ -1,4 +1,4 @@
-"""The configs of the jobs that the loop runs, made from its own."""
+"""The configs of the jobs that the loop runs, made from its own, and whether they are those of a round that is done."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ray_fer.errors import UserError
 from ray_fer.jobs.config import SelfTrainConfig
 from ray_fer.labeling.config import PseudoLabelConfig, SelectPseudoLabelsConfig
 from ray_fer.methods.config import TrainBackboneConfig
+from ray_fer.models.model_id import made_with
 
 FROM_TEACHER = "teacher"
 _SHARED = ("labeled", "val", "feedback_val", "seed", "feedback_parts")
@@ -103,3 +104,24 @@ class LoopConfigs:
             },
         )
         return config
+
+
+def other_settings(asked: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any]) -> list[str]:
+    """What a selection was made with that is not what is asked for now, as ``section.key=value``.
+
+    Args:
+        asked: ``selection`` and ``label``, every key of theirs that can be asked for.
+        found: ``selection.json``. What it does not say, as an older version's may not, is no difference.
+    """
+    told = {f"selection.{key}": value for key, value in (found.get("rule") or {}).items()}
+    for model in found.get("models") or [found.get("model")]:
+        if model:
+            told |= {f"label.{key}": value for key, value in made_with(model).items()}
+    now = {f"{section}.{key}": value for section, values in asked.items() for key, value in values.items()}
+    if now.get("label.precision") == "auto":
+        told.pop("label.precision", None)
+    return [f"{key}={told[key]}" for key in sorted({*told} & {*now}) if _spelt(told[key]) != _spelt(now[key])]
+
+
+def _spelt(value: Any) -> Any:
+    return [storage.normalise(uri) for uri in value] if isinstance(value, list) else value

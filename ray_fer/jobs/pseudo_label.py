@@ -8,11 +8,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-import botocore.exceptions
-
 from ray_fer import storage
 from ray_fer.data.sources import check_sources
-from ray_fer.errors import UserError, one_line
+from ray_fer.errors import UserError, as_user_error, prefixed
 from ray_fer.labeling.config import PseudoLabelConfig, SelectPseudoLabelsConfig
 from ray_fer.labeling.exclusions import name_exclusions, read_exclusions
 from ray_fer.labeling.table import create_table, open_table
@@ -86,10 +84,8 @@ def _checked(config: PseudoLabelConfig) -> list[Teacher]:
         storage.normalise_argument(key, uri)
     teachers: list[Teacher] = []
     for uri in config.teacher:
-        try:
+        with prefixed("teacher="):
             teachers.append(open_teacher(uri))
-        except UserError as error:
-            raise UserError(f"teacher={error}") from None
     check_together(teachers)
     for teacher in teachers:
         check_teacher(teacher, config.engine, config.device, config.precision)
@@ -108,10 +104,8 @@ def _checked(config: PseudoLabelConfig) -> list[Teacher]:
 
 
 def _check_exists(key: str, uri: str) -> None:
-    try:
+    with as_user_error(f"{key}={uri}: cannot be read"):
         found = storage.exists(uri)
-    except (OSError, botocore.exceptions.BotoCoreError) as error:
-        raise UserError(f"{key}={uri}: cannot be read ({one_line(error)})") from None
     if not found:
         raise UserError(f"{key}={uri}: no such file or folder")
 

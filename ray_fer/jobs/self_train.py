@@ -21,26 +21,25 @@ those of a round that is done are refused: the answer would be of both.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ray_fer import cluster, storage
 from ray_fer.data.sources import check_sources
 from ray_fer.documents import read_document
-from ray_fer.errors import UserError
+from ray_fer.errors import UserError, prefixed
 from ray_fer.evaluation.halves import prior_helps
 from ray_fer.feedback.actor import get_feedback_actor, update
 from ray_fer.feedback.store import FeedbackStore
 from ray_fer.jobs.backbone_inputs import open_start
 from ray_fer.jobs.config import SelfTrainConfig
-from ray_fer.jobs.loop_configs import FROM_TEACHER, LoopConfigs
+from ray_fer.jobs.loop_configs import FROM_TEACHER, LoopConfigs, other_settings
 from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.jobs.select_pseudo_labels import predicted_counts, select_pseudo_labels
 from ray_fer.jobs.train_backbone import check_trained, train_backbone
 from ray_fer.labeling.config import SelectPseudoLabelsConfig
 from ray_fer.labeling.exclusions import read_exclusions
 from ray_fer.models.artifact import Artifact, open_artifact
-from ray_fer.models.model_id import made_with
 from ray_fer.models.records import BackboneMetrics, Round
 from ray_fer.reports.loop import loop_report
 from ray_fer.resources import check_device
@@ -124,27 +123,6 @@ def why_stop(rounds: Sequence[Summary], asked: int, patience: int) -> str | None
     return f"stopped after round {last} of {asked}: no better student in {fruitless} of patience={patience} rounds"
 
 
-def other_settings(asked: Mapping[str, Mapping[str, Any]], found: Mapping[str, Any]) -> list[str]:
-    """What a selection was made with that is not what is asked for now, as ``section.key=value``.
-
-    Args:
-        asked: ``selection`` and ``label``, every key of theirs that can be asked for.
-        found: ``selection.json``. What it does not say, as an older version's may not, is no difference.
-    """
-    told = {f"selection.{key}": value for key, value in (found.get("rule") or {}).items()}
-    for model in found.get("models") or [found.get("model")]:
-        if model:
-            told |= {f"label.{key}": value for key, value in made_with(model).items()}
-    now = {f"{section}.{key}": value for section, values in asked.items() for key, value in values.items()}
-    if now.get("label.precision") == "auto":
-        told.pop("label.precision", None)
-    return [f"{key}={told[key]}" for key in sorted({*told} & {*now}) if _spelt(told[key]) != _spelt(now[key])]
-
-
-def _spelt(value: Any) -> Any:
-    return [storage.normalise(uri) for uri in value] if isinstance(value, list) else value
-
-
 class _Loop(LoopConfigs):
     """The loop: its checks and its rounds."""
 
@@ -160,11 +138,9 @@ class _Loop(LoopConfigs):
         from ray_fer.methods.registry import check_arguments  # imports torch
 
         for section, config in sections.items():
-            try:
+            with prefixed(f"self_train: {section}: "):
                 check_arguments(config)
                 open_start(config.model_copy(update={"init": None}) if config.init == FROM_TEACHER else config)
-            except UserError as error:
-                raise UserError(f"self_train: {section}: {error}") from None
 
     def check_exclusions(self) -> None:
         """Reads what no pseudo-label may be of: else a selection would end the loop, after hours of labelling."""

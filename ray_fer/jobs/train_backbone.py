@@ -9,51 +9,26 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ray_fer import storage
 from ray_fer.data.manifests import Manifest
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
-from ray_fer.feedback.config import FeedbackPart
-from ray_fer.jobs.backbone_inputs import Inputs, open_inputs, warn_of_doubts, with_defaults
-from ray_fer.jobs.held_out import UNLABELED, check_selection, list_unlabeled, read_unlabeled, warn_of_copies
+from ray_fer.jobs.backbone_inputs import Inputs, Start, open_inputs, warn_of_doubts, with_defaults
+from ray_fer.jobs.held_out import UNLABELED, check_selection, list_unlabeled, warn_of_copies
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig, upgraded
 from ray_fer.models.artifact import CONFIG, PROVENANCE, open_artifact, save_artifact
 from ray_fer.models.records import BackboneMetrics, Identity, Trained
 from ray_fer.resources import check_device
-from ray_fer.training import lease
-from ray_fer.training.run_folder import RUN, absolute, claim, digest, environment, identity_of, is_finished, must_run
+from ray_fer.training.lease import Lease
+from ray_fer.training.run_folder import RUN, absolute, complete, digest, environment, identity_of, is_finished, must_run
 
 if TYPE_CHECKING:  # torch, timm and Ray take seconds to import, a mistyped path should not
-    from ray_fer.feedback.state import Snapshot
-    from ray_fer.methods.base import BackboneMethod
     from ray_fer.training.runner import Outcome
-    from ray_fer.training.world import World
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Start:
-    """What a run keeps from its first start on, however often it is interrupted.
-
-    Attributes:
-        run_name: tells the feedback who reports.
-        feedback_version: whose factors the first epoch uses.
-        unlabeled: how many unlabeled faces there were; their URIs are in the run's folder.
-        unlabeled_digest: of their listing, None without; also of runs that an older version began.
-    """
-
-    run_name: str
-    feedback_version: int | None
-    unlabeled: int = 0
-    unlabeled_digest: str | None = None
 
 
 def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
@@ -74,13 +49,13 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
     out = storage.normalise(config.out)
     if must_run(out, identity, upgraded):
         _check_step(inputs)
-        with lease.held(out) as held:
-            if not is_finished(out, identity, upgraded):  # who held the lease may have ended meanwhile
-                start = Start(**claim(out, identity, functools.partial(_start, out, identity, inputs), upgraded))
-                outcome = _run(inputs, out, start, held)
-                held.check()
-                _publish(out, inputs, outcome, identity, start)
-            storage.delete(storage.join(out, RUN))
+        complete(
+            *(out, identity),
+            run=lambda start, lease: _run(inputs, out, Start(**start), lease),
+            publish=lambda start, outcome: _publish(out, inputs, outcome, identity, Start(**start)),
+            start=lambda: _start(out, identity, inputs),
+            upgrade=upgraded,
+        )
     return _summary(out)
 
 
@@ -101,41 +76,6 @@ def check_trained(config: TrainBackboneConfig) -> None:
 def _absolute(config: TrainBackboneConfig) -> TrainBackboneConfig:
     places = ["labeled", "val", "feedback_val", "out", "pretrained", "init", "pseudo"]
     return absolute(config, *places, *([] if config.feedback == NO_FEEDBACK else ["feedback"]))
-
-
-# --- on a rank ---
-
-
-def make_method(config: TrainBackboneConfig, start: Start, folder: str, world: World) -> BackboneMethod:
-    """The method of one rank, from the URIs in ``config``: data and weights never travel as arguments."""
-    from ray_fer.feedback.store import load_snapshot
-    from ray_fer.jobs.backbone_context import build_method
-
-    inputs = open_inputs(config, quiet=world.rank > 0)
-    unlabeled, domains = read_unlabeled(folder) if start.unlabeled else ([], None)
-    if inputs.feedback is None:
-        return build_method(inputs, world, unlabeled, domains)
-    classes = inputs.labeled.classes
-    feedback = _Feedback(inputs.feedback, classes, config.feedback_parts, start.run_name)
-    snapshot = load_snapshot(inputs.feedback, classes, start.feedback_version)
-    return build_method(inputs, world, unlabeled, domains, feedback, snapshot)
-
-
-@dataclass(frozen=True)
-class _Feedback:
-    """Reports a run's validations to the actor."""
-
-    uri: str
-    classes: tuple[str, ...]
-    parts: Sequence[FeedbackPart]
-    run_name: str
-
-    def __call__(self, confusion: NDArray[np.int64], epoch: int, **evidence: Any) -> Snapshot:
-        from ray_fer.feedback.actor import get_feedback_actor, update
-
-        actor = get_feedback_actor(self.uri, self.classes, self.parts)
-        source = f"{self.run_name}/epoch-{epoch + 1}"
-        return update(actor, confusion.tolist(), source, **evidence)
 
 
 # --- whose run it is ---
@@ -194,10 +134,10 @@ def _check_step(inputs: Inputs) -> None:
         raise UserError(f"batch_size={config.batch_size}: {what} ({error})") from None
 
 
-def _run(inputs: Inputs, out: str, start: Start, held: lease.Lease) -> Outcome:
+def _run(inputs: Inputs, out: str, start: Start, lease: Lease) -> Outcome:
     from ray_fer import cluster
     from ray_fer.feedback.actor import get_feedback_actor
-    from ray_fer.jobs.backbone_context import build_model
+    from ray_fer.jobs.backbone_context import build_model, make_method
     from ray_fer.models.backbone import checkpoint_activations
     from ray_fer.training.rank import TrainSpec
     from ray_fer.training.runner import fit
@@ -212,14 +152,8 @@ def _run(inputs: Inputs, out: str, start: Start, held: lease.Lease) -> Outcome:
     actor = get_feedback_actor(inputs.feedback, classes, config.feedback_parts) if inputs.feedback else None
     log.info(
         "training %s at %d px on %d labelled, %d pseudo-labelled and %d unlabeled faces, %d classes",
-        *(
-            config.backbone,
-            config.image_size,
-            len(inputs.labeled),
-            _pseudo_count(inputs),
-            start.unlabeled,
-            len(classes),
-        ),
+        *(config.backbone, config.image_size, len(inputs.labeled), _pseudo_count(inputs)),
+        *(start.unlabeled, len(classes)),
     )
     warn_of_doubts(inputs)
     run = TrainSpec(
@@ -233,7 +167,7 @@ def _run(inputs: Inputs, out: str, start: Start, held: lease.Lease) -> Outcome:
         on_bad_loss=config.on_bad_loss,
         reports=out,
         wait_minutes=config.wait_minutes,
-        lease=held,
+        lease=lease,
     )
     outcome = fit(run)
     del actor

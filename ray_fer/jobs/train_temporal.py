@@ -28,8 +28,8 @@ from ray_fer.models.artifact import METRICS, PROVENANCE, Artifact, open_artifact
 from ray_fer.models.records import EncoderMetrics, Identity, Trained
 from ray_fer.models.softmax import softmax
 from ray_fer.resources import check_device
-from ray_fer.training import lease
-from ray_fer.training.run_folder import RUN, absolute, claim, digest, environment, identity_of, is_finished, must_run
+from ray_fer.training.lease import Lease
+from ray_fer.training.run_folder import RUN, absolute, complete, digest, environment, identity_of, must_run
 from ray_fer.video.artifact import open_temporal, save_temporal
 from ray_fer.video.config import TrainTemporalConfig
 from ray_fer.video.encoder import clip_logits
@@ -81,13 +81,11 @@ def train_temporal(config: TrainTemporalConfig) -> dict[str, Any]:
     identity = identity_of(config, inputs.contents)
     out = storage.normalise(config.out)
     if must_run(out, identity):
-        with lease.held(out) as held:
-            if not is_finished(out, identity):  # another process may have held the lease and finished
-                claim(out, identity)
-                outcome = _run(config, inputs, storage.join(out, RUN), held)
-                held.check()
-                _publish(out, config, inputs, outcome, identity)
-            storage.delete(storage.join(out, RUN))
+        complete(
+            *(out, identity),
+            run=lambda _start, lease: _run(config, inputs, storage.join(out, RUN), lease),
+            publish=lambda _start, outcome: _publish(out, config, inputs, outcome, identity),
+        )
     return _summary(out)
 
 
@@ -153,7 +151,7 @@ def _check(config: TrainTemporalConfig) -> None:
 # --- run, choice and publication ---
 
 
-def _run(config: TrainTemporalConfig, inputs: Inputs, folder: str, held: lease.Lease) -> Outcome:
+def _run(config: TrainTemporalConfig, inputs: Inputs, folder: str, lease: Lease) -> Outcome:
     from ray_fer.training.rank import TrainSpec
     from ray_fer.training.runner import fit
 
@@ -171,7 +169,7 @@ def _run(config: TrainTemporalConfig, inputs: Inputs, folder: str, held: lease.L
         precision="float32",  # the features are, and the encoder is small
         max_failures=config.max_failures,
         wait_minutes=config.wait_minutes,
-        lease=held,
+        lease=lease,
     )
     return fit(run)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ray_fer.data.digests import contents_of, describe_unread
 from ray_fer.data.manifests import named_pictures
-from ray_fer.data.sources.uris import split_face
+from ray_fer.data.uris import split_face
 from ray_fer.errors import UserError
 from ray_fer.selection.config import SelectionConfig
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import polars as pl
 from deltalake import DeltaTable
 
-from ray_fer.data.sources.uris import RANGE_PATTERN
+from ray_fer.data.uris import RANGE_PATTERN
 from ray_fer.labeling.exclusions import Exclusions
 from ray_fer.labeling.table import GONE, MARKERS, NO_FACE, OK, picture_uri, scan_rows
 from ray_fer.models.model_id import sees_faces

@@ -25,7 +25,7 @@ from deltalake.exceptions import DeltaError
 
 from ray_fer import cluster, interruption, storage
 from ray_fer.data.sources import list_sources
-from ray_fer.data.sources.uris import FACE_FRAGMENT
+from ray_fer.data.uris import FACE_FRAGMENT
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling import failures, tombstones
 from ray_fer.labeling.clock import every

@@ -23,7 +23,7 @@ from deltalake.exceptions import DeltaError
 from deltalake.schema import Field, PrimitiveType
 
 from ray_fer import storage
-from ray_fer.data.sources.uris import FACE_FRAGMENT
+from ray_fer.data.uris import FACE_FRAGMENT
 from ray_fer.errors import UserError, one_line
 from ray_fer.models.model_id import sees_faces
 

@@ -34,7 +34,7 @@ from torch.func import functional_call
 
 from ray_fer.config import Count, NonNegative, Share
 from ray_fer.data.augment import STRONG, WEAK
-from ray_fer.data.read_ahead import read_ahead
+from ray_fer.data.loading import read_ahead
 from ray_fer.data.sampling import weighted_indices
 from ray_fer.methods.base import VIEWS, Weights
 from ray_fer.methods.batch import Indices

@@ -29,7 +29,7 @@ from pydantic import Field
 
 from ray_fer.config import Count, NonNegative
 from ray_fer.data.augment import STRONG, WEAK
-from ray_fer.data.read_ahead import read_ahead
+from ray_fer.data.loading import read_ahead
 from ray_fer.data.sampling import weighted_indices
 from ray_fer.feedback.factors import moved_thresholds
 from ray_fer.methods.batch import Indices

@@ -26,7 +26,7 @@ from torch import nn
 
 from ray_fer.config import Count, NonNegative
 from ray_fer.data.augment import STRONG
-from ray_fer.data.read_ahead import read_ahead
+from ray_fer.data.loading import read_ahead
 from ray_fer.data.sampling import weighted_indices
 from ray_fer.feedback.state import Snapshot
 from ray_fer.methods.base import VIEWS, Weights

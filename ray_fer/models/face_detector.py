@@ -22,7 +22,7 @@ from PIL import Image
 
 from ray_fer.data.crop import Picture, cut_image
 from ray_fer.data.decode import Pixels
-from ray_fer.data.sources.uris import Face
+from ray_fer.data.uris import Face
 from ray_fer.errors import UserError
 from ray_fer.models.openvino_engine import SETTINGS, from_pixels
 

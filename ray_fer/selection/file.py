@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from ray_fer import storage
 from ray_fer.documents import MissingDocumentError, read_document
-from ray_fer.errors import UserError, one_line
+from ray_fer.errors import UserError, as_user_error, one_line
 from ray_fer.selection.rule import Accepted, harden
 
 INFO = "selection.json"
@@ -137,11 +137,9 @@ def read_selection(uri: str, classes: tuple[str, ...]) -> Selection:
     if tuple(info["classes"]) != classes:
         theirs, ours = ", ".join(info["classes"]), ", ".join(classes)
         raise UserError(f"pseudo={uri}: its classes {theirs} are not those of labeled, {ours}")
-    try:
+    with as_user_error(f"pseudo={uri}: {ROWS} cannot be read", (pa.ArrowException, OSError)):
         table = pq.read_table(io.BytesIO(data), columns=["uri", "target", "weight"])
         table = table.cast(pa.schema([SCHEMA.field(name) for name in table.column_names]))
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"pseudo={uri}: {ROWS} cannot be read ({one_line(error)})") from None
     weights, targets = (table[name].combine_chunks() for name in ("weight", "target"))
     matrix = pc.list_flatten(targets)
     lacking = table["uri"].null_count + targets.null_count

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ray_fer.compat.deepspeed import held_weights, link_moments, skip_allreduce, skip_operator_probe
-from ray_fer.training.loop import Method
+from ray_fer.training.loop import CLIP_NORM, Method
 from ray_fer.training.world import World
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -29,10 +29,9 @@ class DeepSpeedEngine:
         method: its ``model`` is wrapped.
         world: the ranks.
         zero_stage: 0 … 3.
-        clip_norm: largest gradient norm.
     """
 
-    def __init__(self, method: Method, world: World, zero_stage: int, clip_norm: float) -> None:
+    def __init__(self, method: Method, world: World, zero_stage: int) -> None:
         if world.device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"  # read when deepspeed is imported
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -47,7 +46,7 @@ class DeepSpeedEngine:
             "managed_gradient_accumulation": False,
             "zero_optimization": {"stage": zero_stage},
             "zero_allow_untested_optimizer": True,
-            "gradient_clipping": clip_norm,
+            "gradient_clipping": CLIP_NORM,
             "steps_per_print": 1 << 40,
             "torch_autocast": {"enabled": world.precision == "bfloat16", "dtype": "bfloat16"},
         }

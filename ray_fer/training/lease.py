@@ -25,10 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import botocore.exceptions
-
 from ray_fer import interruption, storage
-from ray_fer.errors import UserError, one_line
+from ray_fer.errors import STORE_ERRORS, UserError, as_user_error, one_line
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +34,6 @@ FOLDER = ".lease"
 BEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 _POLL_SECONDS = 1.0
-
-# What S3 and file systems raise when they cannot be reached or written.
-_STORAGE_ERRORS = (OSError, botocore.exceptions.BotoCoreError)
 
 
 class LeaseLostError(UserError):
@@ -87,10 +82,8 @@ def held(out: str, beat: float = BEAT_SECONDS, stale: float = STALE_SECONDS) -> 
         LeaseLostError: from the block, when another run has taken over.
     """
     mine = _holder()
-    try:
+    with as_user_error(f"out={out}: cannot be written"):
         lease = _acquire(out, mine, stale)
-    except _STORAGE_ERRORS as error:
-        raise UserError(f"out={out}: cannot be written ({one_line(error)})") from None
     keeper = _Keeper(lease, mine, beat)
     keeper.start()
     try:
@@ -127,7 +120,7 @@ class _Keeper(threading.Thread):
                     self.lost = error
                     interruption.stop_main(f"error: {error}")
                 return
-            except _STORAGE_ERRORS as error:  # it may be back before anybody gives this run up
+            except STORE_ERRORS as error:  # it may be back before anybody gives this run up
                 log.debug("no sign of life in %s: %s", self.lease.out, one_line(error))
 
     def stop(self) -> None:
@@ -237,5 +230,5 @@ def _release(lease: Lease) -> None:
         if not storage.is_remote(lease.out):
             with contextlib.suppress(OSError):  # somebody else's is in there by now
                 os.rmdir(storage.join(lease.out, FOLDER))
-    except _STORAGE_ERRORS as error:
+    except STORE_ERRORS as error:
         log.warning("out=%s: the mark that a run is under way cannot be taken away: %s", lease.out, one_line(error))

@@ -21,6 +21,8 @@ from torch import nn
 from ray_fer.errors import UserError
 from ray_fer.training.finite import FiniteGuard
 
+CLIP_NORM = 1.0
+"""The largest norm of the gradients of an optimiser step."""
 Terms = dict[str, torch.Tensor]
 """The terms of a loss by name, each a scalar; their sum is the loss."""
 

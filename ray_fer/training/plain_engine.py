@@ -7,9 +7,7 @@ from typing import Any
 
 import torch
 
-from ray_fer.training.loop import Method
-
-CLIP_NORM = 1.0
+from ray_fer.training.loop import CLIP_NORM, Method
 
 
 class PlainEngine:

@@ -56,7 +56,6 @@ class TrainSpec:
         precision: ``auto``, ``float32`` or ``bfloat16``.
         max_failures: losses of workers to survive.
         on_bad_loss: ``stop`` or ``skip``: what happens to a step whose loss is not finite, see `FiniteGuard`.
-        clip_norm: largest gradient norm.
         reports: where the pictures of such steps are listed, to outlive the run; None: in ``folder``.
         wait_minutes: how long ranks may wait for room on a cluster; None: for ever.
         lease: of the folder: without it no checkpoint is written.
@@ -70,7 +69,6 @@ class TrainSpec:
     precision: str = "auto"
     max_failures: int = 3
     on_bad_loss: OnBadLoss = "stop"
-    clip_norm: float = 1.0
     reports: str | None = None
     wait_minutes: float | None = None
     lease: Lease | None = None
@@ -171,7 +169,7 @@ class _Rank:
         self._save(row)
 
     def _initialise(self) -> None:
-        self.engine = DeepSpeedEngine(self.method, self.world, self.spec.zero_stage, self.spec.clip_norm)
+        self.engine = DeepSpeedEngine(self.method, self.world, self.spec.zero_stage)
 
     def _save(self, row: dict[str, Any]) -> None:
         # Every rank takes part in putting them together; only the first keeps them.

@@ -23,7 +23,9 @@ from ray_fer.data.layouts import normalise_argument
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
 from ray_fer.models.records import Claim, Identity, Provenance
+from ray_fer.training.lease import Lease, held
 
+T = TypeVar("T")
 Config = TypeVar("Config", bound=JobConfig)
 Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -119,6 +121,36 @@ def claim(
     begun = start()
     storage.write_json(uri, {"identity": identity, "start": begun})
     return begun
+
+
+def complete(
+    out: str,
+    identity: Identity,
+    run: Callable[[dict[str, Any], Lease], T],
+    publish: Callable[[dict[str, Any], T], None],
+    start: Callable[[], dict[str, Any]] = dict,
+    upgrade: Upgrade = dict,
+) -> None:
+    """Trains and publishes what ``out`` lacks, under its lease, and deletes what a run leaves there.
+
+    Args:
+        out: the model's folder.
+        identity: of this run.
+        run: trains, given what ``start`` returned and the lease.
+        publish: writes the model, given what ``start`` and ``run`` returned.
+        start: as `claim` takes it.
+        upgrade: as `is_finished` takes it.
+
+    Raises:
+        UserError: as `claim`, `is_finished` and `lease.held`.
+    """
+    with held(out) as lease:
+        if not is_finished(out, identity, upgrade):  # who held the lease may have ended meanwhile
+            begun = claim(out, identity, start, upgrade)
+            outcome = run(begun, lease)
+            lease.check()
+            publish(begun, outcome)
+        storage.delete(storage.join(out, RUN))
 
 
 def environment() -> dict[str, Any]:

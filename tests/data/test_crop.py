@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from ray_fer.data.crop import Picture, decode_uri
 from ray_fer.data.decode import BACKGROUND, DecodeError, decode
-from ray_fer.data.sources.uris import Face
+from ray_fer.data.uris import Face
 
 WIDTH, HEIGHT = 240, 180
 FACES = [

@@ -8,8 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ray_fer.data.digests import contents_of
-from ray_fer.data.items import Item, Read
-from ray_fer.data.read import read_objects
+from ray_fer.data.read import Item, Read, read_objects
 
 
 def item(path: Path, data: bytes, size: int | None = None) -> Item:

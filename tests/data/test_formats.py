@@ -14,16 +14,15 @@ from typing import ClassVar
 import pyarrow as pa
 import pytest
 
-from ray_fer.data.formats import FORMATS, load_format
-from ray_fer.data.items import UNKNOWN, Item, Read, ReadBatch, Stat, bounded
-from ray_fer.data.read import read_objects
+from ray_fer.data import uris
+from ray_fer.data.formats import FORMATS, Entry, Place, load_format
+from ray_fer.data.read import UNKNOWN, Item, Read, ReadBatch, Stat, bounded, read_objects, stat_objects
 from ray_fer.data.source_config import SourceConfig
-from ray_fer.data.sources import list_sources, uris
+from ray_fer.data.sources import list_sources
 from ray_fer.data.sources.files import stat_files
 from ray_fer.data.sources.pages import key_tables
-from ray_fer.data.sources.spec import Format, Source
-from ray_fer.data.sources.stats import stat_objects
-from ray_fer.data.sources.uris import Face, Place
+from ray_fer.data.sources.spec import Format, ImageFormat, Source
+from ray_fer.data.uris import Face
 from tests.images import picture
 
 
@@ -38,7 +37,7 @@ class ZipMember(Place):
         return f"{self.file}!/{self.name}"
 
 
-class Zip(Format):
+class Zip(ImageFormat):
     extensions = (".zip",)
 
     def list_images(self, source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
@@ -72,15 +71,13 @@ class ZipBatch(ReadBatch):
 
 
 @pytest.fixture
-def zipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setitem(FORMATS, "zip", f"{__name__}:Zip")
-    uris._parsers.cache_clear()
+def zipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(FORMATS, "zip", Entry(f"{__name__}:Zip", "!/"))
     path = tmp_path / "faces.zip"
     with zipfile.ZipFile(path, "w") as archive:
         for number in range(3):
             archive.writestr(f"in/{number}.jpg", picture(number))
-    yield str(path)
-    uris._parsers.cache_clear()
+    return str(path)
 
 
 def test_a_new_format_is_a_class_and_a_line(zipped: str) -> None:

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from PIL import Image
 
 from ray_fer.config import load_config
+from ray_fer.data import layout_readers
 from ray_fer.data.crop import decode_uri
 from ray_fer.data.decode import decode
 from ray_fer.data.layouts import LAYOUTS, normalise_argument
 from ray_fer.data.manifests import Manifest, named_pictures, read_manifest
-from ray_fer.data.sources.uris import split_face
+from ray_fer.data.uris import split_face
 from ray_fer.errors import UserError
 from ray_fer.expressions import ABAW, EXPRESSIONS, SEVEN
 from ray_fer.jobs.backbone_inputs import open_inputs
@@ -61,6 +63,15 @@ def test_affectnet_onto_other_class_sets(tmp_path: Path) -> None:
     uri, images = affectnet(tmp_path), f"{tmp_path}/Manually_Annotated_Images"
     assert [name for _, name in pairs(read_manifest(f"{uri}#train", SEVEN), images)] == AFFECTNET_NAMES[:7]
     assert [name for _, name in pairs(read_manifest(f"{uri}#train", ABAW), images)] == AFFECTNET_NAMES[:7]
+
+
+def test_a_set_whose_store_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(uri: str) -> bool:
+        raise EndpointConnectionError(endpoint_url=uri)
+
+    monkeypatch.setattr(layout_readers.storage, "exists", refuse)
+    with pytest.raises(UserError, match=r'^s3://b/RAF-DB: cannot be read \(Could not connect .* "s3://b/RAF-DB/EmoLab'):
+        read_manifest("rafdb:s3://b/RAF-DB")
 
 
 def test_affectnet_errors(tmp_path: Path) -> None:

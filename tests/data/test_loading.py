@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from ray_fer.data.decode import decode
-from ray_fer.data.loading import ImageLoader
-from ray_fer.data.read_ahead import read_ahead
+from ray_fer.data.loading import ImageLoader, read_ahead
 from ray_fer.errors import UserError
 from tests.images import picture
 

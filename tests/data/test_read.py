@@ -13,12 +13,10 @@ import pytest
 
 from ray_fer import storage
 from ray_fer.data import read
-from ray_fer.data.items import ReadBatch
-from ray_fer.data.read import Item, Read, read_objects
+from ray_fer.data.read import Item, Read, ReadBatch, read_objects, stat_objects
 from ray_fer.data.sources import local_identity, s3_requests
 from ray_fer.data.sources.s3_requests import get_object
-from ray_fer.data.sources.stats import stat_objects
-from ray_fer.data.sources.uris import Face
+from ray_fer.data.uris import Face
 from tests.images import picture
 from tests.shards import hugging_face, parquet_of, tar_of
 

@@ -13,12 +13,12 @@ import lance
 import pyarrow as pa
 import pytest
 
+from ray_fer.data.formats import parse
 from ray_fer.data.loading import ImageLoader
 from ray_fer.data.read import Item
 from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources import check_sources, list_sources, pages
 from ray_fer.data.sources.lance import LanceRow
-from ray_fer.data.sources.uris import parse
 from ray_fer.errors import UserError
 from tests.data.test_sources_tar import items_of, read_all
 from tests.images import picture
@@ -228,6 +228,6 @@ def test_what_is_no_dataset_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
             raise ModuleNotFoundError("No module named 'lance'")
         return plain(name, package)
 
-    monkeypatch.setattr("ray_fer.data.sources.lance.import_module", without)
+    monkeypatch.setattr("ray_fer.data.sources.lance_column.import_module", without)
     with pytest.raises(UserError, match=r"t.lance: to read Lance datasets, pip install 'ray-fer\[lance\]'$"):
         check_sources([str(tmp_path / "t.lance")])

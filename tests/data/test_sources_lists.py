@@ -16,11 +16,10 @@ import botocore.exceptions
 import pyarrow as pa
 import pytest
 
-from ray_fer.data.read import Item, read_objects
+from ray_fer.data.read import Item, Stat, read_objects
 from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources import check_sources, list_sources, lists, local_identity
 from ray_fer.data.sources.lists import _absolute
-from ray_fer.data.sources.stats import Stat
 from ray_fer.errors import UserError
 from tests.data.test_sources_tar import items_of
 from tests.shards import hugging_face, parquet_of, tar_of

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 from pyiceberg.utils.config import Config
 
+from ray_fer.data.read import Stat
 from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources import check_sources, list_sources, lists, pages, s3_metadata
-from ray_fer.data.sources.stats import Stat
 from ray_fer.errors import UserError
 from tests.iceberg import MetadataTable, deleted, record
 

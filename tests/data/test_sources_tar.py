@@ -13,13 +13,14 @@ import pyarrow as pa
 import pytest
 
 from ray_fer import storage
+from ray_fer.data.formats import parse
 from ray_fer.data.read import Item, Read, group, read_objects
 from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources import check_sources, list_sources, local_identity, pages, tar_index
 from ray_fer.data.sources.parquet import Row
 from ray_fer.data.sources.tar import Members
 from ray_fer.data.sources.tar_index import Member, locate
-from ray_fer.data.sources.uris import Range, parse, parse_range
+from ray_fer.data.uris import Range, parse_range
 from ray_fer.errors import UserError
 from tests.shards import tar_of
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ray_fer.data.formats import parse
 from ray_fer.data.sources.lance import LanceRow
 from ray_fer.data.sources.parquet import Row
-from ray_fer.data.sources.uris import FACE_FRAGMENT, Face, parse, resolve, split_face
+from ray_fer.data.uris import FACE_FRAGMENT, Face, resolve, split_face
 from ray_fer.errors import UserError
 
 PICTURES = ["photo.jpg", "s3://b/a b#1.jpg", "/f/shard.tar!/in/x.png", Row("/f/t.parquet", "im age#", 7).uri]

@@ -21,7 +21,7 @@ import yaml
 import ray_fer
 from benchmarks import quote
 from benchmarks.results import RESULTS
-from ray_fer.data.formats import FORMATS
+from ray_fer.data.formats import FORMATS, Entry
 from ray_fer.data.sources.spec import Source
 from ray_fer.evaluation.metrics import evaluate_probs
 from ray_fer.selection import Rule, SelectionContext
@@ -112,7 +112,7 @@ def test_the_format_in_the_guide_is_one(tmp_path: Path, monkeypatch: pytest.Monk
     pictures = sorted(str(file) for file in (tmp_path / "in").rglob("*.jpg"))
     (tmp_path / "list.json").write_text(json.dumps(pictures))
     monkeypatch.setitem(sys.modules, "guide", SimpleNamespace(**_example("class JsonList")))
-    monkeypatch.setitem(FORMATS, "json", "guide:JsonList")
+    monkeypatch.setitem(FORMATS, "json", Entry("guide:JsonList"))
     source = Source(str(tmp_path / "list.json"), "json")
     listed = pa.concat_tables(source.kind.list_images(source, Counter()))
     assert listed["uri"].to_pylist() == pictures

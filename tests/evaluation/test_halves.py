@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ray_fer.errors import UserError
+from ray_fer.evaluation.calibration import apply_temperature, confidence_of_correct, fit_temperature
 from ray_fer.evaluation.halves import evaluate_halves, prior_helps
-from ray_fer.evaluation.metrics import apply_temperature, confidence_of_correct, evaluate_probs, fit_temperature
+from ray_fer.evaluation.metrics import evaluate_probs
 
 CLASSES = ("neutral", "anger", "happiness")
 RNG = np.random.default_rng(0)

@@ -14,9 +14,8 @@ import pytest
 import xxhash
 
 from ray_fer.data.digests import Contents
-from ray_fer.data.items import Item, Read
-from ray_fer.data.read import read_objects
-from ray_fer.data.sources.uris import Face
+from ray_fer.data.read import Item, Read, read_objects
+from ray_fer.data.uris import Face
 from ray_fer.errors import UserError
 from ray_fer.jobs.backbone_inputs import open_inputs
 from ray_fer.jobs.held_out import check_selection, list_unlabeled, read_unlabeled, warn_of_copies
@@ -70,6 +69,20 @@ def test_one_class_is_nothing_to_learn(classes: tuple[str, ...], tmp_path: Path)
     write_faces(tmp_path / "val", (2, 0, 0), seed=2)
     with pytest.raises(UserError, match=r"^labeled=.*/train/manifest\.csv: one class, neutral; there is nothing to"):
         open_inputs(config(tmp_path, *classes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("labeled={}/no.csv", "labeled={}/no.csv: cannot read the manifest"),
+        ("labeled=rafdb:{}/no", "labeled=rafdb:{}/no: {}/no: there is no EmoLabel/list_patition_label.txt"),
+        ("val={}/no", "val={}/no: no .csv or .parquet file and no folder"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_key(arguments: str, message: str, faces: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        open_inputs(config(faces, arguments.replace("{}", str(faces))))
+    assert str(caught.value).startswith(message.replace("{}", str(faces)))
 
 
 def test_copies_of_labelled_faces_are_not_unlabeled(faces: Path, caplog: pytest.LogCaptureFixture) -> None:

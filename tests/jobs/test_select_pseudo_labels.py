@@ -13,7 +13,7 @@ import xxhash
 
 from ray_fer import storage
 from ray_fer.config import load_config
-from ray_fer.data.sources.uris import Face
+from ray_fer.data.uris import Face
 from ray_fer.errors import UserError
 from ray_fer.feedback.store import FeedbackStore
 from ray_fer.jobs import select_pseudo_labels as selecting

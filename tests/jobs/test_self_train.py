@@ -13,7 +13,8 @@ from ray_fer.errors import UserError
 from ray_fer.feedback.store import FeedbackStore
 from ray_fer.jobs import self_train
 from ray_fer.jobs.backbone_inputs import with_defaults
-from ray_fer.jobs.self_train import other_settings, replaces, why_stop
+from ray_fer.jobs.loop_configs import other_settings
+from ray_fer.jobs.self_train import replaces, why_stop
 from ray_fer.methods.registry import resolved
 from ray_fer.training.run_folder import identity_of
 

@@ -13,7 +13,7 @@ import xxhash
 
 from ray_fer.config import load_config
 from ray_fer.data.sources.parquet import Row
-from ray_fer.data.sources.uris import Face
+from ray_fer.data.uris import Face
 from ray_fer.errors import UserError
 from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.jobs.self_train import _Loop, self_train

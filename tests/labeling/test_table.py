@@ -14,7 +14,7 @@ from botocore.exceptions import BotoCoreError
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from ray_fer.data.sources.uris import Face
+from ray_fer.data.uris import Face
 from ray_fer.errors import UserError
 from ray_fer.labeling import tombstones
 from ray_fer.labeling.commit import Committer

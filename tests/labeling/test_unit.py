@@ -11,7 +11,7 @@ from ray_fer.config import load_config
 from ray_fer.data.crop import decode_uri
 from ray_fer.data.decode import decode_into_each
 from ray_fer.data.sources import list_sources
-from ray_fer.data.sources.uris import split_face
+from ray_fer.data.uris import split_face
 from ray_fer.labeling.progress import image_statuses, unit_stats
 from ray_fer.labeling.table import FILE_SCHEMA, PERMANENT
 from ray_fer.labeling.unit import Decoded, Row, decode_items, infer, joined, share, to_table

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ray_fer.errors import UserError
-from ray_fer.evaluation.metrics import apply_temperature
+from ray_fer.evaluation.calibration import apply_temperature
 from ray_fer.feedback.state import Snapshot
 from ray_fer.jobs.backbone_context import build_method
 from ray_fer.jobs.backbone_inputs import open_inputs, warn_of_doubts

@@ -92,6 +92,10 @@ def test_it_trains_and_is_validated(faces: Path) -> None:
     ("arguments", "message"),
     [
         (["init=null"], r"^labeled=null: give init=, which has the classes and the size$"),
+        (
+            ["init=null", "method=supervised"],
+            r"^labeled=null: give init=, which .* size, and a method without labels, which supervised needs$",
+        ),
         (["labeled=train/manifest.csv"], r"^method=confident: takes no labeled=$"),
         (["method=supervised", "unlabeled=null"], r"^method=supervised: needs labeled=$"),
     ],

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from ray_fer.data.crop import Picture
-from ray_fer.data.sources.uris import Face
+from ray_fer.data.uris import Face
 from ray_fer.errors import UserError
 from ray_fer.models import face_detector
 from ray_fer.models.face_detector import DETECTOR, MAX_FACES, Detection, crop_of, overlap, without_overlaps

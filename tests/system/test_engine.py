@@ -43,7 +43,7 @@ def train_stages(rank: int, folder: str) -> None:
                 world = World(rank, 2, 2, precision=precision)
                 recipe = CountingMethod(EPOCHS, world, **options)
                 guard = FiniteGuard(world, recipe.steps_per_epoch, "skip")
-                engine = DeepSpeedEngine(recipe, world, stage, clip_norm=1.0)
+                engine = DeepSpeedEngine(recipe, world, stage)
                 for epoch in range(EPOCHS):
                     train_epoch(recipe, engine, epoch, guard)
                 with engine.gathered():
@@ -59,7 +59,7 @@ def train_stages(rank: int, folder: str) -> None:
 def train_circuit(world: World, stage: int, folder: Path) -> None:
     """Meta feedback: an epoch of teacher and student, and one of the student alone."""
     recipe = recipe_of(folder, "epochs=2", "method.finetune=0.5", "learning_rate=0.001", world=world)
-    engine = DeepSpeedEngine(recipe, world, stage, clip_norm=1.0)
+    engine = DeepSpeedEngine(recipe, world, stage)
     for epoch in range(2):
         train_epoch(recipe, engine, epoch, FiniteGuard(world, recipe.steps_per_epoch))
     with engine.gathered():

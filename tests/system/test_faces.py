@@ -12,7 +12,7 @@ import ray
 from ray_fer import storage
 from ray_fer.config import load_config
 from ray_fer.data.loading import ImageLoader
-from ray_fer.data.sources.uris import split_face
+from ray_fer.data.uris import split_face
 from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.models import face_detector
 from ray_fer.models.artifact import open_artifact

@@ -14,7 +14,7 @@ import pytest
 from ray_fer import storage
 from ray_fer.config import load_config
 from ray_fer.data.sources.etags import plain_etag
-from ray_fer.data.sources.uris import split_face
+from ray_fer.data.uris import split_face
 from ray_fer.errors import UserError
 from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.labeling.run import READ_OTHERWISE

@@ -101,7 +101,7 @@ def snapshot(engine: DeepSpeedEngine) -> State:
 def begin(start: Start, world: World) -> tuple[State, State]:
     """What there is after each of two epochs."""
     recipe = GroupedRecipe(world, start.late)
-    engine = DeepSpeedEngine(recipe, world, start.stage, clip_norm=1.0)
+    engine = DeepSpeedEngine(recipe, world, start.stage)
     assert not snapshot(engine)["moments"], "nothing has been updated yet"
     train_epoch(recipe, engine, 0, FiniteGuard(world, recipe.steps_per_epoch))
     engine(recipe.inputs)  # a step that is left out
@@ -114,7 +114,7 @@ def go_on(start: Start, world: World, stage: int, half: State) -> tuple[State, S
     """What there is before and after the second epoch when it goes on from what there was ``half``-way."""
     recipe = GroupedRecipe(world, start.late)
     recipe.model.load_state_dict(half["weights"])
-    engine = DeepSpeedEngine(recipe, world, stage, clip_norm=1.0)
+    engine = DeepSpeedEngine(recipe, world, stage)
     engine.load_moments(half["moments"])
     loaded = snapshot(engine)
     train_epoch(recipe, engine, 1, FiniteGuard(world, recipe.steps_per_epoch))

@@ -7,7 +7,7 @@ import io
 import lzma
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -22,19 +22,15 @@ from ray_fer.data.sources.etags import plain_etags
 from ray_fer.data.sources.files import OPENING_ERRORS, open_parquet
 from ray_fer.data.sources.pages import KEY_SCHEMA
 from ray_fer.data.text import decoded
-from ray_fer.errors import UserError, one_line
+from ray_fer.errors import UserError, as_user_error
 
 LIST_ERRORS = (*OPENING_ERRORS, UnicodeError, csv.Error, EOFError, zlib.error, lzma.LZMAError)
 _UNKNOWN_SIZES = pa.array(["", "nan", "NaN", "None", "null"])
 
 
-@contextmanager
-def guarded(file: str) -> Iterator[None]:
+def guarded(file: str) -> AbstractContextManager[None]:
     """Turns the errors of reading ``file``, and of asking for what it names, into a `UserError` that names it."""
-    try:
-        yield
-    except LIST_ERRORS as error:
-        raise UserError(f"source={file}: cannot be read ({one_line(error)})") from None
+    return as_user_error(f"source={file}: cannot be read", LIST_ERRORS)
 
 
 def ending(file: str) -> str:

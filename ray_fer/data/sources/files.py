@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_fer import storage
-from ray_fer.data.items import UNKNOWN, Stat
+from ray_fer.data.read import UNKNOWN, Stat
 from ray_fer.data.sources.etags import object_identity
 from ray_fer.data.sources.s3_requests import head_objects
 

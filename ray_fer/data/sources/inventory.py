@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_fer import storage
-from ray_fer.data.sources.columns import LIST_ERRORS, batches, column_names, ending, guarded, keys_of, plain
+from ray_fer.data.sources.columns import LIST_ERRORS, batches, column_names, ending, guarded, plain
 from ray_fer.data.sources.file_sets import files_of, list_each
-from ray_fer.data.sources.lists import identified
+from ray_fer.data.sources.lists import bucket_objects
 from ray_fer.data.sources.spec import Format, Source
 from ray_fer.data.sources.tar import images_among
-from ray_fer.errors import UserError, one_line
+from ray_fer.errors import UserError, as_user_error
 
+_MANIFEST_ERRORS = (*LIST_ERRORS, ValueError, KeyError, TypeError, AttributeError)
 _COLUMNS = ("bucket", "key", "size", "etag", "islatest", "isdeletemarker")
 
 
@@ -51,14 +52,12 @@ def _inventory_files(file: str) -> Iterator[tuple[str, list[str] | None]]:
     if not file.lower().endswith(".json"):
         yield file, None
         return
-    try:
+    with as_user_error(f"source={file}: not the manifest of an S3 Inventory", _MANIFEST_ERRORS):
         manifest = json.loads(storage.read_bytes(file))
         bucket = manifest["destinationBucket"].rsplit(":", 1)[-1]
         header = [name.strip() for name in manifest["fileSchema"].split(",")]
         keys = [entry["key"] for entry in manifest["files"]]
         kind = manifest["fileFormat"].lower()
-    except (*LIST_ERRORS, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"source={file}: not the manifest of an S3 Inventory ({one_line(error)})") from None
     if kind not in ("csv", "parquet"):
         raise UserError(f"source={file}: an inventory in {kind}; CSV and Parquet can be read")
     for key in keys:
@@ -80,12 +79,8 @@ def _inventory(file: str, part: str, header: list[str] | None, counts: Counter[s
         deleted = pc.equal(pc.utf8_lower(_or(column.get("isdeletemarker"), "false", table)), "true")
         old = pc.equal(pc.utf8_lower(_or(column.get("islatest"), "true", table)), "false")
         key = _decoded(column["key"]) if encoded else column["key"]
-        uri = pc.binary_join_element_wise("s3://", column["bucket"], "/", key, "")
-        keys = keys_of(uri.combine_chunks(), _or(column.get("etag"), "", table), _or(column.get("size"), "0", table))
-        # What ends with a slash is a folder's mark, not an object.
-        current = keys.filter(pc.invert(pc.or_(pc.or_(deleted, old), pc.ends_with(uri, "/"))))
-        counts["skipped"] += keys.num_rows - current.num_rows
-        yield from identified(current)
+        etag, size = _or(column.get("etag"), "", table), _or(column.get("size"), "0", table)
+        yield from bucket_objects(column["bucket"], key, etag, size, counts, pc.or_(deleted, old))
 
 
 def _or(column: Any, default: str, table: pa.Table) -> Any:

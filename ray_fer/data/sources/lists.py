@@ -15,18 +15,19 @@ import re
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ray_fer.data.read import stat_objects
 from ray_fer.data.sources import pages
 from ray_fer.data.sources.columns import batches, column_names, ending, guarded, keys_of, plain, text_lines
 from ray_fer.data.sources.file_sets import files_of, is_one_file, list_each
 from ray_fer.data.sources.pages import key_table, key_tables
 from ray_fer.data.sources.spec import Format, Source
-from ray_fer.data.sources.stats import stat_objects
 from ray_fer.data.sources.tar import images_among
-from ray_fer.data.sources.uris import resolve
+from ray_fer.data.uris import resolve
 from ray_fer.errors import UserError
 
 _OTHER_COMMA = re.compile(r"[;\t|]")
@@ -107,6 +108,26 @@ def identified(table: pa.Table) -> Iterator[pa.Table]:
     for start in range(0, unknown.num_rows, _LOOK_ROWS):
         uris = unknown["uri"].slice(start, _LOOK_ROWS).to_pylist()
         yield key_table([(uri, *stat) for uri, stat in zip(uris, stat_objects(uris), strict=True)])
+
+
+def bucket_objects(
+    bucket: Any, key: Any, etag: Any, size: Any, counts: Counter[str], gone: Any = False
+) -> Iterator[pa.Table]:
+    """Yields the objects that a record of a bucket names, as `identified` does.
+
+    Args:
+        bucket: column of strings, as the following; ``etag`` and ``size`` as `columns.keys_of` takes them.
+        key: of the object. What ends with a slash is a folder's mark, not an object.
+        etag: of the object.
+        size: of the object.
+        counts: ``skipped`` grows by what is no object or is gone.
+        gone: whether it is there no more, bool.
+    """
+    uri = pc.binary_join_element_wise("s3://", bucket, "/", key, "")
+    keys = keys_of(uri.combine_chunks(), etag, size)
+    objects = keys.filter(pc.invert(pc.or_(gone, pc.ends_with(uri, "/"))))
+    counts["skipped"] += keys.num_rows - objects.num_rows
+    yield from identified(objects)
 
 
 def _text_lines(file: str) -> Iterator[pa.Table]:

@@ -10,17 +10,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from ray_fer.data.items import READING_ERRORS, Item, Read, ReadBatch, Stat, failed
+from ray_fer.data.formats import Place
+from ray_fer.data.read import READING_ERRORS, Item, Read, ReadBatch, Stat, failed
 from ray_fer.data.sources.files import local_identity, stat_files
 from ray_fer.data.sources.pages import key_tables
 from ray_fer.data.sources.s3_requests import get_object
-from ray_fer.data.sources.spec import Format, Source
+from ray_fer.data.sources.spec import ImageFormat, Source
 from ray_fer.data.sources.tar import images_among
-from ray_fer.data.sources.uris import Place
 from ray_fer.data.sources.walk import list_objects
 
 
-class Objects(Format):
+class Objects(ImageFormat):
     """Loose images and the tar shards among them."""
 
     def list_images(self, source: Source, counts: Counter[str]) -> Iterator[pa.Table]:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_fer.data.items import READING_ERRORS, Item, Read, ReadBatch, Stat, bounded, failed
+from ray_fer.data.read import READING_ERRORS, Item, Read, ReadBatch, Stat, bounded, failed
 from ray_fer.data.sources import pages
 from ray_fer.data.sources.file_sets import files_of, list_each
 from ray_fer.data.sources.files import OPENING_ERRORS, open_parquet, stat_files
@@ -26,7 +26,7 @@ from ray_fer.data.sources.lists import list_uris
 from ray_fer.data.sources.pages import KEY_SCHEMA
 from ray_fer.data.sources.parquet_cursor import Cursor, keep_cursor, leaf_column, take_cursor
 from ray_fer.data.sources.rows import RowBatch, TableRow, column_problem, image_columns, only_column
-from ray_fer.data.sources.spec import Format, Source
+from ray_fer.data.sources.spec import ImageFormat, Source
 from ray_fer.errors import UserError, one_line
 
 FOOTERS = 16
@@ -51,7 +51,7 @@ def row_prefix(file: str, column: str) -> str:
     return f"{file}#column={quote(column, safe='')}&row="
 
 
-class Parquet(Format):
+class Parquet(ImageFormat):
     """Parquet files with a column of images."""
 
     extensions = (".parquet",)
@@ -78,7 +78,7 @@ class Parquet(Format):
 
     def parse(self, uri: str) -> Row | None:
         """The row that ``uri`` names."""
-        found = _ROW.fullmatch(uri) if "&row=" in uri else None
+        found = _ROW.fullmatch(uri)
         return Row(found[1], unquote(found[2]), int(found[3])) if found else None
 
     def stat(self, places: Sequence[Row]) -> list[Stat]:

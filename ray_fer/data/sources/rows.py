@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from ray_fer.data.items import Item, ReadBatch
-from ray_fer.data.sources.uris import Place
+from ray_fer.data.formats import Place
+from ray_fer.data.read import Item, ReadBatch
 from ray_fer.errors import UserError
 
 TABLE_ROWS = 256

@@ -23,12 +23,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ray_fer import storage
 from ray_fer.data.sources.ahead import interleaved
-from ray_fer.data.sources.columns import guarded, keys_of
-from ray_fer.data.sources.lists import identified
+from ray_fer.data.sources.columns import guarded
+from ray_fer.data.sources.lists import bucket_objects
 from ray_fer.data.sources.spec import Format, Source
 from ray_fer.data.sources.tar import images_among
 from ray_fer.errors import UserError, one_line
@@ -82,12 +81,8 @@ def _list_objects(place: str, counts: Counter[str]) -> Iterator[pa.Table]:
         records = _current(records, counts)
     with guarded(place):
         for some in records:
-            uri = pc.binary_join_element_wise("s3://", some["bucket"], "/", some["key"], "")
-            keys = keys_of(uri.combine_chunks(), some["e_tag"], some["size"].cast(pa.string()))
-            # What ends with a slash is a folder's mark, not an object.
-            objects = keys.filter(pc.invert(pc.ends_with(uri, "/")))
-            counts["skipped"] += keys.num_rows - objects.num_rows
-            yield from identified(objects)
+            size = some["size"].cast(pa.string())
+            yield from bucket_objects(some["bucket"], some["key"], some["e_tag"], size, counts)
 
 
 def _open(place: str) -> Any:

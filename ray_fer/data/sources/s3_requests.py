@@ -10,7 +10,7 @@ import aiohttp
 import botocore.exceptions
 
 from ray_fer import storage
-from ray_fer.data.items import UNKNOWN, Stat
+from ray_fer.data.read import UNKNOWN, Stat
 from ray_fer.data.sources.etags import object_identity, plain_etag
 
 HEADS_IN_FLIGHT = 64

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,24 +15,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_fer import storage
-from ray_fer.data.formats import FORMATS, load_format
-from ray_fer.data.items import Item, ReadBatch, Stat
+from ray_fer.data.formats import FORMATS, Place, load_format, parse
 from ray_fer.data.names import are_hidden, is_hidden
+from ray_fer.data.read import Item, ReadBatch, Stat
 from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources.globs import is_glob, literal_prefix, matcher, translate
-from ray_fer.data.sources.uris import Place, parse
 from ray_fer.errors import UserError
 
 COMPRESSED_TAR = r"(?i)\.(tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|lzma))$"
 _COMPRESSED = re.compile(COMPRESSED_TAR)
 
 
-class Format:
-    """A kind of source: how its images are listed, named, looked up and read.
-
-    A subclass lists. One whose images lie inside its files also parses their URIs, looks them up and reads them; the
-    others name objects elsewhere, which the format of each looks up and reads. Instances hold no state.
-    """
+class Format(ABC):
+    """A kind of source, and how its images are listed. Instances hold no state."""
 
     extensions: ClassVar[tuple[str, ...]] = ()
     """Extensions that ``format=auto`` takes for this format."""
@@ -54,12 +50,13 @@ class Format:
         """The one spelling of a source's URI."""
         return storage.normalise_argument("source", uri)
 
-    def check(self, source: Source) -> None:
+    def check(self, source: Source) -> None:  # noqa: B027 - few have anything to check
         """Raises `UserError` for a source that cannot be of this format, without looking into it."""
 
-    def check_content(self, source: Source) -> None:
+    def check_content(self, source: Source) -> None:  # noqa: B027
         """Raises `UserError` for what is wrong in a source's own files, without asking the store about anything."""
 
+    @abstractmethod
     def list_images(self, source: Source, counts: Counter[str]) -> Iterator[pa.Table]:
         """Yields tables of `pages.KEY_SCHEMA` of the images of ``source``.
 
@@ -70,16 +67,23 @@ class Format:
         Raises:
             UserError: when the source cannot be listed.
         """
-        raise NotImplementedError
+
+
+class ImageFormat(Format):
+    """A format whose files are images or hold them: it looks them up and reads them.
+
+    The others name objects elsewhere, which the format of each looks up and reads.
+    """
 
     def parse(self, uri: str) -> Place | None:
-        """The place of an image inside a file of this format; None for any other URI."""
+        """The place of an image inside a file of this format; None for any other URI that has the format's mark."""
         return None
 
+    @abstractmethod
     def stat(self, places: Sequence[Any]) -> list[Stat]:
         """Identity and size of each image that `parse` gave the place of; `UNKNOWN` for what cannot be found."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batch(self, item: Item, place: Any, before: ReadBatch | None) -> ReadBatch:
         """What ``item``, whose place `parse` gave, is read with.
 
@@ -91,7 +95,6 @@ class Format:
         Returns:
             ``before`` with the item added, where it is of this format and near enough; else a new batch.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from ray_fer import storage
-from ray_fer.errors import UserError, one_line
+from ray_fer.errors import STORE_ERRORS, UserError, as_user_error
 
 _MARKS = {
     "Delta": re.compile(r"(.*)/_delta_log/\d{20}\.[^/]+"),
@@ -103,13 +103,11 @@ def delta_files(table: str) -> set[str]:
     Raises:
         UserError: when it cannot be opened, has deletion vectors, or other names for its columns than the files have.
     """
-    try:
+    with as_user_error(f"source={table}: a Delta table that cannot be opened", (*STORE_ERRORS, DeltaError)):
         opened = DeltaTable(table, storage_options=storage.delta_options(table))
         features = opened.protocol().reader_features or []
         mapping = opened.metadata().configuration.get("delta.columnMapping.mode", "none")
         paths = opened.get_add_actions()["path"].to_pylist()
-    except (OSError, DeltaError, botocore.exceptions.BotoCoreError) as error:
-        raise UserError(f"source={table}: a Delta table that cannot be opened ({one_line(error)})") from None
     if mapping != "none":
         raise UserError(f"source={table}: a Delta table with column mapping; write its rows to Parquet files")
     if "deletionVectors" in features and _has_deletion_vectors(opened):

@@ -18,17 +18,18 @@ import pyarrow.compute as pc
 
 from ray_fer import storage
 from ray_fer.data.decode import has_image_extension
-from ray_fer.data.items import READING_ERRORS, UNKNOWN, Item, Read, ReadBatch, Stat, bounded, failed
+from ray_fer.data.formats import parse
 from ray_fer.data.names import IMAGE_NAME, are_hidden
+from ray_fer.data.read import READING_ERRORS, UNKNOWN, Item, Read, ReadBatch, Stat, bounded, failed
 from ray_fer.data.sources import pages
 from ray_fer.data.sources.ahead import interleaved
 from ray_fer.data.sources.files import local_identity, stat_files
 from ray_fer.data.sources.pages import key_tables
 from ray_fer.data.sources.s3_requests import get_object
-from ray_fer.data.sources.spec import COMPRESSED_TAR, Format, Source
+from ray_fer.data.sources.spec import COMPRESSED_TAR, ImageFormat, Source
 from ray_fer.data.sources.tar_index import INDEX_ERRORS, Member, forget_index, index_of, locate
-from ray_fer.data.sources.uris import Range, parse, parse_range
 from ray_fer.data.sources.walk import list_objects
+from ray_fer.data.uris import Range, parse_range
 from ray_fer.errors import one_line
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ _MEMBER = re.compile(r"(.*?\.tar)!/(.*)", re.DOTALL | re.IGNORECASE)
 _OVERWRITTEN = "its shard was overwritten since it was listed"
 
 
-class WebDataset(Format):
+class WebDataset(ImageFormat):
     """Tar shards, also among other files.
 
     What follows the first ``.tar!/`` of a member's URI is its name as it stands in the shard, unescaped, as the keys of
@@ -55,7 +56,7 @@ class WebDataset(Format):
 
     def parse(self, uri: str) -> Member | None:
         """The member that ``uri`` names."""
-        found = _MEMBER.fullmatch(uri) if "!/" in uri else None
+        found = _MEMBER.fullmatch(uri)
         return Member(*found.groups()) if found else None
 
     def stat(self, places: Sequence[Member]) -> list[Stat]:

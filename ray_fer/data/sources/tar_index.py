@@ -29,10 +29,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_fer import storage
+from ray_fer.data.formats import Place
 from ray_fer.data.sources import pages
 from ray_fer.data.sources.files import local_identity, open_file
 from ray_fer.data.sources.pages import KEY_SCHEMA, Key
-from ray_fer.data.sources.uris import Place
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from ray_fer.stderr import without_lines
+from ray_fer.compat.ray import without_lines
 
 
 def test_some_lines_are_dropped_and_all_others_get_through(capfd: pytest.CaptureFixture[str]) -> None:

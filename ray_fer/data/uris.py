@@ -18,14 +18,11 @@ it. Two names of one file (links, a file system that ignores case) stay two; com
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from ray_fer import storage
-from ray_fer.data.formats import FORMATS, load_format
+from ray_fer.data.formats import Place, parse
 from ray_fer.errors import UserError
 
 RANGE_PATTERN = r"(?s)^(.*)@(\d+)\+(\d+)$"
@@ -34,27 +31,6 @@ _RANGE = re.compile(RANGE_PATTERN)
 FACE_FRAGMENT = r"#face=-?\d+\.\d,-?\d+\.\d,\d+\.\d,-?\d+\.\d$"
 """The pattern of what `Face.uri_in` appends, for columns of URIs."""
 _FACE = re.compile(FACE_FRAGMENT)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The place of an image: a loose object, or in a subclass an image inside ``file``.
-
-    Attributes:
-        file: URI of the file that is the image, or holds it.
-    """
-
-    format: ClassVar[str] = "auto"
-    """The name of the format that looks up and reads the image."""
-    exact_size: ClassVar[bool] = True
-    """Whether a listing gives the image's own size, rather than a mean."""
-
-    file: str
-
-    @property
-    def uri(self) -> str:
-        """The image's URI."""
-        return self.file
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +82,10 @@ def split_face(uri: str) -> tuple[str, Face | None]:
     return uri, None
 
 
-def parse(uri: str) -> Place | None:
-    """The place of the picture ``uri`` (see `split_face`) inside a file, or None for a loose object."""
-    if "!/" in uri or "#" in uri:
-        for each in _parsers():
-            if (place := each(uri)) is not None:
-                return place
-    return None
-
-
-@functools.cache
-def _parsers() -> tuple[Callable[[str], Place | None], ...]:
-    formats = map(load_format, FORMATS)
-    return tuple(each.parse for each in formats if "parse" in vars(type(each)))
+def place_of(uri: str) -> Place:
+    """The place of the picture that ``uri`` is, or is a face in."""
+    picture, _ = split_face(uri)
+    return parse(picture) or Place(picture)
 
 
 def parse_range(identity: str) -> Range | None:
