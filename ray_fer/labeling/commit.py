@@ -25,8 +25,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from ray_fer import storage
 from ray_fer.errors import one_line
-from ray_fer.labeling.key_sets import KeyHashes, KeySet
-from ray_fer.labeling.ledger import KEY_HASHES, LISTED_HASHES, key_hashes, listed_key_hashes
+from ray_fer.labeling.key_sets import KEY_HASHES, LISTED_HASHES, KeyHashes, KeySet, key_hashes, listed_key_hashes
 from ray_fer.labeling.table import (
     KNOWN,
     MARKERS,

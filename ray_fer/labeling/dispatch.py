@@ -1,13 +1,16 @@
-"""From a stream of listed keys to units of work: one Ray Data run takes them as they come.
+"""The driver's threads: one lists, one hands units of work to the workers, and one commits while the driver waits.
 
-Listing thread → backlog (bounded) → feeding thread → unit queue (an actor beside the driver, see `unit_queue`) → Ray
-Data's read task → the labelling actors. Only so many units are out that no worker waits, so the driver's memory does
-not grow with the bucket, and a unit is cut to last `UNIT_SECONDS` at the speed measured so far: that bounds what a kill
+Units go the following way: listing thread → bounded backlog → feeding thread → `graph.UnitQueue` → Ray Data's read task
+→ labelling actors. The dispatcher lets out just so many units that no worker waits. The driver's memory therefore does
+not grow with the bucket. A unit is cut to last `UNIT_SECONDS` at the speed measured so far, which bounds what a kill
 can cost.
+
+A little work is done in the driver's own process, because Ray alone takes several times as long to start.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections import deque
@@ -15,13 +18,18 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
+from ray_fer import cluster
 from ray_fer.errors import UserError
-from ray_fer.labeling.work import WorkUnit
+from ray_fer.labeling.work import UnitResult, WorkUnit
+from ray_fer.labeling.worker import Labeller, Plan
 
 UNIT_SECONDS = 5.0
 SMALLEST_UNIT_ROWS = 64
 PAGES_AHEAD = 64
 UNITS_PER_WORKER = 3
+FEW_IMAGES = 512
+# A listing that goes on for longer is that of a large bucket, for which Ray's start does not matter.
+PATIENCE_SECONDS = 10.0
 _COUNT_SECONDS = 5.0
 
 
@@ -194,3 +202,46 @@ def unit_size(rate: float, left: int | None, workers: int, most: int) -> int:
     if left is not None:
         rows = min(rows, math.ceil(left / (2 * workers)))
     return min(most, max(SMALLEST_UNIT_ROWS, int(rows)))
+
+
+def may_label_here(plan: Plan) -> bool:
+    """Returns whether this process may do what Ray's workers do.
+
+    That is so if Ray would be started for this job and find no GPU, and the config does not ask for workers.
+    """
+    return plan.device == "cpu" and plan.config.workers is None and cluster.is_local()
+
+
+def label_few(dispatcher: Dispatcher, plan: Plan) -> Iterator[UnitResult]:
+    """Labels everything that ``dispatcher`` has as one unit, if it is little; else yields nothing.
+
+    Raises:
+        UserError: when a teacher cannot be loaded, or the table cannot be written.
+    """
+    keys = dispatcher.take_few(min(FEW_IMAGES, plan.unit_rows), PATIENCE_SECONDS)
+    if keys is not None:
+        # Isolated, for nobody would be left to tell which object has killed this process.
+        result = Labeller(plan).label(WorkUnit(0, keys), isolated=True)
+        dispatcher.finished(0, result.images, result.seconds)
+        yield result
+
+
+@contextlib.contextmanager
+def every(seconds: float, act: Callable[[], None]) -> Iterator[None]:
+    """Calls ``act`` every so many seconds in a thread of its own while the block runs; it must not raise.
+
+    The block ends when a call that is going on has ended.
+    """
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(seconds):
+            act()
+
+    thread = threading.Thread(target=work, name="every", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

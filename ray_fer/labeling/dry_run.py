@@ -23,8 +23,8 @@ from ray_fer import storage
 from ray_fer.data.sources import list_sources
 from ray_fer.labeling import tombstones
 from ray_fer.labeling.config import PseudoLabelConfig
-from ray_fer.labeling.key_sets import Bools, KeyHashes, SortedHashes, look_up
-from ray_fer.labeling.ledger import OUTCOMES, SETTLED, TO_RETRY, URI_HASH, batches, hash_keys, hash_uris, sort_out
+from ray_fer.labeling.key_sets import URI_HASH, Bools, KeyHashes, SortedHashes, hash_keys, hash_uris, look_up
+from ray_fer.labeling.ledger import OUTCOMES, SETTLED, TO_RETRY, batches, sort_out
 from ray_fer.labeling.table import GONE, files_of, no_keys, open_table, scan_keys
 from ray_fer.labeling.tombstones import EXAMPLES
 from ray_fer.models.model_id import resolve_precision

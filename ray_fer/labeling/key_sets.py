@@ -14,6 +14,8 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
 
 KeyHashes = npt.NDArray[np.uint64]
 """Hashed keys, (2, N)."""
@@ -21,6 +23,48 @@ Bools = npt.NDArray[np.bool_]
 
 _SLICE = 1 << 18
 _LAST = np.array([np.iinfo(np.uint64).max], np.uint64)
+
+
+def _hashes_with(identity: str, *names: str) -> list[pl.Expr]:
+    seeds = ((1, 2), (3, 4))
+    return [
+        (pl.col("uri").hash(seed=a) ^ pl.col(identity).hash(seed=b)).alias(name)
+        for name, (a, b) in zip(names, seeds, strict=True)
+    ]
+
+
+KEY_HASHES = _hashes_with("identity", "first", "second")
+# Of no use where the listed identity is null.
+LISTED_HASHES = _hashes_with("listed_identity", "listed_first", "listed_second")
+URI_HASH = pl.col("uri").hash(seed=5).alias("hash")
+
+
+def hash_keys(uri: pa.Array | pa.ChunkedArray, identity: pa.Array | pa.ChunkedArray) -> KeyHashes:
+    """The two 64-bit hashes of (uri, identity).
+
+    Args:
+        uri: N strings.
+        identity: N strings.
+
+    Returns:
+        uint64 (2, N).
+    """
+    return key_hashes(pl.DataFrame({"uri": pl.from_arrow(uri), "identity": pl.from_arrow(identity)}).select(KEY_HASHES))
+
+
+def key_hashes(hashed: pl.DataFrame) -> KeyHashes:
+    """The columns that `KEY_HASHES` makes, as uint64 (2, N)."""
+    return np.stack([hashed["first"].to_numpy(), hashed["second"].to_numpy()])
+
+
+def listed_key_hashes(hashed: pl.DataFrame) -> KeyHashes:
+    """The columns that `LISTED_HASHES` makes, as uint64 (2, N)."""
+    return np.stack([hashed["listed_first"].to_numpy(), hashed["listed_second"].to_numpy()])
+
+
+def hash_uris(uris: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
+    """The 64-bit hashes of N URIs, uint64 (N,)."""
+    return pl.DataFrame({"uri": pl.from_arrow(uris)}).select(URI_HASH)["hash"].to_numpy()
 
 
 class SortedHashes:

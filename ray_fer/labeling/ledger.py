@@ -15,7 +15,18 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from ray_fer.labeling.key_sets import Aliases, Bools, KeyHashes, KeySet, look_up
+from ray_fer.labeling.key_sets import (
+    KEY_HASHES,
+    LISTED_HASHES,
+    Aliases,
+    Bools,
+    KeyHashes,
+    KeySet,
+    hash_keys,
+    key_hashes,
+    listed_key_hashes,
+    look_up,
+)
 from ray_fer.labeling.table import KNOWN, MARKERS, SUCCESSES, TRANSIENT
 
 # What the table's rows make of a key, the strongest first: a success supersedes a failure.
@@ -24,48 +35,6 @@ OUTCOMES = (DONE, PERMANENT, GIVEN_UP, TO_RETRY)
 SETTLED = (DONE, PERMANENT, GIVEN_UP)
 
 _BATCH_ROWS = 1 << 18
-
-
-def _hashes_with(identity: str, *names: str) -> list[pl.Expr]:
-    seeds = ((1, 2), (3, 4))
-    return [
-        (pl.col("uri").hash(seed=a) ^ pl.col(identity).hash(seed=b)).alias(name)
-        for name, (a, b) in zip(names, seeds, strict=True)
-    ]
-
-
-KEY_HASHES = _hashes_with("identity", "first", "second")
-# Of no use where the listed identity is null.
-LISTED_HASHES = _hashes_with("listed_identity", "listed_first", "listed_second")
-URI_HASH = pl.col("uri").hash(seed=5).alias("hash")
-
-
-def hash_keys(uri: pa.Array | pa.ChunkedArray, identity: pa.Array | pa.ChunkedArray) -> KeyHashes:
-    """The two 64-bit hashes of (uri, identity).
-
-    Args:
-        uri: N strings.
-        identity: N strings.
-
-    Returns:
-        uint64 (2, N).
-    """
-    return key_hashes(pl.DataFrame({"uri": pl.from_arrow(uri), "identity": pl.from_arrow(identity)}).select(KEY_HASHES))
-
-
-def key_hashes(hashed: pl.DataFrame) -> KeyHashes:
-    """The columns that `KEY_HASHES` makes, as uint64 (2, N)."""
-    return np.stack([hashed["first"].to_numpy(), hashed["second"].to_numpy()])
-
-
-def listed_key_hashes(hashed: pl.DataFrame) -> KeyHashes:
-    """The columns that `LISTED_HASHES` makes, as uint64 (2, N)."""
-    return np.stack([hashed["listed_first"].to_numpy(), hashed["listed_second"].to_numpy()])
-
-
-def hash_uris(uris: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
-    """The 64-bit hashes of N URIs, uint64 (N,)."""
-    return pl.DataFrame({"uri": pl.from_arrow(uris)}).select(URI_HASH)["hash"].to_numpy()
 
 
 @dataclass(frozen=True)

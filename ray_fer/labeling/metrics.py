@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import ray.util.metrics
 
-from ray_fer.labeling.progress import Progress, UnitStats
+from ray_fer.labeling.progress import Progress
+from ray_fer.labeling.work import UnitStats
 
 
 class Metrics:

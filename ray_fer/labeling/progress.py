@@ -1,114 +1,27 @@
-"""What a labelling run has done so far: counted on the workers per unit, added up in the driver, shown while it goes.
+"""What a labelling run has done so far, added up in the driver, and when so many images fail that it has to stop.
 
-`unit_stats` describes a unit in a few kilobytes, whatever its size; `Progress` adds such descriptions up, so that the
-driver's memory does not grow with the run.
+`Progress` adds up the descriptions that workers send with each unit (see `work`), so that the driver's memory does not
+grow with the run.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ray_fer.labeling.table import OK, SUCCESSES
+from ray_fer.errors import UserError
+from ray_fer.labeling.table import OK
+from ray_fer.labeling.work import CONFIDENCE_BINS, MOST_ERRORS, Sample, UnitStats, failures_in, smallest_samples
 
-if TYPE_CHECKING:
-    from ray_fer.labeling.unit import Row
-
-CONFIDENCE_BINS = 100
-SAMPLES_PER_CLASS = 8  # a row of the sheet
+FEWEST_FOR_SHARE = 1000
+# Strict, for bad images come in clumps.
+CHANCE = 1e-9
 _TIMELINE_POINTS = 400
-# Of each unit the texts that occur most, and of a run ten times as many.
-_ERRORS = 20
-
-Sample = tuple[str, str, float]
-
-
-@dataclass(frozen=True)
-class UnitStats:
-    """The description of the rows of a unit, small whatever its size.
-
-    Attributes:
-        statuses: images per status.
-        retried: images per status, of those that had been tried before.
-        errors: the (status, error, images) that occur most.
-        confidence: int (K, `CONFIDENCE_BINS`), how often each class was predicted at which confidence.
-        samples: of every class, the (digest, uri, confidence) of the pictures with the smallest digests, which is a
-            random choice that joins across units in any order.
-        read_otherwise: the (uri, listed identity, identity) of the objects that were read with another identity than
-            the listed one.
-    """
-
-    statuses: dict[str, int]
-    retried: dict[str, int]
-    errors: list[tuple[str, str, int]]
-    confidence: list[list[int]]
-    samples: dict[str, list[Sample]]
-    read_otherwise: list[tuple[str, str, str]]
-
-
-def unit_stats(rows: Sequence[Row], classes: Sequence[str]) -> UnitStats:
-    """Describes the rows of a unit, whose predictions are of ``classes``, K names."""
-    histogram = np.zeros((len(classes), CONFIDENCE_BINS), np.int64)
-    index = {name: k for k, name in enumerate(classes)}
-    candidates: list[list[Sample]] = [[] for _ in classes]
-    for row in rows:
-        if row.status == OK:
-            assert row.label is not None
-            assert row.digest is not None
-            k, confidence = index[row.label], float(row.confidence)
-            histogram[k, min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)] += 1
-            candidates[k].append((row.digest.hex(), row.uri, confidence))
-    errors = Counter((row.status, row.error) for row in rows if row.error and not row.further_face)
-    return UnitStats(
-        statuses=dict(image_statuses(rows)),
-        retried=dict(image_statuses(row for row in rows if row.attempt > 1)),
-        errors=[(*key, count) for key, count in errors.most_common(_ERRORS)],
-        confidence=histogram.tolist(),
-        samples={name: _smallest(found) for name, found in zip(classes, candidates, strict=True)},
-        read_otherwise=[(*row.listed_as, row.identity) for row in rows if row.listed_as],
-    )
-
-
-def image_statuses(rows: Iterable[Row]) -> Counter[str]:
-    """Counts images per status; an image with several faces has a row for each of them."""
-    return Counter(row.status for row in rows if not row.further_face)
-
-
-def joint_stats(statuses: dict[str, int], parts: Sequence[UnitStats]) -> UnitStats:
-    """Describes a unit that several teachers labelled: images count once, predictions once per teacher.
-
-    Args:
-        statuses: images per status.
-        parts: the description of the rows of each teacher.
-    """
-    names = parts[0].samples
-    retried, errors = Counter[str](), Counter[tuple[str, str]]()
-    for part in parts:
-        retried |= Counter(part.retried)
-        errors |= Counter({(status, error): count for status, error, count in part.errors})
-    return UnitStats(
-        statuses=statuses,
-        retried=dict(retried),
-        errors=[(*key, count) for key, count in errors.items()],
-        confidence=np.sum([part.confidence for part in parts], axis=0).tolist(),
-        samples={name: _smallest(found for part in parts for found in part.samples[name]) for name in names},
-        read_otherwise=[],
-    )
-
-
-def failures_in(statuses: Mapping[str, int]) -> dict[str, int]:
-    """Those of the images per status that have no prediction."""
-    return {status: count for status, count in statuses.items() if status not in SUCCESSES}
-
-
-def _smallest(samples: Iterable[Sample]) -> list[Sample]:
-    unique = {sample[0]: sample for sample in samples}
-    return [unique[digest] for digest in sorted(unique)[:SAMPLES_PER_CLASS]]
 
 
 class Progress:
@@ -160,11 +73,11 @@ class Progress:
         self.retried.update(stats.retried)
         for status, error, count in stats.errors:
             self.errors[status, error] += count
-        if len(self.errors) > 10 * _ERRORS:
-            self.errors = Counter(dict(self.errors.most_common(5 * _ERRORS)))
+        if len(self.errors) > 10 * MOST_ERRORS:
+            self.errors = Counter(dict(self.errors.most_common(5 * MOST_ERRORS)))
         self.confidence += np.asarray(stats.confidence, np.int64)
         for name, found in stats.samples.items():
-            self.samples[name] = _smallest([*self.samples[name], *found])
+            self.samples[name] = smallest_samples([*self.samples[name], *found])
         self._mark()
 
     def _mark(self) -> None:
@@ -236,3 +149,86 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def too_many(failed: int, done: int, share: float) -> bool:
+    """Whether more than a ``share`` of the images fails.
+
+    Of `FEWEST_FOR_SHARE` images and more, the share that failed is compared. Of fewer it says little: they have to be
+    so many that, if no more than ``share`` of all images failed, that would happen with a chance below `CHANCE`, by the
+    exact binomial distribution.
+
+    Args:
+        failed: images.
+        done: images, those included.
+        share: from 0 to 1.
+    """
+    if failed <= share * done:
+        return False
+    return done >= FEWEST_FOR_SHARE or binomial_tail(failed, done, share) < CHANCE
+
+
+def binomial_tail(least: int, trials: int, chance: float) -> float:
+    """The probability of ``least`` or more successes in independent trials that succeed with a ``chance`` each."""
+    if least <= 0 or chance >= 1:
+        return float(least <= trials)
+    if chance <= 0:
+        return 0.0
+    logs = (
+        math.lgamma(trials + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(trials - k + 1)
+        + k * math.log(chance)
+        + (trials - k) * math.log1p(-chance)
+        for k in range(least, trials + 1)
+    )
+    return min(1.0, math.fsum(map(math.exp, logs)))
+
+
+def check_failures(progress: Progress, share: float, most: int | None) -> None:
+    """Stops a run in which too many images fail, as soon as that is certain.
+
+    Args:
+        progress: so far.
+        share: of at least `FEWEST_FOR_SHARE` images that may fail.
+        most: images that may fail; None for any number.
+
+    Raises:
+        UserError: saying how many failed, and of what most.
+    """
+    if most is not None and progress.failed > most:
+        raise _failure(f"max_failures={most}", progress, progress.statuses)
+    if progress.done >= FEWEST_FOR_SHARE and too_many(progress.failed, progress.done, share):
+        raise _failure(f"max_failure_share={share}", progress, progress.statuses)
+
+
+def check_outcome(progress: Progress, share: float, labelled: int, failed: int = 0) -> None:
+    """Says of a run that has ended that it failed: of few images the order tells nothing, so all are waited for.
+
+    Images that had failed before say nothing new, unless nothing has ever been labelled.
+
+    Args:
+        progress: of the whole run.
+        share: of the images that may fail; 1 for all.
+        labelled: images that the table held when the run began.
+        failed: images that were listed and not tried because earlier runs have failed on them, where none is labelled.
+
+    Raises:
+        UserError: as `check_failures`.
+    """
+    if share < 1 and not labelled and progress.failed == progress.done:
+        if progress.done:
+            raise _failure("nothing could be labelled", progress, progress.statuses)
+        if failed:
+            raise UserError(f"nothing could be labelled: earlier runs failed on all {failed} images, as their rows say")
+    fresh = progress.statuses - progress.retried
+    if too_many(sum(failures_in(fresh).values()), fresh.total(), share):
+        raise _failure(f"max_failure_share={share}", progress, fresh)
+
+
+def _failure(what: str, progress: Progress, statuses: Counter[str]) -> UserError:
+    bad = failures_in(statuses)
+    status, count = max(bad.items(), key=lambda item: item[1])
+    texts = {error: often for (of, error), often in progress.errors.items() if of == status}
+    most = f", most often: {max(texts, key=lambda error: texts[error])}" if texts else ""
+    return UserError(f"{what}: {sum(bad.values())} of {statuses.total()} images failed ({count} {status}){most}")

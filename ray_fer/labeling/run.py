@@ -27,17 +27,15 @@ from ray_fer import cluster, interruption, storage
 from ray_fer.data.sources import list_sources
 from ray_fer.data.sources.uris import FACE_FRAGMENT
 from ray_fer.errors import UserError, one_line
-from ray_fer.labeling import failures, tombstones
-from ray_fer.labeling.clock import every
+from ray_fer.labeling import tombstones
 from ray_fer.labeling.config import PseudoLabelConfig
-from ray_fer.labeling.dispatch import Dispatcher, ListingError
-from ray_fer.labeling.in_process import label_few, may_label_here
+from ray_fer.labeling.dispatch import Dispatcher, ListingError, every, label_few, may_label_here
 from ray_fer.labeling.ledger import claim_missing
 from ray_fer.labeling.maintenance import compact
-from ray_fer.labeling.progress import Progress, joint_stats
+from ray_fer.labeling.progress import Progress, check_failures, check_outcome
 from ray_fer.labeling.table import TRANSIENT, create_table
 from ray_fer.labeling.teacher_run import TeacherRun
-from ray_fer.labeling.work import UnitResult
+from ray_fer.labeling.work import UnitResult, joint_stats
 from ray_fer.labeling.worker import Plan
 from ray_fer.models.model_id import resolve_precision
 from ray_fer.models.teacher import Teacher
@@ -188,7 +186,7 @@ class LabelingRun:
                 part.add(result.files[part.model], result.stats[part.model], self.config.watch is not None)
         self._commit(self.config.commit_seconds)
         self._report(PROGRESS_SECONDS)
-        failures.check(self.progress, self.config.max_failure_share, self.config.max_failures)
+        check_failures(self.progress, self.config.max_failure_share, self.config.max_failures)
 
     def _commit_meanwhile(self) -> None:
         """Commits what is due although no unit arrives."""
@@ -263,10 +261,10 @@ class LabelingRun:
             log.info("%s, %d already there, %s", self.progress.line(self._left()), self.already, table)
 
     def check_outcome(self) -> None:
-        """Raises `UserError` where too many images have failed; see `failures.check_outcome`."""
+        """Raises `UserError` where too many images have failed; see `progress.check_outcome`."""
         labelled = sum(part.ledger.successes for part in self.parts)
         failed = 0 if labelled else self.already
-        failures.check_outcome(self.progress, self.config.max_failure_share, labelled, failed)
+        check_outcome(self.progress, self.config.max_failure_share, labelled, failed)
 
     def _look_at_identities(self) -> None:
         """Warns once where listings systematically tell another identity than reads do."""

@@ -14,8 +14,9 @@ from deltalake import DeltaTable
 from ray_fer.labeling import tombstones
 from ray_fer.labeling.commit import Committer, Listed
 from ray_fer.labeling.ledger import Ledger
-from ray_fer.labeling.progress import Progress, UnitStats
+from ray_fer.labeling.progress import Progress
 from ray_fer.labeling.table import WrittenFile, scan_keys
+from ray_fer.labeling.work import UnitStats
 
 
 class TeacherRun:

@@ -25,8 +25,8 @@ from ray_fer.data.names import IMAGE_NAME
 from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources.spec import resolve
 from ray_fer.labeling.commit import Committer
-from ray_fer.labeling.key_sets import Bools, KeyHashes
-from ray_fer.labeling.ledger import KEY_HASHES, URI_HASH, batches, key_hashes
+from ray_fer.labeling.key_sets import KEY_HASHES, URI_HASH, Bools, KeyHashes, key_hashes
+from ray_fer.labeling.ledger import batches
 from ray_fer.labeling.table import GONE, MARKERS, RETURNED, marker_rows, place_of, scan_keys, write_file
 
 log = logging.getLogger(__name__)

@@ -1,21 +1,29 @@
 """What travels between the driver and the workers: a unit of work on its way out, its result on the way back.
 
-Each travels as an Arrow table of one row, the grain at which Ray Data moves and retries. This module is free of Ray.
+Each travels as an Arrow table of one row, the grain at which Ray Data moves and retries. A result describes its rows
+in a few kilobytes, however many they are. This module is free of Ray.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from ray_fer.errors import UserError
-from ray_fer.labeling.progress import UnitStats
-from ray_fer.labeling.table import WrittenFile
-from ray_fer.labeling.unit import Decoded
+from ray_fer.labeling.table import OK, SUCCESSES, WrittenFile
+from ray_fer.labeling.unit import Decoded, Row
+
+CONFIDENCE_BINS = 100
+SAMPLES_PER_CLASS = 8  # a row of the sheet
+# Of each unit the texts that occur most, and of a run ten times as many.
+MOST_ERRORS = 20
+
+Sample = tuple[str, str, float]
 
 _REFUSAL = "refusal"
 
@@ -77,6 +85,90 @@ class DecodedUnit:
         flat = {size: np.frombuffer(block[f"pixels_{size}"][0].as_buffer(), np.uint8) for size in set(image_sizes)}
         pixels = {size: values.reshape(-1, size, size, 3) for size, values in flat.items()}
         return cls(block["unit"][0].as_py(), Decoded(rows, teachers, pixels), block["seconds"][0].as_py())
+
+
+@dataclass(frozen=True)
+class UnitStats:
+    """The description of the rows of a unit, small whatever its size.
+
+    Attributes:
+        statuses: images per status.
+        retried: images per status, of those that had been tried before.
+        errors: the (status, error, images) that occur most.
+        confidence: int (K, `CONFIDENCE_BINS`), how often each class was predicted at which confidence.
+        samples: of every class, the (digest, uri, confidence) of the pictures with the smallest digests, which is a
+            random choice that joins across units in any order.
+        read_otherwise: the (uri, listed identity, identity) of the objects that were read with another identity than
+            the listed one.
+    """
+
+    statuses: dict[str, int]
+    retried: dict[str, int]
+    errors: list[tuple[str, str, int]]
+    confidence: list[list[int]]
+    samples: dict[str, list[Sample]]
+    read_otherwise: list[tuple[str, str, str]]
+
+
+def unit_stats(rows: Sequence[Row], classes: Sequence[str]) -> UnitStats:
+    """Describes the rows of a unit, whose predictions are of ``classes``, K names."""
+    histogram = np.zeros((len(classes), CONFIDENCE_BINS), np.int64)
+    index = {name: k for k, name in enumerate(classes)}
+    candidates: list[list[Sample]] = [[] for _ in classes]
+    for row in rows:
+        if row.status == OK:
+            assert row.label is not None
+            assert row.digest is not None
+            k, confidence = index[row.label], float(row.confidence)
+            histogram[k, min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)] += 1
+            candidates[k].append((row.digest.hex(), row.uri, confidence))
+    errors = Counter((row.status, row.error) for row in rows if row.error and not row.further_face)
+    return UnitStats(
+        statuses=dict(image_statuses(rows)),
+        retried=dict(image_statuses(row for row in rows if row.attempt > 1)),
+        errors=[(*key, count) for key, count in errors.most_common(MOST_ERRORS)],
+        confidence=histogram.tolist(),
+        samples={name: smallest_samples(found) for name, found in zip(classes, candidates, strict=True)},
+        read_otherwise=[(*row.listed_as, row.identity) for row in rows if row.listed_as],
+    )
+
+
+def image_statuses(rows: Iterable[Row]) -> Counter[str]:
+    """Counts images per status; an image with several faces has a row for each of them."""
+    return Counter(row.status for row in rows if not row.further_face)
+
+
+def joint_stats(statuses: dict[str, int], parts: Sequence[UnitStats]) -> UnitStats:
+    """Describes a unit that several teachers labelled: images count once, predictions once per teacher.
+
+    Args:
+        statuses: images per status.
+        parts: the description of the rows of each teacher.
+    """
+    names = parts[0].samples
+    retried, errors = Counter[str](), Counter[tuple[str, str]]()
+    for part in parts:
+        retried |= Counter(part.retried)
+        errors |= Counter({(status, error): count for status, error, count in part.errors})
+    return UnitStats(
+        statuses=statuses,
+        retried=dict(retried),
+        errors=[(*key, count) for key, count in errors.items()],
+        confidence=np.sum([part.confidence for part in parts], axis=0).tolist(),
+        samples={name: smallest_samples(found for part in parts for found in part.samples[name]) for name in names},
+        read_otherwise=[],
+    )
+
+
+def failures_in(statuses: Mapping[str, int]) -> dict[str, int]:
+    """Those of the images per status that have no prediction."""
+    return {status: count for status, count in statuses.items() if status not in SUCCESSES}
+
+
+def smallest_samples(samples: Iterable[Sample]) -> list[Sample]:
+    """Returns the `SAMPLES_PER_CLASS` samples with the smallest digests, in their order and each digest once."""
+    unique = {sample[0]: sample for sample in samples}
+    return [unique[digest] for digest in sorted(unique)[:SAMPLES_PER_CLASS]]
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,9 @@ import pyarrow as pa
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.config import PseudoLabelConfig
 from ray_fer.labeling.isolation import decode_isolated
-from ray_fer.labeling.progress import unit_stats
 from ray_fer.labeling.table import NOT_FINITE, OK, WrittenFile, write_file
 from ray_fer.labeling.unit import Decoded, Row, decode_items, infer, share, to_table
-from ray_fer.labeling.work import UnitResult, WorkUnit
+from ray_fer.labeling.work import UnitResult, WorkUnit, unit_stats
 from ray_fer.models.face_detector import weights
 from ray_fer.models.teacher import open_teacher
 

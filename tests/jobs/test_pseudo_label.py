@@ -20,9 +20,8 @@ from ray_fer.errors import UserError
 from ray_fer.jobs import pseudo_label as job
 from ray_fer.labeling import run as labeling_run
 from ray_fer.labeling.dispatch import Dispatcher
-from ray_fer.labeling.progress import joint_stats
 from ray_fer.labeling.run import LabelingRun
-from ray_fer.labeling.work import UnitResult, WorkUnit
+from ray_fer.labeling.work import UnitResult, WorkUnit, joint_stats
 from ray_fer.labeling.worker import Labeller, Plan
 from tests.images import tiny_model, write_pictures
 

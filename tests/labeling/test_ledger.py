@@ -7,15 +7,8 @@ import pyarrow as pa
 import pytest
 
 from ray_fer.labeling.commit import Committer
-from ray_fer.labeling.ledger import (
-    DONE,
-    GIVEN_UP,
-    PERMANENT,
-    Ledger,
-    claim_missing,
-    hash_keys,
-    sort_out,
-)
+from ray_fer.labeling.key_sets import hash_keys
+from ray_fer.labeling.ledger import DONE, GIVEN_UP, PERMANENT, Ledger, claim_missing, sort_out
 from ray_fer.labeling.table import KNOWN, MARKERS, create_table, no_keys, scan_keys, write_file
 from tests.labeling.test_table import rows
 

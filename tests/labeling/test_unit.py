@@ -12,10 +12,9 @@ from ray_fer.data.crop import decode_uri
 from ray_fer.data.decode import decode_into_each
 from ray_fer.data.sources import list_sources
 from ray_fer.data.sources.uris import split_face
-from ray_fer.labeling.progress import image_statuses, unit_stats
 from ray_fer.labeling.table import FILE_SCHEMA, PERMANENT
 from ray_fer.labeling.unit import Decoded, Row, decode_items, infer, joined, share, to_table
-from ray_fer.labeling.work import DecodedUnit
+from ray_fer.labeling.work import DecodedUnit, image_statuses, unit_stats
 from ray_fer.labeling.worker import Labeller, Plan
 from ray_fer.models.engines import Flipped, make_engine
 from ray_fer.models.softmax import softmax
