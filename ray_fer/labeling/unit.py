@@ -1,11 +1,8 @@
-"""What one worker does with one unit of images: read → decode → infer → rows. Free of Ray, so that it can be tested.
+"""From the keys of a unit to rows and crops: read → decode.
 
-Several teachers share what is read and decoded: an object is decoded once, to a crop of every size that is wanted of
-it, and `share` is what one of them sees of a batch. Which of them lack a key, and which try of each this is, say the
-columns ``teachers`` and ``attempts`` of the keys, as `ledger.claim_missing` gives them.
-
-The same functions run fused in one single-threaded actor per core where there is no accelerator, and split into
-decoding tasks and GPU actors where there is one (see `graph`).
+Several teachers share what is read and decoded. An object is decoded once, to a crop of every size that is wanted of
+it. The columns ``teachers`` and ``attempts`` of the keys tell which teachers lack a key, and which try of each this
+is; `ledger.claim_missing` makes them.
 """
 
 from __future__ import annotations
@@ -13,9 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +20,8 @@ import xxhash
 from ray_fer.data.crop import Picture
 from ray_fer.data.decode import DecodeError, Pixels, decode_into_each
 from ray_fer.data.read import Item, Read, read_objects
-from ray_fer.labeling.table import FILE_SCHEMA, NO_FACE, NOT_FINITE, OK, TRANSIENT
+from ray_fer.labeling.table import NO_FACE, TRANSIENT
 from ray_fer.models.face_detector import face_detector
-from ray_fer.models.softmax import softmax, why_not_finite
-
-if TYPE_CHECKING:
-    from ray_fer.models.engines import Engine
 
 # Of a key without the column ``teachers``.
 EVERY_TEACHER = -1
@@ -226,51 +217,3 @@ def joined(batches: Sequence[Decoded], image_sizes: Sequence[int]) -> Decoded:
     rows = [row for batch in batches for row in batch.rows]
     teachers = [bits for batch in batches for bits in batch.teachers]
     return Decoded(rows, teachers, pixels)
-
-
-def share(batch: Decoded, teacher: int, image_sizes: Sequence[int]) -> tuple[list[Row], Pixels]:
-    """The rows of ``batch`` that a teacher lacks, for `infer` to fill, and the crops (B, S, S, 3) of the ok ones."""
-    size = image_sizes[teacher]
-    pixels = batch.pixels[size]
-    if len(image_sizes) == 1:
-        for row in batch.rows:
-            (row.attempt,) = row.attempts
-        return batch.rows, pixels
-    who = wanted_sizes(image_sizes)[size]
-    rows, cropped = [], []
-    for row, bits in zip(batch.rows, batch.teachers, strict=True):
-        lacks = bool(bits >> teacher & 1)
-        if lacks:
-            rows.append(replace(row, attempt=row.attempts[teacher]))
-        if row.status == OK and bits & who:
-            cropped.append(lacks)
-    return rows, pixels if all(cropped) else pixels[cropped]
-
-
-def infer(rows: list[Row], pixels: Pixels, engine: Engine, classes: tuple[str, ...], batch_size: int) -> list[Row]:
-    """Fills probs, label and confidence into those of ``rows`` that are ``ok``, and returns all.
-
-    One whose output has no probabilities becomes ``not_finite``, with an error that says why.
-    """
-    good = [row for row in rows if row.status == OK]
-    for start in range(0, len(good), batch_size):
-        batch = good[start : start + batch_size]
-        logits = engine(pixels[start : start + batch_size])
-        probs = softmax(logits)
-        best = probs.argmax(axis=1)
-        for row, p, k in zip(batch, probs, best, strict=True):
-            row.probs, row.label, row.confidence = p, classes[k], p[k]
-        for number in np.flatnonzero(np.isnan(probs[:, 0])).tolist():
-            row = batch[number]
-            row.status, row.error = NOT_FINITE, why_not_finite(logits[number], classes)
-            row.probs = row.label = row.confidence = None
-    return rows
-
-
-def to_table(rows: list[Row], run: str) -> pa.Table:
-    """Rows as a table of `FILE_SCHEMA`, stamped with the run and the time."""
-    columns: dict[str, Any] = {"run": pa.repeat(run, len(rows)), "labelled_at": [datetime.now(UTC)] * len(rows)}
-    for name in FILE_SCHEMA.names:
-        if name not in columns:
-            columns[name] = list(map(attrgetter(name), rows))
-    return pa.table({name: columns[name] for name in FILE_SCHEMA.names}, schema=FILE_SCHEMA)

@@ -1,4 +1,8 @@
-"""What a worker needs to know, and how it labels a unit from its keys to its files. Importing it loads no Ray."""
+"""How a worker labels a unit, from its keys to its files: decode → infer → rows → file. Importing it loads no Ray.
+
+One single-threaded actor per core does all of it where there is no accelerator. Where there is one, CPU tasks call
+`decode` and GPU actors call `Labeller.finish` (see `graph`).
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,25 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import botocore.exceptions
+import numpy as np
 import pyarrow as pa
 
+from ray_fer.data.decode import Pixels
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.config import PseudoLabelConfig
 from ray_fer.labeling.isolation import decode_isolated
-from ray_fer.labeling.table import NOT_FINITE, OK, WrittenFile, write_file
-from ray_fer.labeling.unit import Decoded, Row, decode_items, infer, share, to_table
+from ray_fer.labeling.table import FILE_SCHEMA, NOT_FINITE, OK, WrittenFile, write_file
+from ray_fer.labeling.unit import Decoded, Row, decode_items, wanted_sizes
 from ray_fer.labeling.work import UnitResult, WorkUnit, unit_stats
 from ray_fer.models.face_detector import weights
+from ray_fer.models.softmax import softmax, why_not_finite
 from ray_fer.models.teacher import open_teacher
 
 if TYPE_CHECKING:
@@ -120,7 +129,7 @@ class Labeller:
         for batch in batches:
             broken: set[str] = set()
             for teacher, engine in enumerate(self.engines):
-                mine, pixels = share(batch, teacher, self.plan.image_sizes)
+                mine, pixels = for_teacher(batch, teacher, self.plan.image_sizes)
                 rows[teacher] += infer(mine, pixels, engine, self.classes, self.plan.batch_size)
                 broken.update(row.uri for row in mine if row.status == NOT_FINITE)
             # An image for which one of several teachers fails counts as failed.
@@ -183,3 +192,60 @@ def _open(plan: Plan, uri: str, model: str) -> tuple[tuple[str, ...], Engine]:
         flip=plan.config.flip,
     )
     return teacher.classes, engine
+
+
+def for_teacher(batch: Decoded, teacher: int, image_sizes: Sequence[int]) -> tuple[list[Row], Pixels]:
+    """Returns the part of a batch that one teacher lacks.
+
+    Args:
+        batch: What all teachers share.
+        teacher: Number of the teacher in the config.
+        image_sizes: Side in pixels of each teacher's crops.
+
+    Returns:
+        The rows, for `infer` to fill, and the crops uint8 (B, S, S, 3) of those that are ``ok``.
+    """
+    size = image_sizes[teacher]
+    pixels = batch.pixels[size]
+    if len(image_sizes) == 1:
+        for row in batch.rows:
+            (row.attempt,) = row.attempts
+        return batch.rows, pixels
+    who = wanted_sizes(image_sizes)[size]
+    rows, cropped = [], []
+    for row, bits in zip(batch.rows, batch.teachers, strict=True):
+        lacks = bool(bits >> teacher & 1)
+        if lacks:
+            rows.append(replace(row, attempt=row.attempts[teacher]))
+        if row.status == OK and bits & who:
+            cropped.append(lacks)
+    return rows, pixels if all(cropped) else pixels[cropped]
+
+
+def infer(rows: list[Row], pixels: Pixels, engine: Engine, classes: tuple[str, ...], batch_size: int) -> list[Row]:
+    """Fills probs, label and confidence into those of ``rows`` that are ``ok``, and returns all.
+
+    One whose output has no probabilities becomes ``not_finite``, with an error that says why.
+    """
+    good = [row for row in rows if row.status == OK]
+    for start in range(0, len(good), batch_size):
+        batch = good[start : start + batch_size]
+        logits = engine(pixels[start : start + batch_size])
+        probs = softmax(logits)
+        best = probs.argmax(axis=1)
+        for row, p, k in zip(batch, probs, best, strict=True):
+            row.probs, row.label, row.confidence = p, classes[k], p[k]
+        for number in np.flatnonzero(np.isnan(probs[:, 0])).tolist():
+            row = batch[number]
+            row.status, row.error = NOT_FINITE, why_not_finite(logits[number], classes)
+            row.probs = row.label = row.confidence = None
+    return rows
+
+
+def to_table(rows: list[Row], run: str) -> pa.Table:
+    """Rows as a table of `FILE_SCHEMA`, stamped with the run and the time."""
+    columns: dict[str, Any] = {"run": pa.repeat(run, len(rows)), "labelled_at": [datetime.now(UTC)] * len(rows)}
+    for name in FILE_SCHEMA.names:
+        if name not in columns:
+            columns[name] = list(map(attrgetter(name), rows))
+    return pa.table({name: columns[name] for name in FILE_SCHEMA.names}, schema=FILE_SCHEMA)
