@@ -58,7 +58,7 @@ WATCH_BACK_OFF = 16
 
 
 class LabelingRun:
-    """The counts, the table and the teachers' parts of one run.
+    """The counts, the table and the teachers of one run.
 
     Args:
         config: see ``conf/pseudo_label.yaml``; its URIs are normalised.
@@ -84,7 +84,7 @@ class LabelingRun:
         )
         self.table = create_table(config.table, teachers[0].classes)
         self.progress = self._progress(teachers[0])
-        self.parts = [
+        self.teachers = [
             TeacherRun(self.table, teacher.uri, model, self.plan.run, config.max_attempts, self._progress(teacher))
             for teacher, model in zip(teachers, self.plan.models, strict=True)
         ]
@@ -96,20 +96,20 @@ class LabelingRun:
         self.warning: str | None = None
         self._lock = threading.Lock()
         self.write("config.json", config.model_dump())
-        for part in self.parts:
-            held = part.ledger.rows
-            log.info("run %s: model %s on %s, table holds %d of its rows", self.plan.run, part.model, device, held)
+        for teacher in self.teachers:
+            held = teacher.ledger.rows
+            log.info("run %s: model %s on %s, table holds %d of its rows", self.plan.run, teacher.model, device, held)
 
     def _progress(self, teacher: Teacher) -> Progress:
         return Progress(teacher.classes, self.config.selection.threshold, self.plan.actors, self.plan.device)
 
     def compact(self) -> None:
         """Joins the small files that the run has left; every row is committed, so a failure is only a warning."""
-        if not self.progress.done and not any(part.markers.total() for part in self.parts):
+        if not self.progress.done and not any(teacher.markers.total() for teacher in self.teachers):
             return
-        for part in self.parts:
+        for teacher in self.teachers:
             try:
-                compact(self.table, part.model)
+                compact(self.table, teacher.model)
             except (OSError, DeltaError, botocore.exceptions.BotoCoreError) as error:
                 log.warning("small files were not joined: %s", one_line(error))
 
@@ -156,8 +156,8 @@ class LabelingRun:
     def _label_new(self) -> None:
         """Labels what is new; what is finished is committed even when something fails."""
         self.listed_all = False
-        for part in self.parts:
-            part.start_listing()
+        for teacher in self.teachers:
+            teacher.ledger.start_listing()
         before, unlisted, started = self.progress.done, self.listing["unlisted"], datetime.now(UTC)
         try:
             # A run that fails closes the stream at once: its threads must not outlive Ray.
@@ -181,9 +181,9 @@ class LabelingRun:
         self.progress.add(joint_stats(result.statuses, list(result.stats.values())))
         if self.metrics:
             self.metrics.add(result.statuses, result.stats, self.progress, self._left())
-        for part in self.parts:
-            if part.model in result.files:
-                part.add(result.files[part.model], result.stats[part.model], self.config.watch is not None)
+        for teacher in self.teachers:
+            if teacher.model in result.files:
+                teacher.add(result.files[teacher.model], result.stats[teacher.model], self.config.watch is not None)
         self._commit(self.config.commit_seconds)
         self._report(PROGRESS_SECONDS)
         check_failures(self.progress, self.config.max_failure_share, self.config.max_failures)
@@ -219,13 +219,13 @@ class LabelingRun:
 
     def _write_markers(self, started: datetime, unlisted: int) -> None:
         """Marks what the listing that began at ``started`` has shown to be gone, or to be there again."""
-        parts = [part for part in self.parts if part.may_lack_markers()]
-        if parts and unlisted:
+        marked = [teacher for teacher in self.teachers if teacher.may_lack_markers()]
+        if marked and unlisted:
             log.warning("nothing is marked as gone: %d places could not be listed to their end", unlisted)
             return
-        for part in parts:
+        for teacher in marked:
             try:
-                part.write_markers(tombstones.complete_sources(self.config.source), started)
+                teacher.write_markers(tombstones.complete_sources(self.config.source), started)
             except (OSError, DeltaError, botocore.exceptions.BotoCoreError, pl.exceptions.PolarsError) as error:
                 log.warning("nothing is marked as gone, the next run tries again: %s", one_line(error))
 
@@ -233,10 +233,10 @@ class LabelingRun:
         for page in list_sources(self.config.source, self.listing):
             if self.config.detects_faces:
                 check_no_faces(page)
-            new, lacking = claim_missing([part.ledger for part in self.parts], page)
+            new, lacking = claim_missing([teacher.ledger for teacher in self.teachers], page)
             self.already += page.num_rows - new.num_rows
-            for part, count in zip(self.parts, lacking, strict=True):
-                part.lacking += count
+            for teacher, count in zip(self.teachers, lacking, strict=True):
+                teacher.lacking += count
             if new.num_rows:
                 yield new
         self.listed_all = True
@@ -247,10 +247,10 @@ class LabelingRun:
         return self.listing["listed"] - self.already - self.progress.done
 
     def _commit(self, patience: float) -> None:
-        pending = any(part.pending for part in self.parts)
+        pending = any(teacher.pending for teacher in self.teachers)
         if pending and time.monotonic() - self.committed_at >= patience:
-            for part in self.parts:
-                part.commit()
+            for teacher in self.teachers:
+                teacher.commit()
             self.committed_at = time.monotonic()
 
     def _report(self, patience: float) -> None:
@@ -262,7 +262,7 @@ class LabelingRun:
 
     def check_outcome(self) -> None:
         """Raises `UserError` where too many images have failed; see `progress.check_outcome`."""
-        labelled = sum(part.ledger.successes for part in self.parts)
+        labelled = sum(teacher.ledger.successes for teacher in self.teachers)
         failed = 0 if labelled else self.already
         check_outcome(self.progress, self.config.max_failure_share, labelled, failed)
 
@@ -275,21 +275,21 @@ class LabelingRun:
             log.warning(self.warning)
 
     def _read_otherwise(self) -> int:
-        return max(part.read_otherwise for part in self.parts)
+        return max(teacher.read_otherwise for teacher in self.teachers)
 
     def summary(self) -> dict[str, Any]:
         """What the run did, for machines."""
-        part, *others = self.parts
+        teacher, *others = self.teachers
         listed = self.listing["listed"]
-        mine: dict[str, Any] = {"model": part.model}
+        mine: dict[str, Any] = {"model": teacher.model}
         counts = {
-            "labelled": self.progress.done - part.by_others - part.known,
-            "labelled_by_others": part.by_others,
-            **part.marked(),
+            "labelled": self.progress.done - teacher.by_others - teacher.known,
+            "labelled_by_others": teacher.by_others,
+            **teacher.marked(),
         }
         if others:
             # Another run may have been faster with one teacher's row of an image alone, so it counts for each.
-            mine = {"models": {each.model: each.summary(listed) for each in self.parts}}
+            mine = {"models": {each.model: each.summary(listed) for each in self.teachers}}
             counts = {"labelled": self.progress.done}
         return {
             "run": self.plan.run,
@@ -298,7 +298,7 @@ class LabelingRun:
             "version": self.table.version(),
             "listed": listed,
             "skipped": self.listing["skipped"],
-            "already_labelled": self.already + (0 if others else part.known),
+            "already_labelled": self.already + (0 if others else teacher.known),
             **counts,
             "read_otherwise": self._read_otherwise(),
             **({"warning": self.warning} if self.warning else {}),

@@ -71,10 +71,6 @@ class TeacherRun:
         if known:
             self._known_in[file.path] = known
 
-    def start_listing(self) -> None:
-        """To be called before a listing."""
-        self.ledger.start_listing()
-
     def may_lack_markers(self) -> bool:
         """Whether the listing that has ended may have shown objects to be gone, or to be there again."""
         return not self.ledger.all_seen() or bool(self.ledger.markers or self.markers.total())
