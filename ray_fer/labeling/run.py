@@ -29,7 +29,7 @@ from ray_fer.data.sources.uris import FACE_FRAGMENT
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling import tombstones
 from ray_fer.labeling.config import PseudoLabelConfig
-from ray_fer.labeling.dispatch import Dispatcher, ListingError, every, label_few, may_label_here
+from ray_fer.labeling.dispatch import Dispatcher, ListingError, every, label_few
 from ray_fer.labeling.ledger import claim_missing
 from ray_fer.labeling.maintenance import compact
 from ray_fer.labeling.progress import Progress, check_failures, check_outcome
@@ -204,8 +204,7 @@ class LabelingRun:
         """
         dispatcher = Dispatcher(self._new_pages(), self._count_workers, self.plan.unit_rows)
         try:
-            if may_label_here(self.plan):
-                yield from label_few(dispatcher, self.plan)
+            yield from label_few(dispatcher, self.plan)
             if dispatcher.wait_for_work():
                 from ray_fer.labeling.graph import label_on_cluster
                 from ray_fer.labeling.metrics import Metrics

@@ -19,8 +19,8 @@ from ray_fer.labeling.table import OK, SUCCESSES, WrittenFile
 from ray_fer.labeling.unit import Decoded, Row
 
 CONFIDENCE_BINS = 100
-SAMPLES_PER_CLASS = 8  # a row of the sheet
-# Of each unit the texts that occur most, and of a run ten times as many.
+SAMPLES_PER_CLASS = 8  # one row of faces in the report
+# A unit keeps that many of its most frequent error texts, and a run ten times as many.
 MOST_ERRORS = 20
 
 Sample = tuple[str, str, float]
