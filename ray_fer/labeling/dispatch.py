@@ -1,9 +1,9 @@
 """The driver's threads: one lists, one hands units of work to the workers, and one commits while the driver waits.
 
 Units go the following way: listing thread → bounded backlog → feeding thread → `graph.UnitQueue` → Ray Data's read task
-→ labelling actors. The dispatcher lets out just so many units that no worker waits. The driver's memory therefore does
-not grow with the bucket. A unit is cut to last `UNIT_SECONDS` at the speed measured so far, which bounds what a kill
-can cost.
+→ labelling actors. The dispatcher lets out a few units per worker, so that no worker waits. The driver's memory
+therefore does not grow with the bucket. A unit is cut to last `UNIT_SECONDS` at the speed measured so far, which bounds
+what a kill can cost.
 
 A little work is done in the driver's own process, because Ray alone takes several times as long to start.
 """

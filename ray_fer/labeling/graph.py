@@ -36,23 +36,23 @@ from ray_fer.labeling.worker import Labeller, Plan, decode
 from ray_fer.room import Demand
 
 UNITS_PER_ACTOR = 2
-# A unit that has killed so many processes, also when it was decoded in isolation, cannot be labelled by this engine.
+# No engine can label a unit that has killed that many processes, although all but the first decoded in isolation.
 MOST_BEGINNINGS = 5
 
 
 def label_on_cluster(dispatcher: Dispatcher, plan: Plan) -> Iterator[UnitResult]:
-    """Labels what comes from ``dispatcher`` over a pool of actors.
+    """Labels the units of ``dispatcher`` on a pool of Ray actors.
 
     Yields:
-        Every unit as it is done.
+        The result of each unit once, in the order in which they are done.
 
     Raises:
-        UserError: when a teacher cannot be loaded on a worker.
+        UserError: If a teacher cannot be loaded on a worker, the table cannot be written, or a unit kills its workers.
     """
     cluster.prepare_data()
     share = {"GPU": 1.0} if plan.device == "cuda" else {"CPU": 1.0}
     cluster.wait_for_room(Demand("workers", 1, share), plan.config.wait_minutes)
-    # On the driver's node, where it lives and dies with the job.
+    # The queue is on the driver's node, because it is of no use without the driver.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     unit_queue: Any = ray.remote(UnitQueue).options(num_cpus=0, scheduling_strategy=here).remote()
     dataset = _graph(plan, unit_queue, dispatcher.wait_for_work())
@@ -88,14 +88,14 @@ def _graph(plan: Plan, unit_queue: Any, waiting: int) -> Any:
     constructor: dict[str, Any] = {"fn_constructor_args": (plan, unit_queue), "compute": pool}
     if plan.device == "cuda":
         dataset = dataset.map_batches(_DecodeTask(plan, unit_queue), num_cpus=1, **arguments)
-        # Ray Data wants a number here; a block is one row.
-        # No CPU, which Ray Data would otherwise take: there may be none left for decoding.
+        # Ray Data needs a batch size with GPUs, and a block has one row.
+        # Without num_cpus=0, each actor would take a CPU from the decoding tasks.
         return dataset.map_batches(InferActor, num_gpus=1, num_cpus=0, **arguments | {"batch_size": 1}, **constructor)
     return dataset.map_batches(LabelActor, num_cpus=1, **arguments, **constructor)
 
 
 class UnitQueue:
-    """The queue between the driver and the read task; it also counts how often each unit was begun."""
+    """The queue between the driver and the read task, which also counts how often workers have begun each unit."""
 
     def __init__(self) -> None:
         self._units: asyncio.Queue[pa.Table | None] = asyncio.Queue()
@@ -103,25 +103,25 @@ class UnitQueue:
         self._opened = False
 
     async def open(self) -> None:
-        """To be called by the reader. There is never a second one: the queue does not give again what a first one lost.
+        """Admits the only reader of the queue. A second reader would miss the units that the first one has lost.
 
         Raises:
-            RuntimeError: when Ray restarts a reader that died.
+            RuntimeError: If Ray restarts a reader that has died.
         """
         if self._opened:
             raise RuntimeError("the process that hands units to the workers died; run again to label what is left")
         self._opened = True
 
     async def put(self, unit: pa.Table | None) -> None:
-        """Appends a packed unit; None ends the stream."""
+        """Appends a packed unit, or None as the end of the stream."""
         await self._units.put(unit)
 
     async def get(self) -> pa.Table | None:
-        """The next packed unit, as soon as there is one."""
+        """Waits for the next packed unit and removes it."""
         return await self._units.get()
 
     async def begin(self, work: Any) -> int:
-        """Notes that a worker begins ``work``; 1 for the first time, more when earlier workers did not survive it."""
+        """Counts a worker that begins ``work``, and returns the count, which exceeds 1 if earlier workers have died."""
         self._begun[work] += 1
         return self._begun[work]
 
@@ -157,7 +157,7 @@ class LabelActor:
         self.labeller = _load(plan)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Labels a packed unit; returns the description of the written files."""
+        """Labels a packed unit, and returns the packed result or a refusal."""
         if isinstance(self.labeller, UserError):
             return refusal(self.labeller)
         unit = WorkUnit.from_block(block)
@@ -193,7 +193,7 @@ class InferActor:
         self.labeller = _load(plan)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Labels a decoded unit; returns the description of the written files."""
+        """Infers and writes a packed, decoded unit, and returns the packed result or a refusal."""
         if is_refusal(block):
             return block
         if isinstance(self.labeller, UserError):
@@ -208,7 +208,7 @@ class InferActor:
 
 
 def _load(plan: Plan) -> Labeller | UserError:
-    # Ray Data replaces an actor whose constructor raises: what no replacement can mend is answered instead.
+    # Ray Data would replace an actor whose constructor raises, again and again. Its units are refused instead.
     try:
         return Labeller(plan)
     except UserError as error:
@@ -220,7 +220,7 @@ def _begin_unit(plan: Plan, unit_queue: Any, unit: WorkUnit) -> int:
 
 
 def _begin(plan: Plan, unit_queue: Any, work: Any, first: str, images: int) -> int:
-    """Returns how often ``work`` was begun; if more than once, the workers that had it before did not survive it."""
+    """Returns how often workers have begun ``work``, which exceeds 1 if earlier ones have died."""
     beginnings: int = ray.get(unit_queue.begin.remote(work))
     if beginnings > MOST_BEGINNINGS:
         teacher, what = as_argument("teacher", plan.config.teacher), f"the {images} images from {first} on"

@@ -1,7 +1,7 @@
-"""What a labelling run has done so far, added up in the driver, and when so many images fail that it has to stop.
+"""The progress of a labelling run, and the check that stops it if too many images fail.
 
-`Progress` adds up the descriptions that workers send with each unit (see `work`), so that the driver's memory does not
-grow with the run.
+`Progress` adds up the descriptions that workers send with each unit (see `work`), so the driver's memory does not grow
+with the run.
 """
 
 from __future__ import annotations
@@ -19,27 +19,28 @@ from ray_fer.labeling.table import OK
 from ray_fer.labeling.work import CONFIDENCE_BINS, MOST_ERRORS, Sample, UnitStats, failures_in, smallest_samples
 
 FEWEST_FOR_SHARE = 1000
-# Strict, for bad images come in clumps.
+# Strict, because bad images come in clusters.
 CHANCE = 1e-9
 _TIMELINE_POINTS = 400
 
 
 class Progress:
-    """The sums of a run, or of one teacher's share of it.
+    """The counts of a run, or of one teacher in it.
 
     Args:
-        classes: K names.
-        threshold: confidence from which a prediction counts as sure.
-        actors: labelling at the same time, for the cost.
+        classes: Names of the K classes.
+        threshold: Confidence from which a prediction counts as sure.
+        actors: Number of actors that label at the same time, for the cost.
         device: ``cpu`` or ``cuda``.
 
     Attributes:
-        statuses: images per status.
-        retried: those of them that had been tried before.
-        errors: images per status and error; of many different ones those that occur most.
-        confidence: int64 (K, `CONFIDENCE_BINS`), of the predictions of all teachers.
-        samples: of every class some (digest, uri, confidence).
-        timeline: (seconds since the start, images by then), evenly thinned.
+        statuses: Number of images per status.
+        retried: Number of images per status, of those that had been tried before.
+        errors: Number of images per status and error. Rare errors are dropped if there are many.
+        confidence: Predictions of each class over equal bins of the confidence, int64 (K, `CONFIDENCE_BINS`).
+        samples: For each class some (digest, uri, confidence).
+        timeline: Points (seconds since the start, images so far), every other one of which is dropped when there are
+            too many.
     """
 
     def __init__(self, classes: Sequence[str], threshold: float, actors: int, device: str) -> None:
@@ -54,21 +55,21 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the run began."""
+        """Seconds since the run began."""
         return time.monotonic() - self._started
 
     @property
     def done(self) -> int:
-        """Images so far."""
+        """Number of images so far."""
         return self.statuses.total()
 
     @property
     def failed(self) -> int:
-        """Images without a prediction so far."""
+        """Number of failed images so far."""
         return sum(failures_in(self.statuses).values())
 
     def add(self, stats: UnitStats) -> None:
-        """Adds the description of a unit."""
+        """Adds the images of a unit."""
         self.statuses.update(stats.statuses)
         self.retried.update(stats.retried)
         for status, error, count in stats.errors:
@@ -78,36 +79,36 @@ class Progress:
         self.confidence += np.asarray(stats.confidence, np.int64)
         for name, found in stats.samples.items():
             self.samples[name] = smallest_samples([*self.samples[name], *found])
-        self._mark()
+        self._extend_timeline()
 
-    def _mark(self) -> None:
+    def _extend_timeline(self) -> None:
         self.timeline.append((self.seconds, self.done))
         if len(self.timeline) > _TIMELINE_POINTS:
             self.timeline = [*self.timeline[:-1:2], self.timeline[-1]]
 
     def labels(self) -> dict[str, int]:
-        """How often each class was predicted."""
+        """Returns the number of predictions of each class."""
         return dict(zip(self.classes, self.confidence.sum(axis=1).tolist(), strict=True))
 
     def sure_share(self) -> float:
-        """Share of the predictions that are at least as sure as the threshold, to a `CONFIDENCE_BINS`-th."""
+        """Returns the fraction of the predictions with a confidence of at least the threshold, rounded to a bin."""
         first = round(self.threshold * CONFIDENCE_BINS)
         return float(self.confidence[:, first:].sum() / max(self.confidence.sum(), 1))
 
     def rate(self) -> float:
-        """Images per second since the first unit was done; 0 before the second one."""
+        """Returns the images per second since the first unit was done, or 0 before the second one."""
         (start, first), (end, last) = self.timeline[min(1, len(self.timeline) - 1)], self.timeline[-1]
         return (last - first) / (end - start) if end > start else 0.0
 
     def device_hours(self, seconds: float) -> float:
-        """What ``seconds`` of all actors cost: hours of a GPU, or of a CPU core."""
+        """Returns the cost of ``seconds`` of all actors, in hours of a GPU or of a CPU core."""
         return seconds * self.actors / 3600
 
     def line(self, left: int | None) -> str:
-        """One line for people.
+        """Returns a line for people.
 
         Args:
-            left: images to go; None while the listing goes on.
+            left: Number of images that are not labelled yet, or None while the listing continues.
         """
         parts = [f"{self.done:,} labelled" if left is None else f"{self.done:,} of {self.done + left:,} labelled"]
         parts += [f"{count:,} {status}" for status, count in sorted(self.statuses.items()) if status != OK and count]
@@ -129,7 +130,7 @@ class Progress:
         return ", ".join(parts)
 
     def predictions(self) -> dict[str, Any]:
-        """What came of the images, without what it took."""
+        """Returns the counts of images and predictions for the run's summary."""
         return {
             "statuses": {status: count for status, count in sorted(self.statuses.items()) if count},
             "predicted": self.labels(),
@@ -137,7 +138,7 @@ class Progress:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """For the run's summary."""
+        """Returns the counts, the speed and the cost for the run's summary."""
         return {
             **self.predictions(),
             "images_per_second": round(self.rate(), 1),
@@ -152,16 +153,16 @@ def _clock(seconds: float) -> str:
 
 
 def too_many(failed: int, done: int, share: float) -> bool:
-    """Whether more than a ``share`` of the images fails.
+    """Returns whether more than a given fraction of the images fails.
 
-    Of `FEWEST_FOR_SHARE` images and more, the share that failed is compared. Of fewer it says little: they have to be
-    so many that, if no more than ``share`` of all images failed, that would happen with a chance below `CHANCE`, by the
-    exact binomial distribution.
+    From `FEWEST_FOR_SHARE` images on, the observed fraction decides. Fewer images fail the test only if their number of
+    failures is significant. If no more than ``share`` of all images failed, so many failures or more would have a
+    probability below `CHANCE`, by the exact binomial distribution.
 
     Args:
-        failed: images.
-        done: images, those included.
-        share: from 0 to 1.
+        failed: Number of failed images.
+        done: Number of images, including the failed ones.
+        share: Largest acceptable fraction, from 0 to 1.
     """
     if failed <= share * done:
         return False
@@ -169,7 +170,7 @@ def too_many(failed: int, done: int, share: float) -> bool:
 
 
 def binomial_tail(least: int, trials: int, chance: float) -> float:
-    """The probability of ``least`` or more successes in independent trials that succeed with a ``chance`` each."""
+    """Returns the probability of ``least`` or more successes in independent trials with the success rate ``chance``."""
     if least <= 0 or chance >= 1:
         return float(least <= trials)
     if chance <= 0:
@@ -189,12 +190,12 @@ def check_failures(progress: Progress, share: float, most: int | None) -> None:
     """Stops a run in which too many images fail, as soon as that is certain.
 
     Args:
-        progress: so far.
-        share: of at least `FEWEST_FOR_SHARE` images that may fail.
-        most: images that may fail; None for any number.
+        progress: Counts of the run so far.
+        share: Largest acceptable fraction of failures, from 0 to 1, among at least `FEWEST_FOR_SHARE` images.
+        most: Largest acceptable number of failures, or None for any number.
 
     Raises:
-        UserError: saying how many failed, and of what most.
+        UserError: If there are too many failures. The message gives their number and their most frequent error.
     """
     if most is not None and progress.failed > most:
         raise _failure(f"max_failures={most}", progress, progress.statuses)
@@ -203,18 +204,19 @@ def check_failures(progress: Progress, share: float, most: int | None) -> None:
 
 
 def check_outcome(progress: Progress, share: float, labelled: int, failed: int = 0) -> None:
-    """Says of a run that has ended that it failed: of few images the order tells nothing, so all are waited for.
+    """Checks a run that has ended, because only the complete result of a few images is meaningful.
 
-    Images that had failed before say nothing new, unless nothing has ever been labelled.
+    Images that had failed before do not count, unless nothing has ever been labelled.
 
     Args:
-        progress: of the whole run.
-        share: of the images that may fail; 1 for all.
-        labelled: images that the table held when the run began.
-        failed: images that were listed and not tried because earlier runs have failed on them, where none is labelled.
+        progress: Counts of the complete run.
+        share: Largest acceptable fraction of failures, from 0 to 1.
+        labelled: Number of images in the table when the run began, without the failed ones.
+        failed: Number of listed images that were not tried because earlier runs have failed on them. It only matters
+            if nothing is labelled.
 
     Raises:
-        UserError: as `check_failures`.
+        UserError: If there are too many failures, or if nothing could be labelled.
     """
     if share < 1 and not labelled and progress.failed == progress.done:
         if progress.done:

@@ -33,15 +33,15 @@ class WorkUnit:
     """Images that one worker labels together.
 
     Attributes:
-        number: of the unit in its run.
-        keys: (uri, identity, size, source, teachers, attempts), as `ledger.claim_missing` gives them.
+        number: Number of the unit in its run.
+        keys: Columns (uri, identity, size, source, teachers, attempts) from `ledger.claim_missing`.
     """
 
     number: int
     keys: pa.Table
 
     def to_block(self) -> pa.Table:
-        """Returns the unit as a table of one row; of a slice of a table only the slice travels."""
+        """Returns the unit as a table of one row, with only those keys of a sliced table that are in the slice."""
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self.keys.schema) as writer:
             writer.write_table(self.keys)
@@ -58,9 +58,9 @@ class DecodedUnit:
     """A unit between the CPU that decoded it and the GPU that labels it.
 
     Attributes:
-        number: of the unit.
-        batch: all of its rows and crops.
-        seconds: that reading and decoding took.
+        number: Number of the unit.
+        batch: All rows and crops of the unit.
+        seconds: Time that reading and decoding took.
     """
 
     number: int
@@ -89,16 +89,17 @@ class DecodedUnit:
 
 @dataclass(frozen=True)
 class UnitStats:
-    """The description of the rows of a unit, small whatever its size.
+    """A description of a unit's rows for one or all teachers, whose size hardly depends on the number of rows.
 
     Attributes:
-        statuses: images per status.
-        retried: images per status, of those that had been tried before.
-        errors: the (status, error, images) that occur most.
-        confidence: int (K, `CONFIDENCE_BINS`), how often each class was predicted at which confidence.
-        samples: of every class, the (digest, uri, confidence) of the pictures with the smallest digests, which is a
-            random choice that joins across units in any order.
-        read_otherwise: the (uri, listed identity, identity) of the objects that were read with another identity than
+        statuses: Number of images per status.
+        retried: Number of images per status, of those that had been tried before.
+        errors: The most frequent (status, error, number of images).
+        confidence: Predictions of each of K classes over equal bins of the confidence from 0 to 1, int
+            (K, `CONFIDENCE_BINS`).
+        samples: For each class the (digest, uri, confidence) of the pictures with the smallest digests. This is a
+            random choice that does not depend on the order in which units are joined.
+        read_otherwise: The (uri, listed identity, identity) of the objects that were read with another identity than
             the listed one.
     """
 
@@ -111,7 +112,7 @@ class UnitStats:
 
 
 def unit_stats(rows: Sequence[Row], classes: Sequence[str]) -> UnitStats:
-    """Describes the rows of a unit, whose predictions are of ``classes``, K names."""
+    """Describes the rows of a unit, whose predictions are of the K ``classes``."""
     histogram = np.zeros((len(classes), CONFIDENCE_BINS), np.int64)
     index = {name: k for k, name in enumerate(classes)}
     candidates: list[list[Sample]] = [[] for _ in classes]
@@ -139,11 +140,13 @@ def image_statuses(rows: Iterable[Row]) -> Counter[str]:
 
 
 def joint_stats(statuses: dict[str, int], parts: Sequence[UnitStats]) -> UnitStats:
-    """Describes a unit that several teachers labelled: images count once, predictions once per teacher.
+    """Describes a unit that several teachers have labelled.
+
+    An image counts once, and its predictions count once per teacher.
 
     Args:
-        statuses: images per status.
-        parts: the description of the rows of each teacher.
+        statuses: Number of images per status.
+        parts: Description of the rows of each teacher.
     """
     names = parts[0].samples
     retried, errors = Counter[str](), Counter[tuple[str, str]]()
@@ -161,7 +164,7 @@ def joint_stats(statuses: dict[str, int], parts: Sequence[UnitStats]) -> UnitSta
 
 
 def failures_in(statuses: Mapping[str, int]) -> dict[str, int]:
-    """Those of the images per status that have no prediction."""
+    """Returns those entries of the images per status that are failures."""
     return {status: count for status, count in statuses.items() if status not in SUCCESSES}
 
 
@@ -173,14 +176,14 @@ def smallest_samples(samples: Iterable[Sample]) -> list[Sample]:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """What came of a unit.
+    """The result of a unit.
 
     Attributes:
-        number: of the unit.
-        statuses: its images per status.
-        files: for each model that lacked some of them the written file.
-        stats: for each of these models the description of its rows.
-        seconds: from reading to writing.
+        number: Number of the unit.
+        statuses: Number of images per status.
+        files: Written file of each model that lacked some of the images.
+        stats: Description of the rows of each of these models.
+        seconds: Time from reading to writing.
     """
 
     number: int
@@ -203,7 +206,7 @@ class UnitResult:
         """Returns the result that `to_block` packed.
 
         Raises:
-            UserError: ``block`` is a `refusal`.
+            UserError: If ``block`` is a `refusal`.
         """
         if is_refusal(block):
             raise UserError(block[_REFUSAL][0].as_py())

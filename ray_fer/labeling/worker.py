@@ -38,17 +38,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GPU_BATCH_FACTOR = 16
-# What a decoding task hands to a GPU at a time.
+# Largest size of the crops that a decoding task sends to a GPU at a time.
 GPU_BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a worker needs to know; small, and the same for all units of a run.
+    """Everything that a worker needs to know. It is small and the same for all units of a run.
 
     Attributes:
-        models: the id of each teacher of the config.
-        image_sizes: the side in pixels of each teacher's crops.
+        config: Config of the job, with normalised URIs.
+        run: Name of the run.
+        models: Id of each teacher's model.
+        device: ``cpu`` or ``cuda``.
+        precision: ``float32`` or ``bfloat16``.
+        actors: Number of actors that label at the same time.
+        image_sizes: Side in pixels of each teacher's crops.
     """
 
     config: PseudoLabelConfig
@@ -61,7 +66,7 @@ class Plan:
 
     @property
     def batch_size(self) -> int:
-        """Images per forward pass on this device."""
+        """Number of images in a forward pass on this device."""
         return self.config.batch_size * (GPU_BATCH_FACTOR if self.device == "cuda" else 1)
 
     @property
@@ -73,16 +78,16 @@ class Plan:
 
 
 class Labeller:
-    """The engines of all teachers in this process.
+    """Labels units with the engines of all teachers in this process.
 
     Raises:
-        UserError: when a teacher cannot be loaded, or a face detector is needed and not installed.
-        OSError: when a teacher cannot be read now.
+        UserError: If a teacher cannot be loaded, or a face detector is needed and not installed.
+        OSError: If a teacher cannot be read at the moment.
     """
 
     def __init__(self, plan: Plan) -> None:
         if plan.device == "cpu":
-            os.environ["OMP_NUM_THREADS"] = "1"  # before torch looks, should an engine need it
+            os.environ["OMP_NUM_THREADS"] = "1"  # before an engine imports torch
         self.plan = plan
         self.classes: tuple[str, ...] = ()
         self.engines: list[Engine] = []
@@ -104,11 +109,11 @@ class Labeller:
         """Reads, decodes, infers and writes a unit.
 
         Args:
-            unit: the keys of its images, and its number for the names of its files.
-            isolated: whether to decode in a process of its own, for an object may kill it.
+            unit: Keys of the images, and the number that the names of the files contain.
+            isolated: Whether to decode in a child process, because an object may kill the process.
 
         Raises:
-            UserError: the table cannot be written.
+            UserError: If the table cannot be written.
         """
         started = time.monotonic()
         return self.finish(unit.number, decode(self.plan, unit.keys, self.plan.batch_size, isolated), started)
@@ -117,12 +122,12 @@ class Labeller:
         """Infers and writes a unit that is decoded or being decoded.
 
         Args:
-            number: of the unit.
-            batches: its parts.
-            started: when its work began, on the monotonic clock.
+            number: Number of the unit.
+            batches: Decoded images of the unit.
+            started: Time at which the work on the unit began, in seconds of `time.monotonic`.
 
         Raises:
-            UserError: the table cannot be written.
+            UserError: If the table cannot be written.
         """
         statuses: Counter[str] = Counter()
         rows: list[list[Row]] = [[] for _ in self.engines]
@@ -149,15 +154,21 @@ class Labeller:
         table, run = self.plan.config.table, self.plan.run
         try:
             return write_file(table, model, to_table(rows, run), f"{run}-{number:06d}")
-        except (OSError, botocore.exceptions.BotoCoreError) as error:  # no other worker would fare better
+        except (OSError, botocore.exceptions.BotoCoreError) as error:  # other workers would fail too
             raise UserError(f"table={table}: cannot be written ({one_line(error)})") from None
 
 
 def decode(plan: Plan, keys: pa.Table, batch_size: int, isolated: bool) -> Iterator[Decoded]:
-    """Reads and decodes the objects of ``keys``; isolated ones as one batch, others ``batch_size`` at a time.
+    """Reads and decodes the objects of ``keys``.
+
+    Args:
+        plan: Plan of the run.
+        keys: Keys of a unit.
+        batch_size: Number of objects in a batch, unless decoding is isolated.
+        isolated: Whether to decode in a child process, which yields a single batch.
 
     Raises:
-        UserError: when faces are to be found and no detector is installed.
+        UserError: If faces are to be found and no detector is installed.
     """
     limits: dict[str, Any] = {
         "max_pixels": plan.config.max_pixels,
@@ -174,7 +185,7 @@ def _open(plan: Plan, uri: str, model: str) -> tuple[tuple[str, ...], Engine]:
 
     teacher = open_teacher(uri)
     if teacher.model_id(plan.precision, plan.config.flip, plan.config.detects_faces) != model:
-        # The weights were replaced since the run began: their predictions must not carry the old model's id.
+        # The weights were replaced since the run began. Predictions of the new ones must not have the old model's id.
         raise UserError(f"teacher={uri}: changed while the run was going on")
     device = plan.device
     if device == "cuda":
@@ -223,9 +234,18 @@ def for_teacher(batch: Decoded, teacher: int, image_sizes: Sequence[int]) -> tup
 
 
 def infer(rows: list[Row], pixels: Pixels, engine: Engine, classes: tuple[str, ...], batch_size: int) -> list[Row]:
-    """Fills probs, label and confidence into those of ``rows`` that are ``ok``, and returns all.
+    """Sets probs, label and confidence of those rows that are ``ok``.
 
-    One whose output has no probabilities becomes ``not_finite``, with an error that says why.
+    Args:
+        rows: N rows, B of which are ``ok``.
+        pixels: Crops of the rows that are ``ok``, uint8 (B, S, S, 3).
+        engine: Engine of the teacher, which returns logits float32 (B, K).
+        classes: Names of the K classes.
+        batch_size: Number of crops in a forward pass.
+
+    Returns:
+        All N rows. A row with NaN or infinity among its logits has the status ``not_finite`` and an error that tells
+        the reason.
     """
     good = [row for row in rows if row.status == OK]
     for start in range(0, len(good), batch_size):
@@ -243,7 +263,7 @@ def infer(rows: list[Row], pixels: Pixels, engine: Engine, classes: tuple[str, .
 
 
 def to_table(rows: list[Row], run: str) -> pa.Table:
-    """Rows as a table of `FILE_SCHEMA`, stamped with the run and the time."""
+    """Returns rows as a table of `FILE_SCHEMA` with the name of the run and the current time."""
     columns: dict[str, Any] = {"run": pa.repeat(run, len(rows)), "labelled_at": [datetime.now(UTC)] * len(rows)}
     for name in FILE_SCHEMA.names:
         if name not in columns:
