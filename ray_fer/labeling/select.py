@@ -77,12 +77,12 @@ def selection_context(config: SelectPseudoLabelsConfig, teacher: Teacher) -> tup
         thresholds = moved_thresholds(config.selection.threshold, snapshot.thresholds)
         class_weights, log_prior = snapshot.sampling_weights, snapshot.log_debiasing_prior
         version = snapshot.version
-    known = SelectionContext(thresholds, **_labelled(teacher), log_prior=log_prior)
+    context = SelectionContext(thresholds, **_labelled(teacher), log_prior=log_prior)
     for name in RULES[config.selection.rule].needs:
-        if getattr(known, name) is None:
+        if getattr(context, name) is None:
             what = f"{name} of the faces that it was trained on, which this version of train_backbone keeps"
             raise UserError(f"selection.rule={config.selection.rule}: teacher={teacher.uri} does not say the {what}")
-    return known, class_weights, version
+    return context, class_weights, version
 
 
 def _labelled(teacher: Teacher) -> dict[str, Any]:
