@@ -68,7 +68,7 @@ def write_markers(committer: Committer, sources: Sequence[str], look_up: LookUp,
             counts[name] += len(uris)
             shown += uris.head(EXAMPLES - len(shown)).to_list()
         if len(rows):
-            files.append(write_file(place_of(table), model, marker_rows(rows, run), f"{run}-marks"))
+            files.append(write_file(place_of(table), model, marker_rows(rows, run), f"{run}-markers"))
     if files:
         committer.commit(files)
     for name, shown in examples.items():

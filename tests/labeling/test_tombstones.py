@@ -25,14 +25,14 @@ def missing(
     sources: tuple[str, ...] = ("/in",),
     since: list[pl.LazyFrame] | None = None,
 ) -> Found:
-    """The (uri, identity, status) of the marks after a listing; ``since`` was written while it went on."""
+    """The (uri, identity, status) of the markers after a listing; ``since`` was written while it went on."""
     ledger = Ledger(pl.concat(held), 3)
     for uri, identity in listed:
         ledger.claim(page([uri], identity))
     found = tombstones.find_objects(pl.concat([*held, *(since or [])]), list(sources), ledger.look_up)
-    marks = [tombstones.missing_markers(some, NOW).select("uri", "identity", "status").rows() for some in found]
-    assert all(len(set(some)) == len(some) for some in marks)
-    return {mark for some in marks for mark in some}
+    markers = [tombstones.missing_markers(some, NOW).select("uri", "identity", "status").rows() for some in found]
+    assert all(len(set(some)) == len(some) for some in markers)
+    return {marker for some in markers for marker in some}
 
 
 A, B = "/in/a.jpg", "/in/b.jpg"

@@ -220,7 +220,7 @@ def test_every_face_becomes_a_row_and_every_picture_has_one(tmp_path: Path) -> N
 
 
 @installed
-def test_an_overwritten_photo_is_told_once_under_its_own_uri(tmp_path: Path) -> None:
+def test_an_overwritten_photo_is_recorded_once_under_its_own_uri(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(photo(ONE))
     keys = keys_of(tmp_path)
