@@ -138,15 +138,7 @@ class Ledger:
         self._read_otherwise: list[tuple[KeyHashes, KeyHashes]] = []
         self._lock = threading.Lock()
 
-    def claim(self, page: pa.Table) -> pa.Table:
-        """Claims the rows of ``page`` that are new work, and returns them.
-
-        Args:
-            page: Listed objects with the columns (uri, identity).
-        """
-        return page.take(pa.array(self.claim_hashes(hash_keys(page["uri"], page["identity"]))[0]))
-
-    def claim_hashes(self, hashes: KeyHashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    def claim(self, hashes: KeyHashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
         """Claims those of some hashed keys that are new work.
 
         Args:
@@ -251,7 +243,7 @@ def claim_missing(ledgers: Sequence[Ledger], page: pa.Table) -> tuple[pa.Table, 
     attempts = np.ones((page.num_rows, len(ledgers)), np.int32)
     lacking = []
     for number, ledger in enumerate(ledgers):
-        new, tries = ledger.claim_hashes(hashes)
+        new, tries = ledger.claim(hashes)
         teachers[new] |= np.uint32(1 << number)
         attempts[new, number] = tries
         lacking.append(len(new))
