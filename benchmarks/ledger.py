@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from benchmarks.results import RESULTS, write_results
 from ray_fer.data.sources.pages import PAGE_ROWS, PAGE_SCHEMA
 from ray_fer.labeling.commit import Committer
-from ray_fer.labeling.ledger import Ledger
+from ray_fer.labeling.ledger import Ledger, claim_missing
 from ray_fer.labeling.table import FILE_SCHEMA, WrittenFile, create_table, files_of, open_table, scan_keys, write_file
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +91,7 @@ def measure(uri: str, size: int) -> dict[str, float]:
     new = 0
     for page in pages(size + NEW_KEYS):
         before, cpu_before = time.perf_counter(), time.process_time()
-        new += ledger.claim(page).num_rows
+        new += claim_missing([ledger], page)[0].num_rows
         claiming += time.perf_counter() - before
         cpu += time.process_time() - cpu_before
     if (ledger.rows, new) != (size, NEW_KEYS):

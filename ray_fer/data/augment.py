@@ -1,9 +1,11 @@
-"""Augmentation of whole batches of small faces, on whatever device they are.
+"""Augmentation of batches of small faces, on the device of the batch.
 
-Rotation, scale, shift and flip are one affine map per picture and one bilinear `grid_sample` per batch; the rest are a
-few elementwise passes. A 64-picture batch of 48-px faces so costs a few milliseconds of one core, and the loader can
-hand over plain uint8. The ranges are mild on purpose: faces come roughly aligned, and an expression is a matter of a
-few pixels around mouth and brows, which cropping or heavy warping would erase.
+Rotation, scale, shift and flip are one affine map per picture and one bilinear `torch.nn.functional.grid_sample` per
+batch. The other operations are a few elementwise passes. A batch of 64 faces of 48 pixels takes a few milliseconds of
+one core, so a loader can yield plain uint8.
+
+The ranges are mild, because faces are roughly aligned already. An expression shows in a few pixels around mouth and
+brows, which cropping or strong warping would remove.
 """
 
 from collections.abc import Sequence
@@ -20,19 +22,19 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, slots=True)
 class Augmentation:
-    """Ranges, each drawn uniformly and per picture.
+    """Ranges of the random parameters, each of which is drawn uniformly for each picture.
 
     Attributes:
         flip: Probability of a horizontal flip.
-        rotate: Largest rotation either way, degrees.
-        scale: Range of the zoom; above 1 enlarges the face.
-        translate: Largest shift either way along each axis, as a share of the side.
-        brightness: Largest offset either way, as a share of the range of grey levels.
-        contrast: Range of the factor on the difference to the picture's mean.
-        gamma: Range of the exponent, drawn on a logarithmic scale.
-        blur: Probability of a 3 x 3 binomial blur.
-        erase: Probability that a rectangle is replaced by the mean of the data set.
-        erase_side: Longest side of that rectangle, as a share of the picture's.
+        rotate: Largest rotation in either direction, in degrees.
+        scale: Range of the zoom factor; factors above 1 enlarge the face.
+        translate: Largest shift in either direction along each axis, as a fraction of the side.
+        brightness: Largest offset in either direction, as a fraction of the range of grey levels.
+        contrast: Range of the factor that multiplies the difference from the picture's mean.
+        gamma: Range of the exponent, whose logarithm is drawn uniformly.
+        blur: Probability of a 3 x 3 binomial filter.
+        erase: Probability that a rectangle is filled with the mean of the data set.
+        erase_side: Longest side of that rectangle, as a fraction of the picture's side.
     """
 
     flip: float = 0.5
@@ -54,7 +56,16 @@ STRONG = Augmentation(
 
 
 def normalise(images: Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> Tensor:
-    """What evaluation does: uint8 (B, S, S, 3) to float32 (B, 3, S, S), (x / 255 - mean) / std per channel."""
+    """Scales pixels to ``(x / 255 - mean) / std`` per channel, which is all that evaluation does.
+
+    Args:
+        images: uint8 (B, S, S, 3).
+        mean: Mean of each channel, on the scale from 0 to 1.
+        std: Standard deviation of each channel, on the same scale.
+
+    Returns:
+        float32 (B, 3, S, S).
+    """
     return _standardise(_to_unit(images), mean, std)
 
 
@@ -65,20 +76,20 @@ def augment(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
 ) -> Tensor:
-    """Augment and normalise a batch on its device.
+    """Augments and normalises a batch on its device.
 
     Args:
         images: uint8 (B, S, S, 3).
-        policy: `WEAK`, `STRONG` or another set of ranges.
-        generator: Source of all randomness, on the images' device; the same state gives the same result.
-        mean: Per channel, on the scale 0..1.
-        std: Per channel, on the scale 0..1.
+        policy: Ranges to draw from, for example `WEAK` or `STRONG`.
+        generator: Source of all randomness, on the device of the images. Equal states give equal results.
+        mean: Mean of each channel, on the scale from 0 to 1.
+        std: Standard deviation of each channel, on the same scale.
 
     Returns:
         float32 (B, 3, S, S).
     """
-    # One table of uniform numbers per call, a column for each decision, whatever the policy uses of it: so weak and
-    # strong views from equal generator states share their geometry's random numbers.
+    # The table has a column for each decision, whether or not the policy uses it. Weak and strong views from equal
+    # generator states therefore share the random numbers of their geometry.
     draws = torch.rand(len(images), 14, generator=generator, device=images.device)
     x = _warp(_to_unit(images), policy, draws[:, :5])
     x = _relight(x, policy, draws[:, 5:8])
@@ -106,12 +117,12 @@ def _between(draws: Tensor, low: float, high: float) -> Tensor:
 
 
 def _warp(x: Tensor, policy: Augmentation, draws: Tensor) -> Tensor:
-    """Sample each picture through its affine map; beyond the edge, the edge is repeated."""
+    """Samples each picture through its affine map, and repeats the edge beyond the edge."""
     angle = _between(draws[:, 1], -radians(policy.rotate), radians(policy.rotate))
     zoom = _between(draws[:, 2], *policy.scale)
     mirror = torch.where(draws[:, 0] < policy.flip, -1.0, 1.0)
     cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
-    # grid_sample asks where each output pixel comes from, in coordinates where the side is 2.
+    # grid_sample needs the source of each output pixel, in coordinates in which the side is 2.
     shift_x, shift_y = (_between(draws[:, i], -2 * policy.translate, 2 * policy.translate) for i in (3, 4))
     rows = (torch.stack([mirror * cos, -mirror * sin, shift_x], 1), torch.stack([sin, cos, shift_y], 1))
     grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
@@ -119,7 +130,7 @@ def _warp(x: Tensor, policy: Augmentation, draws: Tensor) -> Tensor:
 
 
 def _relight(x: Tensor, policy: Augmentation, draws: Tensor) -> Tensor:
-    """Contrast around each picture's mean, brightness, then gamma, within 0..1."""
+    """Changes contrast around each picture's mean, brightness and then gamma, and clamps to the range from 0 to 1."""
     contrast = _between(draws[:, 0], *policy.contrast).view(-1, 1, 1, 1)
     offset = _between(draws[:, 1], -policy.brightness, policy.brightness).view(-1, 1, 1, 1)
     centre = x.mean(dim=(1, 2, 3), keepdim=True)
@@ -133,12 +144,15 @@ def _relight(x: Tensor, policy: Augmentation, draws: Tensor) -> Tensor:
 
 
 def _blurred(x: Tensor) -> Tensor:
-    """Binomial 1-2-1 filter along both axes, edges repeated: two 2 x 2 means, each half a pixel off the other way."""
+    """Applies the binomial filter 1-2-1 along both axes and repeats the edges.
+
+    The filter is the composition of two 2 x 2 means, which shift by half a pixel in opposite directions.
+    """
     return F.avg_pool2d(F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 2, stride=1), 2, stride=1)
 
 
 def _rectangles(side: int, policy: Augmentation, draws: Tensor) -> Tensor:
-    """Boolean (B, 1, S, S), true in the rectangle to erase."""
+    """Returns a mask of the rectangles to erase, bool (B, 1, S, S)."""
     pixels = torch.arange(side, device=draws.device) + 0.5
     spans = []
     for axis in (0, 1):

@@ -1,1 +1,1 @@
-"""From buckets to pseudo-labels: the Ray Data graph, the predictions table, selection."""
+"""Labelling: the Ray Data graph, the predictions table, and the selection of pseudo-labels from it."""

@@ -1,9 +1,11 @@
-"""Commits: from then on a written file exists for readers.
+"""Commits to the predictions table, which make written files visible to readers.
 
-Optimistic: a commit lands only on the table version that was looked at. When another run has committed since, its rows
-are compared with ours first, and what it has labelled is left out of our files. So two runs at once on one table do not
-write an image twice either. Contents that were read under another identity than the listed one, and that the ledger
-knows, are left out too; a marker in their place says how they were listed, for the next run.
+Commits use optimistic concurrency control: a commit succeeds only on the table version that the run has read. If
+another run has committed since, its rows are compared with ours first, and the images that it has labelled are left out
+of our files. Two runs on one table therefore never write an image twice.
+
+An object may have been read under another identity than the listed one. If the ledger knows that content, its rows are
+left out too. A marker takes their place and tells the next run how the object was listed.
 """
 
 from __future__ import annotations
@@ -25,8 +27,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from ray_fer import storage
 from ray_fer.errors import one_line
-from ray_fer.labeling.key_sets import KeyHashes, KeySet
-from ray_fer.labeling.ledger import KEY_HASHES, LISTED_HASHES, key_hashes, listed_key_hashes
+from ray_fer.labeling.key_sets import KEY_HASHES, LISTED_HASHES, KeyHashes, KeySet, key_hashes, listed_key_hashes
 from ray_fer.labeling.table import (
     KNOWN,
     MARKERS,
@@ -45,16 +46,16 @@ log = logging.getLogger(__name__)
 _TRIES = 30
 
 Listed = tuple[str, str | None]
-"""URI of a picture, and the identity that it was listed with; None where that is not known."""
+"""URI of a picture and the identity that it was listed with, or None if that identity is unknown."""
 
 
 class Committer:
-    """Adds one run's files to the table.
+    """Adds the files of one run and one model to the table.
 
     Args:
-        table: at the version that the run's ledger was read from; it is kept up to date from here on.
-        model: whose files they are.
-        run: named in the log entries.
+        table: Predictions table at the version that the run's ledger was read from. The committer keeps it up to date.
+        model: Id of the model that made the predictions.
+        run: Name of the run, which the entries of the table's log give.
     """
 
     def __init__(self, table: DeltaTable, model: str, run: str) -> None:
@@ -66,15 +67,15 @@ class Committer:
         """Adds ``files`` in one transaction.
 
         Args:
-            files: all rows of a picture are in one of them.
-            known: by the path of a file the pictures in it that were read under another identity than the listed one
-                and are labelled already; a marker `table.KNOWN` takes the place of their rows.
+            files: Written files; all rows of a picture are in one of them.
+            known: For the path of a file, the pictures in it that were read under another identity than the listed one
+                and whose content is labelled already. A marker `table.KNOWN` replaces their rows.
 
         Returns:
-            The images that were left out because another run had labelled them in the meantime.
+            Number of images that were left out because another run had labelled them in the meantime.
 
         Raises:
-            RuntimeError: when the table cannot be written, or others are always faster.
+            RuntimeError: If no try succeeds, because the table cannot be written or other writers are always faster.
         """
         ours, dropped = list(files), 0
         for attempt in range(_TRIES):
@@ -83,8 +84,8 @@ class Committer:
             try:
                 self.table.update_incremental()
                 if ours and storage.join(place_of(self.table), ours[0].path) in files_of(self.table, self.model):
-                    break  # the last try had landed, only its answer was lost
-                self._look_at_others()
+                    break  # the last try succeeded and only its answer was lost
+                self._read_others()
                 ours, removed = self._without_known_rows(ours, known or {})
                 dropped += removed
                 if not ours:
@@ -101,13 +102,13 @@ class Committer:
         self._seen.update(storage.join(place_of(self.table), file.path) for file in ours)
         return dropped
 
-    def _look_at_others(self) -> None:
-        landed = set(files_of(self.table, self.model)) - self._seen
-        for batch in read_keys(self.table, self.model, landed):
+    def _read_others(self) -> None:
+        others = set(files_of(self.table, self.model)) - self._seen
+        for batch in read_keys(self.table, self.model, others):
             settled = batch.filter(pa.array(~_has_status(batch, (*TRANSIENT, *MARKERS))))
             self._by_others.add(self._hashes(settled))
             self._by_others.add(self._hashes(settled, listed=True))
-        self._seen |= landed
+        self._seen |= others
 
     def _without_known_rows(
         self, ours: Sequence[WrittenFile], known: Mapping[str, Collection[Listed]]
@@ -127,10 +128,10 @@ class Committer:
             if not left_out.any():
                 kept.append(file)
                 continue
-            left = [rows.filter(pa.array(~left_out)), self._marks(rows.filter(pa.array(left_out)))]
-            if any(part.num_rows for part in left):
+            rest = pa.concat_tables([rows.filter(pa.array(~left_out)), self._markers(rows.filter(pa.array(left_out)))])
+            if rest.num_rows:
                 name = file.path.split("/")[-1].rsplit("-", 1)[0]
-                kept.append(write_file(place_of(self.table), self.model, pa.concat_tables(left), name))
+                kept.append(write_file(place_of(self.table), self.model, rest, name))
         return kept, removed
 
     def _read(self, file: WrittenFile) -> pa.Table:
@@ -146,15 +147,18 @@ class Committer:
         )
         return np.fromiter((key in pictures for key in keys.iter_rows()), bool, rows.num_rows)
 
-    def _marks(self, rows: pa.Table) -> pa.Table:
-        """Returns a marker for every picture in ``rows`` that is known only by the identity that it was read with."""
+    def _markers(self, rows: pa.Table) -> pa.Table:
+        """Returns a marker for every picture in ``rows`` whose listed identity differs from the one that was read."""
         columns = ["uri", "identity", "listed_identity", "source"]
         pictures = pl.DataFrame(pl.from_arrow(rows.select(columns))).with_columns(picture_uri(self.model))
         listed = pictures.filter(pl.col("listed_identity").is_not_null()).unique(maintain_order=True)
         return marker_rows(listed.with_columns(pl.lit(KNOWN).alias("status")), self.run)
 
     def _hashes(self, rows: pa.Table | pa.RecordBatch, listed: bool = False) -> KeyHashes:
-        """The keys of ``rows``, or those by which they were listed where that is something else."""
+        """Returns the hashed keys of ``rows``, uint64 (2, N).
+
+        With ``listed``, these are the keys under which the rows were listed, of those rows for which they differ.
+        """
         keys = pl.DataFrame(pl.from_arrow(rows.select(["uri", "identity", "listed_identity"])))
         keys = keys.with_columns(picture_uri(self.model))
         if not listed:
@@ -173,7 +177,7 @@ class Committer:
             )
             for file in files
         ]
-        # No blind retries inside: every other commit has to be looked at first.
+        # deltalake must not retry by itself: the rows of every other commit have to be compared first.
         properties = CommitProperties(custom_metadata={"run": self.run}, max_commit_retries=0)
         self.table.create_write_transaction(
             actions,

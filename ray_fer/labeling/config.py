@@ -10,13 +10,13 @@ from ray_fer.config import ACTORS, Count, Device, Fraction, JobConfig, LargeCoun
 from ray_fer.data.source_config import Sources
 from ray_fer.selection.config import SelectionConfig
 
-# Of 32 bits, one for each tells whether it lacks an image.
+# One bit of 32 for each teacher tells whether it lacks an image.
 Teachers = Annotated[Uris, Field(max_length=32)]
 Faces = Literal["none", "detect"]
 
 
 class PseudoLabelConfig(JobConfig):
-    """``jobs/pseudo_label.py``"""
+    """The config of ``jobs/pseudo_label.py``."""
 
     written = ("table", "select")
     aliases = ACTORS
@@ -47,12 +47,12 @@ class PseudoLabelConfig(JobConfig):
 
     @property
     def detects_faces(self) -> bool:
-        """Whether pictures are searched for faces, rather than being crops."""
+        """Whether faces are detected in the pictures, which are crops otherwise."""
         return self.faces == "detect"
 
 
 class SelectPseudoLabelsConfig(JobConfig):
-    """``jobs/select_pseudo_labels.py``"""
+    """The config of ``jobs/select_pseudo_labels.py``."""
 
     table: Uri
     teacher: Uris
@@ -65,7 +65,7 @@ class SelectPseudoLabelsConfig(JobConfig):
 
 
 class VacuumConfig(JobConfig):
-    """``jobs/vacuum.py``"""
+    """The config of ``jobs/vacuum.py``."""
 
     written = ("table",)
 

@@ -1,7 +1,7 @@
-"""The dry run: for every object of a listing why it would be labelled or not, and what it would cost.
+"""The dry run, which reports why each object of a listing would be labelled or not, and how long a run would take.
 
-Nothing is written and no Ray is started. Memory holds the ledger's hashes, 12 bytes more per row of the table, and 8
-per changed object; all of it for each teacher.
+It writes nothing and does not start Ray. For each teacher, memory holds the ledger's hashes, 12 bytes more per row of
+the table, and 8 bytes per changed object.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from ray_fer import storage
 from ray_fer.data.sources import list_sources
 from ray_fer.labeling import tombstones
 from ray_fer.labeling.config import PseudoLabelConfig
-from ray_fer.labeling.key_sets import Bools, KeyHashes, SortedHashes, look_up
-from ray_fer.labeling.ledger import OUTCOMES, SETTLED, TO_RETRY, URI_HASH, batches, hash_keys, hash_uris, sort_out
+from ray_fer.labeling.key_sets import URI_HASH, Bools, KeyHashes, SortedHashes, hash_keys, hash_uris, look_up
+from ray_fer.labeling.ledger import OUTCOMES, SETTLED, TO_RETRY, batches, sort_out
 from ray_fer.labeling.table import GONE, files_of, no_keys, open_table, scan_keys
 from ray_fer.labeling.tombstones import EXAMPLES
 from ray_fer.models.model_id import resolve_precision
@@ -39,11 +39,11 @@ _RATE_RUNS = 5
 
 
 class TableKeys:
-    """What a table says of keys and of URIs.
+    """The keys and URIs of a table.
 
     Args:
-        labelled: (uri, identity, listed_identity, status), as `table.scan_keys` gives it.
-        max_attempts: rows with a transient failure after which a key is given up.
+        labelled: Rows (uri, identity, listed_identity, status) from `table.scan_keys`.
+        max_attempts: Number of transient failures after which a key is given up.
     """
 
     def __init__(self, labelled: pl.LazyFrame, max_attempts: int) -> None:
@@ -52,7 +52,7 @@ class TableKeys:
         self._uris = SortedHashes([batch["hash"].to_numpy() for batch in batches(hashed)])
 
     def classify(self, page: pa.Table) -> npt.NDArray[np.uint8]:
-        """For every row of ``page`` the index of what it is in `KINDS`, uint8 (N,); they count as seen."""
+        """Returns the index in `KINDS` of the kind of each row of ``page``, uint8 (N,), and marks the rows as seen."""
         hashes = hash_keys(page["uri"], page["identity"])
         changed = self._uris.contains(hash_uris(page["uri"]))
         kinds = np.where(changed, KINDS.index(CHANGED), KINDS.index(NEW)).astype(np.uint8)
@@ -66,19 +66,23 @@ class TableKeys:
         return kinds
 
     def look_up(self, hashes: KeyHashes) -> tuple[Bools, Bools]:
-        """Which of (2, N) hashes are of known keys, and which of these were in a page that was classified."""
+        """Looks up hashed keys, uint64 (2, N).
+
+        Returns:
+            Whether each key is known, and whether a classified page had it, bool (N,) each.
+        """
         return look_up(self._outcomes.sets(), hashes)
 
 
 @dataclass
 class Tally:
-    """How many objects are of each kind, with the first few URIs of each."""
+    """The number of objects of each kind, and the first few URIs of each."""
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys((*KINDS, GONE), 0))
     examples: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, uris: pa.Array | pa.ChunkedArray) -> None:
-        """Counts ``uris`` as of ``kind``."""
+        """Adds objects to a kind."""
         self.counts[kind] += len(uris)
         shown = self.examples.setdefault(kind, [])
         shown += uris.slice(0, EXAMPLES - len(shown)).to_pylist()
@@ -89,17 +93,17 @@ class Tally:
 def compare_listing(
     pages: Iterable[pa.Table], labelled: Sequence[pl.LazyFrame], max_attempts: int, sources: Sequence[str]
 ) -> tuple[list[Tally], int]:
-    """Compares a complete listing with what each of several models has in a table.
+    """Compares a complete listing with the rows of several models in a table.
 
     Args:
-        pages: tables with (uri, identity), every object of ``sources`` once.
-        labelled: for each model its keys, as `table.scan_keys` gives them.
-        max_attempts: rows with a transient failure after which a key is given up.
-        sources: the folders, prefixes and images that were listed to their end, as `tombstones.complete_sources` gives
-            them; an object of the table that lies there and is not in the listing is gone, marked or not.
+        pages: Tables with the columns (uri, identity), which have every object of ``sources`` once.
+        labelled: For each model its rows from `table.scan_keys`.
+        max_attempts: Number of transient failures after which a key is given up.
+        sources: URIs from `tombstones.complete_sources`. An object of the table that is in one of them and not in the
+            listing is gone, with or without a tombstone.
 
     Returns:
-        For each model what its rows say, and how many objects are to be labelled by at least one of them.
+        The tally of each model, and the number of objects that at least one of the models has to label.
     """
     known = [TableKeys(each, max_attempts) for each in labelled]
     tallies = [Tally() for _ in known]
@@ -119,7 +123,7 @@ def compare_listing(
     if not sources:
         return tallies, to_label
     for tally, each, model, overwritten in zip(tallies, labelled, known, changed, strict=True):
-        # Their new content is not in the table.
+        # The table does not have their new content yet, so their keys were not seen.
         there = SortedHashes(overwritten)
         for found in tombstones.find_objects(each, sources, model.look_up):
             uris = found.filter("gone")["uri"].to_arrow()
@@ -128,20 +132,20 @@ def compare_listing(
 
 
 def dry_run(config: PseudoLabelConfig, teachers: Sequence[Teacher]) -> dict[str, Any]:
-    """What a run with this config would do.
+    """Reports what a run with this config would do.
 
     Args:
-        config: see ``conf/pseudo_label.yaml``.
-        teachers: that would label.
+        config: Config of the job (see ``conf/pseudo_label.yaml``).
+        teachers: Teachers that would label.
 
     Returns:
-        The summary: counts and examples of objects that are new, changed, done, failed (permanently, to be retried,
-        given up) or gone; the images to label, and the seconds that takes at the rate of this model's last runs on
-        this table, null where there were none. With several teachers, the counts and examples of each are under
-        ``models``, and the images to label are those that any of them lacks.
+        The summary. It has counts and examples of objects that are new, changed, done, failed (permanently, to be
+        retried, given up) or gone. It also has the number of images to label, and the seconds that this takes at the
+        speed of the last runs of this model on this table, or null if there are none. With several teachers, the counts
+        and examples of each are under ``models``, and the images to label are those that any of them lacks.
 
     Raises:
-        UserError: as labelling itself.
+        UserError: If labelling itself would raise it.
     """
     uri = storage.normalise(config.table)
     table = open_table(uri, teachers[0].classes)
@@ -180,7 +184,7 @@ def dry_run(config: PseudoLabelConfig, teachers: Sequence[Teacher]) -> dict[str,
 
 
 def _model(config: PseudoLabelConfig, teacher: Teacher, table: DeltaTable | None) -> str:
-    # Only a cluster knows whether it has GPUs; which number format was used so far, the table knows.
+    # The number format depends on the cluster's GPUs, which are unknown here, so the table's own one is preferred.
     usual = resolve_precision(config.precision, config.device == "cuda")
     undecided = config.precision == "auto" and config.device == "auto"
     names = (usual, "bfloat16") if undecided else (usual,)
@@ -189,13 +193,13 @@ def _model(config: PseudoLabelConfig, teacher: Teacher, table: DeltaTable | None
 
 
 def images_per_second(table_uri: str, models: Sequence[str]) -> float | None:
-    """The rate of the last runs of ``models`` together that labelled anything, as noted in the table's folder."""
+    """Returns the speed of the last runs of exactly ``models`` by the summaries in the table's folder, None without."""
     runs = storage.join(table_uri, "_runs")
     images, seconds, found = 0, 0.0, 0
     for name in reversed(storage.list_dir(runs)):  # names begin with the time
         try:
             summary = storage.read_json(storage.join(runs, name, "summary.json"))
-        except (OSError, ValueError, botocore.exceptions.BotoCoreError):  # killed, or going on
+        except (OSError, ValueError, botocore.exceptions.BotoCoreError):  # the run was killed or still continues
             continue
         ran = summary.get("models") or [summary.get("model")]
         if set(ran) == set(models) and (rate := summary.get("images_per_second")):

@@ -1,4 +1,4 @@
-"""Pictures that must not become pseudo-labels, by their names and by what they hold."""
+"""Pictures that must not become pseudo-labels, by their URIs and by their contents."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Exclusions:
-    """Pictures to leave out.
+    """Pictures to leave out of a selection.
 
     Attributes:
-        uris: of the pictures and of the faces that are named; all faces in the pictures are meant.
-        digests: of their bytes, by which copies under other names are found.
+        uris: URIs of the pictures. A manifest may name a face; then both the face and its picture are among them, and
+            the picture is excluded with all of its faces.
+        digests: Digests of the pictures' bytes, which find copies under other names.
     """
 
     uris: frozenset[str] = frozenset()
@@ -29,10 +30,10 @@ class Exclusions:
 
 
 def name_exclusions(manifests: Sequence[str]) -> dict[str, list[str]]:
-    """URIs of the pictures that each manifest or folder names; none is read.
+    """Returns the URIs of the pictures that each manifest or folder names, without reading the pictures.
 
     Raises:
-        UserError: for one that cannot be read, or names what can be no picture.
+        UserError: If a manifest cannot be read, or names something that cannot be a picture.
     """
     try:
         return {manifest: named_pictures(manifest) for manifest in manifests}
@@ -41,11 +42,11 @@ def name_exclusions(manifests: Sequence[str]) -> dict[str, list[str]]:
 
 
 def read_exclusions(config: SelectionConfig) -> Exclusions:
-    """The pictures that ``config.exclude`` names, each of which is read.
+    """Reads all pictures that ``config.exclude`` names, for their digests.
 
     Raises:
-        UserError: as `name_exclusions`; and for the first manifest with a picture that cannot be read, unless
-            ``config.exclude_unreadable`` is ``skip``.
+        UserError: If `name_exclusions` raises it, or if a picture cannot be read and ``config.exclude_unreadable`` is
+            ``error``.
     """
     uris, digests = set[str](), set[bytes]()
     for manifest, named in name_exclusions(config.exclude).items():

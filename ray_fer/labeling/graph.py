@@ -1,22 +1,29 @@
-"""The Ray Data graph of labelling; its shape follows from the device and is decided here alone.
+"""The Ray Data graph of labelling, whose shape follows from the device.
 
-- CPU: one actor per core reads, decodes, infers and writes, single-threaded; measured, threads inside cost half.
-- CUDA: CPU tasks read and decode to uint8; GPU actors infer and write.
+- CPU: one single-threaded actor per core reads, decodes, infers and writes. Measured, several threads inside an actor
+  cost half of the speed.
+- CUDA: CPU tasks read and decode to uint8, and GPU actors infer and write.
 
-A block of the dataset is one row, a unit of keys (see `unit_queue`). Weights travel by URI; an actor holds the engines
-of all teachers. What comes back to the driver is one row per unit, with the file of each model that had rows in it. Ray
-may run a unit twice (a lost node); only the files that come back first are committed.
+Units reach the graph through a `UnitQueue` beside the driver. A block of the dataset has one row, which is a unit of
+keys. Weights travel by URI, and an actor holds the engines of all teachers. The driver receives one row per unit, with
+the file of each model that had rows in it. Ray may run a unit twice, for example after it has lost a node; only the
+files that come back first are committed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_fer import cluster
 from ray_fer.compat.ray import join_data_threads
@@ -24,29 +31,30 @@ from ray_fer.config import as_argument
 from ray_fer.errors import UserError
 from ray_fer.labeling.dispatch import SMALLEST_UNIT_ROWS, Dispatcher
 from ray_fer.labeling.unit import joined
-from ray_fer.labeling.unit_queue import make_queue, read_units
 from ray_fer.labeling.work import DecodedUnit, UnitResult, WorkUnit, is_refusal, refusal
 from ray_fer.labeling.worker import Labeller, Plan, decode
 from ray_fer.room import Demand
 
 UNITS_PER_ACTOR = 2
-# A unit that has killed so many processes, also when it was decoded in isolation, cannot be labelled by this engine.
+# No engine can label a unit that has killed that many processes, although all but the first decoded in isolation.
 MOST_BEGINNINGS = 5
 
 
 def label_on_cluster(dispatcher: Dispatcher, plan: Plan) -> Iterator[UnitResult]:
-    """Labels what comes from ``dispatcher`` over a pool of actors.
+    """Labels the units of ``dispatcher`` on a pool of Ray actors.
 
     Yields:
-        Every unit as it is done.
+        The result of each unit once, in the order in which they are done.
 
     Raises:
-        UserError: when a teacher cannot be loaded on a worker.
+        UserError: If a teacher cannot be loaded on a worker, the table cannot be written, or a unit kills its workers.
     """
     cluster.prepare_data()
     share = {"GPU": 1.0} if plan.device == "cuda" else {"CPU": 1.0}
     cluster.wait_for_room(Demand("workers", 1, share), plan.config.wait_minutes)
-    unit_queue = make_queue()
+    # The queue is on the driver's node, because it is of no use without the driver.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    unit_queue: Any = ray.remote(UnitQueue).options(num_cpus=0, scheduling_strategy=here).remote()
     dataset = _graph(plan, unit_queue, dispatcher.wait_for_work())
 
     def put(unit: WorkUnit | None) -> None:
@@ -73,15 +81,72 @@ def _graph(plan: Plan, unit_queue: Any, waiting: int) -> Any:
         initial_size=min(plan.actors, max(1, waiting // SMALLEST_UNIT_ROWS)),
         max_tasks_in_flight_per_actor=UNITS_PER_ACTOR,
     )
-    dataset = read_units(unit_queue)
+    dataset = ray.data.read_datasource(_Units(unit_queue), override_num_blocks=1, num_cpus=0)
+    # Ray Data joins what a read task yields up to this size; a block of one row cannot be split.
+    dataset.context.target_max_block_size = 1
     arguments: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     constructor: dict[str, Any] = {"fn_constructor_args": (plan, unit_queue), "compute": pool}
     if plan.device == "cuda":
         dataset = dataset.map_batches(_DecodeTask(plan, unit_queue), num_cpus=1, **arguments)
-        # Ray Data wants a number here; a block is one row.
-        # No CPU, which Ray Data would otherwise take: there may be none left for decoding.
+        # Ray Data needs a batch size with GPUs, and a block has one row.
+        # Without num_cpus=0, each actor would take a CPU from the decoding tasks.
         return dataset.map_batches(InferActor, num_gpus=1, num_cpus=0, **arguments | {"batch_size": 1}, **constructor)
     return dataset.map_batches(LabelActor, num_cpus=1, **arguments, **constructor)
+
+
+class UnitQueue:
+    """The queue between the driver and the read task, which also counts how often workers have begun each unit."""
+
+    def __init__(self) -> None:
+        self._units: asyncio.Queue[pa.Table | None] = asyncio.Queue()
+        self._begun: Counter[Any] = Counter()
+        self._opened = False
+
+    async def open(self) -> None:
+        """Admits the only reader of the queue. A second reader would miss the units that the first one has lost.
+
+        Raises:
+            RuntimeError: If Ray restarts a reader that has died.
+        """
+        if self._opened:
+            raise RuntimeError("the process that hands units to the workers died; run again to label what is left")
+        self._opened = True
+
+    async def put(self, unit: pa.Table | None) -> None:
+        """Appends a packed unit, or None as the end of the stream."""
+        await self._units.put(unit)
+
+    async def get(self) -> pa.Table | None:
+        """Waits for the next packed unit and removes it."""
+        return await self._units.get()
+
+    async def begin(self, work: Any) -> int:
+        """Counts a worker that begins ``work``, and returns the count, which exceeds 1 if earlier workers have died."""
+        self._begun[work] += 1
+        return self._begun[work]
+
+
+class _Units(Datasource):
+    def __init__(self, unit_queue: Any) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._queue = unit_queue
+
+    @property
+    def supports_distributed_reads(self) -> bool:
+        return False
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
+        unit_queue = self._queue
+
+        def units() -> Iterator[pa.Table]:
+            ray.get(unit_queue.open.remote())
+            while (unit := ray.get(unit_queue.get.remote())) is not None:
+                yield unit
+
+        return [ReadTask(units, BlockMetadata(None, None, None, None))]
 
 
 class LabelActor:
@@ -92,7 +157,7 @@ class LabelActor:
         self.labeller = _load(plan)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Labels a packed unit; returns the description of the written files."""
+        """Labels a packed unit, and returns the packed result or a refusal."""
         if isinstance(self.labeller, UserError):
             return refusal(self.labeller)
         unit = WorkUnit.from_block(block)
@@ -128,7 +193,7 @@ class InferActor:
         self.labeller = _load(plan)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Labels a decoded unit; returns the description of the written files."""
+        """Infers and writes a packed, decoded unit, and returns the packed result or a refusal."""
         if is_refusal(block):
             return block
         if isinstance(self.labeller, UserError):
@@ -143,7 +208,7 @@ class InferActor:
 
 
 def _load(plan: Plan) -> Labeller | UserError:
-    # Ray Data replaces an actor whose constructor raises: what no replacement can mend is answered instead.
+    # Ray Data would replace an actor whose constructor raises, again and again. Its units are refused instead.
     try:
         return Labeller(plan)
     except UserError as error:
@@ -155,7 +220,7 @@ def _begin_unit(plan: Plan, unit_queue: Any, unit: WorkUnit) -> int:
 
 
 def _begin(plan: Plan, unit_queue: Any, work: Any, first: str, images: int) -> int:
-    """Returns how often ``work`` was begun; if more than once, the workers that had it before did not survive it."""
+    """Returns how often workers have begun ``work``, which exceeds 1 if earlier ones have died."""
     beginnings: int = ray.get(unit_queue.begin.remote(work))
     if beginnings > MOST_BEGINNINGS:
         teacher, what = as_argument("teacher", plan.config.teacher), f"the {images} images from {first} on"

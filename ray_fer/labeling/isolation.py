@@ -1,7 +1,7 @@
-"""Decoding in a process of its own, for units that killed the worker that had them: only the culprit is lost.
+"""Decoding in a child process, for units that have killed the worker that had them.
 
-The child hands over every object as soon as it is decoded. Where it dies, the next object is what killed it: that one
-becomes a row of status ``crashed``, and another child goes on behind it.
+The child sends every object as soon as it is decoded. If the child dies, the next object is the one that has killed it.
+Only that object is lost: it becomes a row with the status ``crashed``, and another child continues after it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ray_fer.labeling.unit import Decoded, Row, attempts_of, decode_items, joine
 
 
 def decode_isolated(keys: pa.Table, **settings: Any) -> Decoded:
-    """Reads and decodes ``keys`` as one batch, like `unit.decode_items`, whatever an object does to the process.
+    """Reads and decodes ``keys`` as one batch, even if an object kills the process that decodes it.
 
     Args:
-        keys: as `unit.decode_items` takes them.
-        settings: of `unit.decode_items`, without the batch size.
+        keys: Keys for `unit.decode_items`.
+        settings: Keyword arguments of `unit.decode_items` except ``batch_size``.
 
     Raises:
-        RuntimeError: when the child fails by itself.
+        RuntimeError: If the child fails without being killed.
     """
     batches: list[Decoded] = []
     done = 0
@@ -37,7 +37,7 @@ def decode_isolated(keys: pa.Table, **settings: Any) -> Decoded:
         batches += found
         done += len(found)
         if done < keys.num_rows:
-            # It may have been killed for want of memory: the suspect gets a process all to itself.
+            # The child may have been killed for lack of memory, so a process of its own decodes the suspect again.
             suspect = keys.slice(done, 1)
             found, returncode = _attempt(suspect, settings)
             batches += found or [_crashed(suspect, returncode, len(settings["image_sizes"]))]
@@ -58,9 +58,9 @@ def _attempt(keys: pa.Table, settings: dict[str, Any]) -> tuple[list[Decoded], i
 
 
 def _child(keys: pa.Table, settings: dict[str, Any]) -> subprocess.Popen[bytes]:
-    # Not multiprocessing: it would start what Ray's worker was started with.
+    # multiprocessing would run the main module of Ray's worker again.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with shielded_children():  # else it is the interrupted child's object that would count as crashed
+    with shielded_children():  # or the object of an interrupted child would count as crashed
         child = subprocess.Popen(
             [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
@@ -87,9 +87,9 @@ def _crashed(key: pa.Table, returncode: int, teachers: int) -> Decoded:
 
 
 def main() -> None:
-    """The child: a pickled (keys, settings) on stdin, a pickled `Decoded` per object on stdout."""
+    """Runs in the child: reads a pickled (keys, settings) from stdin and writes a pickled `Decoded` for each object."""
     results: BinaryIO = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not lie among the results
+    os.dup2(2, 1)  # output of a library must not mix with the results
     keys, settings = pickle.load(sys.stdin.buffer)
     for batch in decode_items(keys, batch_size=1, **settings):
         pickle.dump(batch, results)

@@ -1,7 +1,7 @@
-"""What is already labelled, as compact sets of hashed keys (`key_sets`), whatever the length of their URIs.
+"""The ledger of a table: which images are labelled already, as compact sets of hashed keys (see `key_sets`).
 
-A key is (uri, identity). A row whose listed identity is another than the one that was read is known by both: the former
-is an alias of the latter, so that an object that is always listed otherwise than it is read is read once.
+A key is a pair (uri, identity). Some stores list an object under another identity than the one that is read. The ledger
+knows such a row by both: the listed key is an alias of the key that was read, so that the object is read only once.
 """
 
 from __future__ import annotations
@@ -15,10 +15,21 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from ray_fer.labeling.key_sets import Aliases, Bools, KeyHashes, KeySet, look_up
+from ray_fer.labeling.key_sets import (
+    KEY_HASHES,
+    LISTED_HASHES,
+    Aliases,
+    Bools,
+    KeyHashes,
+    KeySet,
+    hash_keys,
+    key_hashes,
+    listed_key_hashes,
+    look_up,
+)
 from ray_fer.labeling.table import KNOWN, MARKERS, SUCCESSES, TRANSIENT
 
-# What the table's rows make of a key, the strongest first: a success supersedes a failure.
+# Outcomes of a key by the table's rows, the strongest first: a success supersedes a failure.
 DONE, PERMANENT, GIVEN_UP, TO_RETRY = "done", "failed_permanent", "failed_given_up", "failed_to_retry"
 OUTCOMES = (DONE, PERMANENT, GIVEN_UP, TO_RETRY)
 SETTLED = (DONE, PERMANENT, GIVEN_UP)
@@ -26,60 +37,18 @@ SETTLED = (DONE, PERMANENT, GIVEN_UP)
 _BATCH_ROWS = 1 << 18
 
 
-def _hashes_with(identity: str, *names: str) -> list[pl.Expr]:
-    seeds = ((1, 2), (3, 4))
-    return [
-        (pl.col("uri").hash(seed=a) ^ pl.col(identity).hash(seed=b)).alias(name)
-        for name, (a, b) in zip(names, seeds, strict=True)
-    ]
-
-
-KEY_HASHES = _hashes_with("identity", "first", "second")
-# Of no use where the listed identity is null.
-LISTED_HASHES = _hashes_with("listed_identity", "listed_first", "listed_second")
-URI_HASH = pl.col("uri").hash(seed=5).alias("hash")
-
-
-def hash_keys(uri: pa.Array | pa.ChunkedArray, identity: pa.Array | pa.ChunkedArray) -> KeyHashes:
-    """The two 64-bit hashes of (uri, identity).
-
-    Args:
-        uri: N strings.
-        identity: N strings.
-
-    Returns:
-        uint64 (2, N).
-    """
-    return key_hashes(pl.DataFrame({"uri": pl.from_arrow(uri), "identity": pl.from_arrow(identity)}).select(KEY_HASHES))
-
-
-def key_hashes(hashed: pl.DataFrame) -> KeyHashes:
-    """The columns that `KEY_HASHES` makes, as uint64 (2, N)."""
-    return np.stack([hashed["first"].to_numpy(), hashed["second"].to_numpy()])
-
-
-def listed_key_hashes(hashed: pl.DataFrame) -> KeyHashes:
-    """The columns that `LISTED_HASHES` makes, as uint64 (2, N)."""
-    return np.stack([hashed["listed_first"].to_numpy(), hashed["listed_second"].to_numpy()])
-
-
-def hash_uris(uris: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.uint64]:
-    """The 64-bit hashes of N URIs, uint64 (N,)."""
-    return pl.DataFrame({"uri": pl.from_arrow(uris)}).select(URI_HASH)["hash"].to_numpy()
-
-
 @dataclass(frozen=True)
 class Outcomes:
-    """The keys of a table by what its rows say of them.
+    """The keys of a table by their outcomes.
 
-    A success and a permanent failure of one key are both there, and the first of `SETTLED` counts; transient failures
-    of such a key are not.
+    A key with a success and a permanent failure is in both sets, and the first one in the order of `SETTLED` counts.
+    Transient failures of such a key are dropped.
 
     Attributes:
-        settled: a set for each of `SETTLED`.
-        to_retry: the keys of `TO_RETRY` by the number of their tries, from 1; all of them failed.
-        aliases: of keys that are done or have failed permanently, by the identities that they were listed with.
-        markers: rows that say that an object is gone, or has returned.
+        settled: A set of keys for each name in `SETTLED`.
+        to_retry: Keys with the outcome `TO_RETRY` by the number of tries so far, from 1. All of these tries failed.
+        aliases: Listed keys of the keys that are done or have failed permanently.
+        markers: Number of rows with the status `table.GONE` or `table.RETURNED`.
     """
 
     settled: dict[str, KeySet]
@@ -88,16 +57,16 @@ class Outcomes:
     markers: int
 
     def sets(self) -> list[KeySet]:
-        """All sets."""
+        """Returns the sets of all outcomes."""
         return [*self.settled.values(), *self.to_retry.values()]
 
 
 def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> Outcomes:
-    """What the rows of a table say of its keys.
+    """Sorts the keys of a table by their outcomes.
 
     Args:
-        labelled: (uri, identity, listed_identity, status), as `table.scan_keys` gives it.
-        max_attempts: rows with a transient failure after which a key is given up.
+        labelled: Rows (uri, identity, listed_identity, status) from `table.scan_keys`.
+        max_attempts: Number of transient failures after which a key is given up.
     """
     status = pl.col("status")
     first = pl.when(status.is_in(SUCCESSES)).then(0).when(status.is_in(TRANSIENT)).then(2)
@@ -119,7 +88,7 @@ def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> Outcomes:
     settled = {name: KeySet() for name in SETTLED}
     for name, columns in parts.items():
         settled[name].add_parts(*columns)
-    # What a mark calls known may have been lost with a run that was killed.
+    # The rows that a marker `KNOWN` refers to may be lost with a run that was killed.
     pairs = [
         (listed[:, held], keys[:, held]) for listed, keys in pairs if (held := look_up(settled.values(), keys)[0]).any()
     ]
@@ -134,7 +103,7 @@ def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> Outcomes:
 
 
 def batches(frame: pl.LazyFrame) -> Iterator[pl.DataFrame]:
-    """The rows of ``frame`` in no particular order, never all of them in memory."""
+    """Yields the rows of ``frame`` in batches and in no particular order, so that memory never holds all of them."""
     yield from frame.collect_batches(chunk_size=_BATCH_ROWS, maintain_order=False)
 
 
@@ -144,16 +113,18 @@ def _append(columns: tuple[list[npt.NDArray[np.uint64]], ...], rows: pl.DataFram
 
 
 class Ledger:
-    """The keys that need no work, and those that this run has claimed. Several threads may use it.
+    """The keys that need no work, and those that this run has claimed. The ledger is thread-safe.
+
+    To claim a key means to remember it as the work of this run, so that no later page yields it again.
 
     Args:
-        labelled: (uri, identity, listed_identity, status), as `table.scan_keys` gives it.
-        max_attempts: rows with a transient failure after which a key is left alone.
+        labelled: Rows (uri, identity, listed_identity, status) from `table.scan_keys`.
+        max_attempts: Number of transient failures after which a key is given up.
 
     Attributes:
-        rows: keys in the table.
-        successes: those of them that a model has predictions for, or no face to make any of.
-        markers: rows of the table that say that an object is gone, or has returned.
+        rows: Number of keys in the table.
+        successes: Number of these keys whose picture has a prediction or has no face.
+        markers: Number of rows with the status `table.GONE` or `table.RETURNED`.
     """
 
     def __init__(self, labelled: pl.LazyFrame, max_attempts: int) -> None:
@@ -167,15 +138,15 @@ class Ledger:
         self._read_otherwise: list[tuple[KeyHashes, KeyHashes]] = []
         self._lock = threading.Lock()
 
-    def claim(self, page: pa.Table) -> pa.Table:
-        """The rows of ``page`` that are new work; they are remembered, so that no later page gets them again."""
-        return page.take(pa.array(self.claim_hashes(hash_keys(page["uri"], page["identity"]))[0]))
+    def claim(self, hashes: KeyHashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """Claims those of some hashed keys that are new work.
 
-    def claim_hashes(self, hashes: KeyHashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        """Which of (2, N) hashed keys are new work, remembered as by `claim`, and which try of it that will be.
+        Args:
+            hashes: Keys, uint64 (2, N).
 
         Returns:
-            Ascending indices int64 (M,), and of each the number of the try, from 1, int32 (M,).
+            The ascending indices of the M keys, int64 (M,), and the number of the coming try of each, from 1, int32
+            (M,).
         """
         with self._lock:
             new = np.arange(hashes.shape[1])
@@ -199,12 +170,12 @@ class Ledger:
         """Claims contents that were read under other identities than the listed ones.
 
         Args:
-            listed: N rows (uri, identity), which were claimed.
-            identity: what was read.
-            remember: whether the next listing counts what is listed so as seen.
+            listed: N rows (uri, identity) that were claimed.
+            identity: The N identities that were read.
+            remember: Whether a later listing of the same run has to recognise the listed keys.
 
         Returns:
-            Which of them are new, bool (N,): neither done nor failed for good, nor claimed, nor read before.
+            Whether each content is new, bool (N,). It is not if it is done, has failed permanently, or was claimed.
         """
         hashes = hash_keys(listed["uri"], identity)
         with self._lock:
@@ -223,10 +194,10 @@ class Ledger:
         return fresh
 
     def start_listing(self) -> None:
-        """To be called before another listing: no key was seen by it yet."""
+        """Prepares the ledger for another listing, which has not seen any key yet."""
         with self._lock:
             self._claimed_before.take(self._claimed)
-            # Either way round: whichever of the two the next listing shows, the object is there.
+            # The pairs stand in both directions, because the next listing may show either identity of the object.
             both = [pair for one, other in self._read_otherwise for pair in ((one, other), (other, one))]
             if both:
                 self._aliases = Aliases([self._aliases.pairs(), *both])
@@ -235,11 +206,15 @@ class Ledger:
                 keys.forget_seen()
 
     def all_seen(self) -> bool:
-        """Whether the listing has seen every key that was known when it started."""
+        """Returns whether the listing has seen every key that was known when it started."""
         return all(keys.all_seen() for keys in self._known())
 
     def look_up(self, hashes: KeyHashes) -> tuple[Bools, Bools]:
-        """Tells which of (2, N) hashes were known when the listing started, and which it has seen; bool (N,) each."""
+        """Looks up hashed keys, uint64 (2, N).
+
+        Returns:
+            Whether each key was known when the listing started, and whether the listing has seen it, bool (N,) each.
+        """
         return look_up(self._known(), hashes)
 
     def _known(self) -> list[KeySet]:
@@ -247,23 +222,28 @@ class Ledger:
 
 
 def _first_of_each(hashes: KeyHashes) -> npt.NDArray[np.int64]:
-    # Once in a million runs two keys of a page share a first half: one of them waits for the next run.
+    # About once in a million runs, two keys of a page share their first hash. One of them waits for the next run.
     return np.sort(np.unique(hashes[0], return_index=True)[1])
 
 
 def claim_missing(ledgers: Sequence[Ledger], page: pa.Table) -> tuple[pa.Table, list[int]]:
-    """The rows of ``page`` that are new work by any of the ledgers, one per teacher; claimed in all that lack them.
+    """Claims the rows of ``page`` in every ledger that lacks them.
+
+    Args:
+        ledgers: Ledgers of the T teachers of a run, at most 32.
+        page: Listed objects with the columns (uri, identity).
 
     Returns:
-        The rows with two more columns. In ``teachers`` bit t tells that ledger t lacks the key; ``attempts`` has a
-        number for each ledger, which try this will be where it does. And for every ledger how many keys it lacks.
+        The rows that at least one ledger lacks, and for each ledger the number of keys that it lacks. The rows have two
+        more columns. Bit t of ``teachers``, uint32, is set if ledger t lacks the key. ``attempts``, int32 (T,), is the
+        number of the coming try of each teacher, from 1.
     """
     hashes = hash_keys(page["uri"], page["identity"])
     teachers = np.zeros(page.num_rows, np.uint32)
     attempts = np.ones((page.num_rows, len(ledgers)), np.int32)
     lacking = []
     for number, ledger in enumerate(ledgers):
-        new, tries = ledger.claim_hashes(hashes)
+        new, tries = ledger.claim(hashes)
         teachers[new] |= np.uint32(1 << number)
         attempts[new, number] = tries
         lacking.append(len(new))

@@ -1,4 +1,4 @@
-"""Keeping the predictions table in shape: small files are joined, and what no reader needs any more is removed."""
+"""Maintenance of the predictions table: joins small files and removes files that no reader needs any more."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from ray_fer.labeling.table import ROW_GROUP_ROWS, open_table
 log = logging.getLogger(__name__)
 
 TARGET_BYTES = 128 << 20
-# Joining fewer costs more than it saves.
+# Joining fewer files costs more than it saves.
 FEWEST_FILES = 16
-# Each holds a row group of every file it reads.
+# Each task holds a row group of every file that it reads.
 _TASKS = 4
 _DELETES_AT_ONCE = 16
 _EXAMPLES = 5
-# What `table.write_file` and compaction write, and what a killed writer leaves on a local disk on its way there.
+# The files of `table.write_file` and of compaction, and the temporary files that a killed writer leaves on a disk.
 _OURS = re.compile(r"model=[^/]+/\.?[^/]+\.parquet(\.[0-9a-f]{8}\.tmp)?")
 
 
 def compact(table: DeltaTable, model: str) -> dict[str, int]:
     """Joins the small files of ``model`` into files of about `TARGET_BYTES`, if there are enough of them.
 
-    The rows stay as they are. Readers of older versions, and other runs, are not disturbed: the joined files stay until
-    they are vacuumed. When another run compacts at the same time, one of the two gives up.
+    The rows do not change. The small files stay until they are vacuumed, so readers of older versions and other runs
+    are not disturbed. If two runs compact at the same time, one of them gives up.
 
     Args:
-        table: brought up to the version it has afterwards.
-        model: a model id.
+        table: Predictions table, which is updated to its new version.
+        model: Id of the model.
 
     Returns:
-        How many files were ``joined``, and the number of ``files`` that they became.
+        Number of files that were ``joined``, and number of ``files`` that they became.
     """
     table.update_incremental()
     adds = pa.table(table.get_add_actions(flatten=True)).select(["partition.model", "size_bytes"]).to_pylist()
@@ -65,21 +65,21 @@ def vacuum(config: VacuumConfig) -> dict[str, Any]:
     """Removes the files of a table that were written but never committed, or that compaction has replaced.
 
     Args:
-        config: see ``conf/vacuum.yaml``.
+        config: Config of the job (see ``conf/vacuum.yaml``).
 
     Returns:
-        The summary: number and ``bytes`` of the ``removed`` files (with ``dry_run``: of those that would be), a few of
-        them as ``examples``, and a few strangers in the table's folder that were ``left_alone``.
+        The summary. It has the number and the ``bytes`` of the ``removed`` files, a few of them as ``examples``, and a
+        few other files in the folder that were ``left_alone``. With ``dry_run``, these files are not removed.
 
     Raises:
-        UserError: when no table is there.
+        UserError: If there is no table.
     """
     uri = storage.normalise_argument("table", config.table)
     table = open_table(uri)
     if table is None:
         raise UserError(f"table={uri}: no predictions table there")
-    # deltalake knows which files no version within the retention needs. By itself it would also delete strangers, and
-    # it names what earlier vacuums have removed.
+    # deltalake knows which files no version within the retention needs. It would also delete files of other origin, and
+    # it lists files that earlier vacuums have removed.
     unneeded = table.vacuum(config.retain_hours, dry_run=True, enforce_retention_duration=False, full=True)
     fs, path = storage.filesystem(uri)
     sizes = {name[len(path) + 1 :]: entry["size"] for name, entry in fs.find(path, detail=True).items()}
@@ -103,5 +103,5 @@ def _delete(uri: str) -> None:
     fs, path = storage.filesystem(uri)
     try:
         fs.rm_file(path)
-    except FileNotFoundError:  # another vacuum was faster
+    except FileNotFoundError:  # another vacuum has removed it
         return

@@ -1,4 +1,4 @@
-"""The figures of a labelling run as Ray metrics, for Prometheus."""
+"""The progress of a labelling run as Ray metrics, for Prometheus."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Mapping
 
 import ray.util.metrics
 
-from ray_fer.labeling.progress import Progress, UnitStats
+from ray_fer.labeling.progress import Progress
+from ray_fer.labeling.work import UnitStats
 
 
 class Metrics:
-    """The figures of a `Progress`, under the names that Prometheus sees.
+    """Exports the counts of a `Progress` to Prometheus.
 
-    ``ray_fer_labelled_images_total{status}``, ``ray_fer_predictions_total{label,model}``,
-    ``ray_fer_images_per_second``, ``ray_fer_sure_share`` and ``ray_fer_images_left`` (-1 while the listing goes on);
-    all with ``run``.
+    The metrics are ``ray_fer_labelled_images_total{status}``, ``ray_fer_predictions_total{label,model}``,
+    ``ray_fer_images_per_second``, ``ray_fer_sure_share`` and ``ray_fer_images_left``, which is -1 while the listing
+    continues. All of them have the tag ``run``.
     """
 
     def __init__(self, run: str) -> None:
-        # Ray puts "ray_" before every name, and Prometheus's exporter "_total" behind a counter's.
+        # Ray adds the prefix "ray_" to every name, and the exporter adds "_total" to the name of a counter.
         self._images = ray.util.metrics.Counter("fer_labelled_images", "Images labelled", ("run", "status"))
         labels = ("run", "label", "model")
         self._labels = ray.util.metrics.Counter("fer_predictions", "Predictions by class", labels)
@@ -31,13 +32,13 @@ class Metrics:
     def add(
         self, statuses: Mapping[str, int], parts: Mapping[str, UnitStats], progress: Progress, left: int | None
     ) -> None:
-        """Publishes a unit and the sums that it led to.
+        """Publishes the counts after a unit.
 
         Args:
-            statuses: its images per status.
-            parts: for each model the description of its rows.
-            progress: of the run, the unit included.
-            left: images to go; None while the listing goes on.
+            statuses: Number of the unit's images per status.
+            parts: Description of the rows of each model.
+            progress: Counts of the run, including the unit.
+            left: Number of images that are not labelled yet, or None while the listing continues.
         """
         for status, count in statuses.items():
             self._images.inc(count, {"status": status})

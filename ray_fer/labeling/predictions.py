@@ -1,15 +1,15 @@
-"""Which predictions of a table count, found in the hashes of its keys rather than in the rows themselves.
+"""The predictions of a table that may become pseudo-labels, found by hashes of the rows' keys.
 
-Of each object only the newest content counts, with all the faces that were found in it, of each picture (by digest)
-only one object, and pictures that are also in an excluded manifest (validation, test, the labelled set), by name or by
-digest, never become pseudo-labels. The newest content is the one labelled last: an object that was overwritten and then
-restored is not labelled again, so it is not told from its content in between.
+- Of each object, only the newest content counts, with all faces that were found in it. The newest content is the one
+  that was labelled last. An object that is overwritten and then restored is not labelled again, so the content in
+  between remains its newest one.
+- Of several objects with the same content (by digest), only one counts.
+- A picture that an excluded manifest names (validation, test, the labelled set) never counts, nor does a copy of it.
+- Of several models, only the contents that all of them have predicted count. A model that has not yet predicted an
+  overwritten object has nothing to combine with the predictions of the others.
 
-Of several models only what all of them have predicted counts, by the content of the object: where one of them is
-behind with an overwritten object, there is nothing to combine.
-
-About 100 bytes a row are held while this is found out, and 8 afterwards; two different URIs, identities or digests are
-taken for one with a chance of 2⁻⁶⁴.
+The search takes about 100 bytes of memory per row, and its result takes 8. Two different URIs, identities or digests
+are confused with a probability of 2⁻⁶⁴.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ _SEED = 5
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """M predictions of one or several models, in the order in which the files of the first hold them.
+    """M predictions of one or several models, in the order of the first model's rows in the table.
 
     Attributes:
-        table: that holds them.
-        models: ids.
-        rows: of each model int64 (M,), among all of its rows in the table; those of the first ascend.
+        table: Predictions table.
+        models: Ids of the models.
+        rows: For each model the row numbers of the predictions, int64 (M,), counted over all of its rows in the table.
+            Those of the first model ascend.
     """
 
     table: DeltaTable
@@ -49,18 +50,22 @@ class Predictions:
         return len(self.rows[0])
 
     def take(self, kept: npt.NDArray[np.int64]) -> Predictions:
-        """Those with the given numbers, ascending."""
+        """Returns the predictions with the given numbers, int64 (N,) in ascending order."""
         return Predictions(self.table, self.models, [rows[kept] for rows in self.rows])
 
     def probs(self, number: int, n_classes: int) -> npt.NDArray[np.float32]:
-        """What the model with that number says, (M, K)."""
+        """Returns the probabilities of the model with the given number for K = ``n_classes``, float32 (M, K)."""
         probs = np.empty((len(self), n_classes), np.float32)
         for places, vectors in self._batches(number, "probs"):
             probs[places] = vectors.list.to_array(n_classes).to_numpy()
         return probs
 
     def column(self, name: str) -> Iterator[tuple[slice, pl.Series]]:
-        """A column of the first model's rows, part by part: their numbers and what it holds."""
+        """Reads a column of the first model's rows in parts.
+
+        Yields:
+            A range of prediction numbers, and the values of these predictions.
+        """
         for places, values in self._batches(0, name):
             if len(places):
                 yield slice(int(places[0]), int(places[-1]) + 1), values
@@ -79,34 +84,36 @@ class Predictions:
 def newest_predictions(
     table: DeltaTable, models: Sequence[str], excluded: Exclusions
 ) -> tuple[Predictions, dict[str, int]]:
-    """The usable predictions of ``models``.
+    """Finds the predictions of ``models`` that may become pseudo-labels.
 
-    Of the rows about one content of an object a success counts before a failure, however late that failure came: two
-    runs at once may read the same object, and only one of them in vain. Objects whose newest row is a mark that they
-    are gone are left out; a mark that one has returned makes the content that it names the newest.
+    Of the rows about one content of an object, a success takes precedence over a failure, even over a later one. Two
+    runs may read the same object at the same time, and only one of them may fail. An object is left out if its newest
+    row is a tombstone, that is a marker with the status `table.GONE`. A marker with the status `table.RETURNED` makes
+    the content that it names the newest.
 
     Args:
-        table: the predictions.
-        models: ids.
-        excluded: pictures to leave out.
+        table: Predictions table.
+        models: Ids of the models.
+        excluded: Pictures to leave out.
 
     Returns:
-        The predictions, and how many were left out: rows as ``superseded``, ``gone`` and ``failed``; objects as
-        ``incomplete`` (with several models: not all of them have predicted this content), ``duplicate`` and
-        ``excluded``.
+        The predictions, and the number of rows or objects that were left out for each reason. Rows are
+        ``superseded``, ``gone`` and ``failed``, and also ``no_face`` with models that detect faces. Objects are
+        ``duplicate``, ``excluded``, and with several models ``incomplete`` if not all of them have predicted the
+        newest content.
     """
     left_out = {"superseded": 0, "gone": 0, "failed": 0}
     newest = [_newest(table, model, left_out) for model in models]
     good = newest[0]
     for number, other in enumerate(newest[1:], 1):
-        # Of one content, not merely of one object: a model may be behind with what was overwritten.
+        # The digest is part of the key, because a model may not have predicted the newest content of an object yet.
         theirs = other.select("uri", "digest", pl.col("row").alias(f"row_{number}"))
         good = good.join(theirs, on=["uri", "digest"], how="inner")
     if len(models) > 1:
         left_out["incomplete"] = pl.concat([each["uri"] for each in newest]).n_unique() - len(good)
     unique = _unique(good, table, models[0])
     digests = pl.Series(list(excluded.digests), dtype=pl.Binary).hash(_SEED)
-    # What has changed since it was labelled has another digest, and is the same picture to who validates on it.
+    # A picture that has changed since it was labelled has another digest, so its name counts too.
     pictures = pl.Series(list(excluded.uris), dtype=pl.String).hash(_SEED)
     held_out = pl.col("digest").is_in(digests.implode()) | pl.col("picture").is_in(pictures.implode())
     kept = unique.filter(~held_out).sort("row")
@@ -116,9 +123,11 @@ def newest_predictions(
 
 
 def _newest(table: DeltaTable, model: str, left_out: dict[str, int]) -> pl.DataFrame:
-    """(row, uri, picture, digest) of the newest content of every picture that ``model`` knows; all but row as hashes.
+    """Finds the newest content of every picture that ``model`` has labelled, and adds to the counts in ``left_out``.
 
-    The picture's URI is another than the row's where that is of a face in it.
+    Returns:
+        The columns (row, uri, picture, digest), all but ``row`` as hashes. ``uri`` is that of a face if the model
+        detects faces, and ``picture`` is that of the picture that holds it.
     """
     faces, status = sees_faces(model), pl.col("status")
     frame = (
@@ -130,43 +139,43 @@ def _newest(table: DeltaTable, model: str, left_out: dict[str, int]) -> pl.DataF
             picture_uri(model).hash(_SEED).alias("picture"),
             pl.col("uri", "identity", "digest").hash(_SEED),
             ok=status == OK,
-            mark=status.is_in(MARKERS),
+            marker=status.is_in(MARKERS),
             gone=status == GONE,
             no_face=status == NO_FACE,
         )
         .collect(engine="streaming")
     )
-    # Most pictures have one row, about which there is nothing to find out.
+    # Most pictures have a single row, which needs no comparison.
     several = frame["picture"].is_duplicated()
-    alone = frame.filter(~several & ~frame["mark"])
+    alone = frame.filter(~several & ~frame["marker"])
     contested = frame.filter(several)
-    predicted = len(frame) - int(frame["mark"].sum())
+    predicted = len(frame) - int(frame["marker"].sum())
     del frame
     seen = pl.col("labelled_at").max().over("picture", "identity")
-    ordered = contested.with_columns(seen=seen).filter(~pl.col("mark"))
+    ordered = contested.with_columns(seen=seen).filter(~pl.col("marker"))
     ordered = ordered.join(_replaced(ordered, table, model), on="row", how="anti")
-    # Of what a unit has read of one object, what could be had tells more than what could not.
-    had = pl.col("ok").any().over("picture", "identity")
-    ordered = ordered.sort("picture", "seen", had, "identity", "ok", "labelled_at")
+    # A unit may read an object twice; a content with a prediction takes precedence over one without.
+    succeeded = pl.col("ok").any().over("picture", "identity")
+    ordered = ordered.sort("picture", "seen", succeeded, "identity", "ok", "labelled_at")
     if faces:
-        # The last row of a picture tells which content and outcome count; all of its faces go with it.
+        # The last row of a picture decides which content and outcome count, for all of its faces.
         ordered = ordered.filter([pl.col(each) == pl.col(each).last().over("picture") for each in ("identity", "ok")])
     settled = ordered.unique("uri", keep="last", maintain_order=True)
     newest = len(alone) + len(settled)
     settled = settled.join(_gone(contested), on="picture", how="anti")
-    there = pl.concat([alone, settled.select(alone.columns)])
-    good = there.filter("ok")
-    without = int(there["no_face"].sum())
+    present = pl.concat([alone, settled.select(alone.columns)])
+    good = present.filter("ok")
+    without = int(present["no_face"].sum())
     left_out["superseded"] += predicted - newest
-    left_out["gone"] += newest - len(there)
-    left_out["failed"] += len(there) - len(good) - without
+    left_out["gone"] += newest - len(present)
+    left_out["failed"] += len(present) - len(good) - without
     if faces:
         left_out["no_face"] = left_out.get("no_face", 0) + without
     return good.select("row", "uri", "picture", "digest")
 
 
 def _replaced(rows: pl.DataFrame, table: DeltaTable, model: str) -> pl.DataFrame:
-    """The ``row`` of those about members of a shard that a later member of the same name and content replaces."""
+    """Returns the ``row`` of every shard member that a later member of the same name in the same shard replaces."""
     several = rows.filter(pl.col("identity").n_unique().over("picture") > 1).sort("row")
     if several.is_empty():
         return several.select("row")
@@ -179,14 +188,14 @@ def _replaced(rows: pl.DataFrame, table: DeltaTable, model: str) -> pl.DataFrame
 
 
 def _gone(rows: pl.DataFrame) -> pl.DataFrame:
-    """The ``picture`` of the objects whose newest row says that they are gone."""
+    """Returns the ``picture`` of the objects whose newest row is a tombstone."""
     gone = rows.filter("gone").group_by("picture").agg(pl.col("labelled_at").max().alias("gone_at"))
     later = rows.filter(~pl.col("gone")).join(gone, on="picture").filter(pl.col("labelled_at") > pl.col("gone_at"))
     return gone.join(later, on="picture", how="anti").select("picture")
 
 
 def _unique(good: pl.DataFrame, table: DeltaTable, model: str) -> pl.DataFrame:
-    """Of pictures with the same digest the one with the first URI."""
+    """Keeps of several pictures with the same digest the one whose URI is first in alphabetical order."""
     same = good["digest"].is_duplicated()
     shared = good.filter(same).select("row", "picture", "digest")
     if shared.is_empty():

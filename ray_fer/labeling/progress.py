@@ -1,132 +1,46 @@
-"""What a labelling run has done so far: counted on the workers per unit, added up in the driver, shown while it goes.
+"""The progress of a labelling run, and the check that stops it if too many images fail.
 
-`unit_stats` describes a unit in a few kilobytes, whatever its size; `Progress` adds such descriptions up, so that the
-driver's memory does not grow with the run.
+`Progress` adds up the descriptions that workers send with each unit (see `work`), so the driver's memory does not grow
+with the run.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from ray_fer.labeling.table import OK, SUCCESSES
+from ray_fer.errors import UserError
+from ray_fer.labeling.table import OK
+from ray_fer.labeling.work import CONFIDENCE_BINS, MOST_ERRORS, Sample, UnitStats, failures_in, smallest_samples
 
-if TYPE_CHECKING:
-    from ray_fer.labeling.unit import Row
-
-CONFIDENCE_BINS = 100
-SAMPLES_PER_CLASS = 8  # a row of the sheet
+FEWEST_FOR_SHARE = 1000
+# Strict, because bad images come in clusters.
+CHANCE = 1e-9
 _TIMELINE_POINTS = 400
-# Of each unit the texts that occur most, and of a run ten times as many.
-_ERRORS = 20
-
-Sample = tuple[str, str, float]
-
-
-@dataclass(frozen=True)
-class UnitStats:
-    """The description of the rows of a unit, small whatever its size.
-
-    Attributes:
-        statuses: images per status.
-        retried: images per status, of those that had been tried before.
-        errors: the (status, error, images) that occur most.
-        confidence: int (K, `CONFIDENCE_BINS`), how often each class was predicted at which confidence.
-        samples: of every class, the (digest, uri, confidence) of the pictures with the smallest digests, which is a
-            random choice that joins across units in any order.
-        read_otherwise: the (uri, listed identity, identity) of the objects that were read with another identity than
-            the listed one.
-    """
-
-    statuses: dict[str, int]
-    retried: dict[str, int]
-    errors: list[tuple[str, str, int]]
-    confidence: list[list[int]]
-    samples: dict[str, list[Sample]]
-    read_otherwise: list[tuple[str, str, str]]
-
-
-def unit_stats(rows: Sequence[Row], classes: Sequence[str]) -> UnitStats:
-    """Describes the rows of a unit, whose predictions are of ``classes``, K names."""
-    histogram = np.zeros((len(classes), CONFIDENCE_BINS), np.int64)
-    index = {name: k for k, name in enumerate(classes)}
-    candidates: list[list[Sample]] = [[] for _ in classes]
-    for row in rows:
-        if row.status == OK:
-            assert row.label is not None
-            assert row.digest is not None
-            k, confidence = index[row.label], float(row.confidence)
-            histogram[k, min(int(confidence * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)] += 1
-            candidates[k].append((row.digest.hex(), row.uri, confidence))
-    errors = Counter((row.status, row.error) for row in rows if row.error and not row.further_face)
-    return UnitStats(
-        statuses=dict(image_statuses(rows)),
-        retried=dict(image_statuses(row for row in rows if row.attempt > 1)),
-        errors=[(*key, count) for key, count in errors.most_common(_ERRORS)],
-        confidence=histogram.tolist(),
-        samples={name: _smallest(found) for name, found in zip(classes, candidates, strict=True)},
-        read_otherwise=[(*row.listed_as, row.identity) for row in rows if row.listed_as],
-    )
-
-
-def image_statuses(rows: Iterable[Row]) -> Counter[str]:
-    """Counts images per status; an image with several faces has a row for each of them."""
-    return Counter(row.status for row in rows if not row.further_face)
-
-
-def joint_stats(statuses: dict[str, int], parts: Sequence[UnitStats]) -> UnitStats:
-    """Describes a unit that several teachers labelled: images count once, predictions once per teacher.
-
-    Args:
-        statuses: images per status.
-        parts: the description of the rows of each teacher.
-    """
-    names = parts[0].samples
-    retried, errors = Counter[str](), Counter[tuple[str, str]]()
-    for part in parts:
-        retried |= Counter(part.retried)
-        errors |= Counter({(status, error): count for status, error, count in part.errors})
-    return UnitStats(
-        statuses=statuses,
-        retried=dict(retried),
-        errors=[(*key, count) for key, count in errors.items()],
-        confidence=np.sum([part.confidence for part in parts], axis=0).tolist(),
-        samples={name: _smallest(found for part in parts for found in part.samples[name]) for name in names},
-        read_otherwise=[],
-    )
-
-
-def failures_in(statuses: Mapping[str, int]) -> dict[str, int]:
-    """Those of the images per status that have no prediction."""
-    return {status: count for status, count in statuses.items() if status not in SUCCESSES}
-
-
-def _smallest(samples: Iterable[Sample]) -> list[Sample]:
-    unique = {sample[0]: sample for sample in samples}
-    return [unique[digest] for digest in sorted(unique)[:SAMPLES_PER_CLASS]]
 
 
 class Progress:
-    """The sums of a run, or of one teacher's share of it.
+    """The counts of a run, or of one teacher in it.
 
     Args:
-        classes: K names.
-        threshold: confidence from which a prediction counts as sure.
-        actors: labelling at the same time, for the cost.
+        classes: Names of the K classes.
+        threshold: Confidence from which a prediction counts as sure.
+        actors: Number of actors that label at the same time, for the cost.
         device: ``cpu`` or ``cuda``.
 
     Attributes:
-        statuses: images per status.
-        retried: those of them that had been tried before.
-        errors: images per status and error; of many different ones those that occur most.
-        confidence: int64 (K, `CONFIDENCE_BINS`), of the predictions of all teachers.
-        samples: of every class some (digest, uri, confidence).
-        timeline: (seconds since the start, images by then), evenly thinned.
+        statuses: Number of images per status.
+        retried: Number of images per status, of those that had been tried before.
+        errors: Number of images per status and error. Rare errors are dropped if there are many.
+        confidence: Predictions of each class over equal bins of the confidence, int64 (K, `CONFIDENCE_BINS`).
+        samples: For each class some (digest, uri, confidence).
+        timeline: Points (seconds since the start, images so far), every other one of which is dropped when there are
+            too many.
     """
 
     def __init__(self, classes: Sequence[str], threshold: float, actors: int, device: str) -> None:
@@ -141,60 +55,60 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the run began."""
+        """Seconds since the run began."""
         return time.monotonic() - self._started
 
     @property
     def done(self) -> int:
-        """Images so far."""
+        """Number of images so far."""
         return self.statuses.total()
 
     @property
     def failed(self) -> int:
-        """Images without a prediction so far."""
+        """Number of failed images so far."""
         return sum(failures_in(self.statuses).values())
 
     def add(self, stats: UnitStats) -> None:
-        """Adds the description of a unit."""
+        """Adds the images of a unit."""
         self.statuses.update(stats.statuses)
         self.retried.update(stats.retried)
         for status, error, count in stats.errors:
             self.errors[status, error] += count
-        if len(self.errors) > 10 * _ERRORS:
-            self.errors = Counter(dict(self.errors.most_common(5 * _ERRORS)))
+        if len(self.errors) > 10 * MOST_ERRORS:
+            self.errors = Counter(dict(self.errors.most_common(5 * MOST_ERRORS)))
         self.confidence += np.asarray(stats.confidence, np.int64)
         for name, found in stats.samples.items():
-            self.samples[name] = _smallest([*self.samples[name], *found])
-        self._mark()
+            self.samples[name] = smallest_samples([*self.samples[name], *found])
+        self._extend_timeline()
 
-    def _mark(self) -> None:
+    def _extend_timeline(self) -> None:
         self.timeline.append((self.seconds, self.done))
         if len(self.timeline) > _TIMELINE_POINTS:
             self.timeline = [*self.timeline[:-1:2], self.timeline[-1]]
 
     def labels(self) -> dict[str, int]:
-        """How often each class was predicted."""
+        """Returns the number of predictions of each class."""
         return dict(zip(self.classes, self.confidence.sum(axis=1).tolist(), strict=True))
 
     def sure_share(self) -> float:
-        """Share of the predictions that are at least as sure as the threshold, to a `CONFIDENCE_BINS`-th."""
+        """Returns the fraction of the predictions with a confidence of at least the threshold, rounded to a bin."""
         first = round(self.threshold * CONFIDENCE_BINS)
         return float(self.confidence[:, first:].sum() / max(self.confidence.sum(), 1))
 
     def rate(self) -> float:
-        """Images per second since the first unit was done; 0 before the second one."""
+        """Returns the images per second since the first unit was done, or 0 before the second one."""
         (start, first), (end, last) = self.timeline[min(1, len(self.timeline) - 1)], self.timeline[-1]
         return (last - first) / (end - start) if end > start else 0.0
 
     def device_hours(self, seconds: float) -> float:
-        """What ``seconds`` of all actors cost: hours of a GPU, or of a CPU core."""
+        """Returns the cost of ``seconds`` of all actors, in hours of a GPU or of a CPU core."""
         return seconds * self.actors / 3600
 
     def line(self, left: int | None) -> str:
-        """One line for people.
+        """Returns a line for people.
 
         Args:
-            left: images to go; None while the listing goes on.
+            left: Number of images that are not labelled yet, or None while the listing continues.
         """
         parts = [f"{self.done:,} labelled" if left is None else f"{self.done:,} of {self.done + left:,} labelled"]
         parts += [f"{count:,} {status}" for status, count in sorted(self.statuses.items()) if status != OK and count]
@@ -216,7 +130,7 @@ class Progress:
         return ", ".join(parts)
 
     def predictions(self) -> dict[str, Any]:
-        """What came of the images, without what it took."""
+        """Returns the counts of images and predictions for the run's summary."""
         return {
             "statuses": {status: count for status, count in sorted(self.statuses.items()) if count},
             "predicted": self.labels(),
@@ -224,7 +138,7 @@ class Progress:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """For the run's summary."""
+        """Returns the counts, the speed and the cost for the run's summary."""
         return {
             **self.predictions(),
             "images_per_second": round(self.rate(), 1),
@@ -236,3 +150,87 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def too_many(failed: int, done: int, share: float) -> bool:
+    """Returns whether more than a given fraction of the images fails.
+
+    From `FEWEST_FOR_SHARE` images on, the observed fraction decides. Fewer images fail the test only if their number of
+    failures is significant. If no more than ``share`` of all images failed, so many failures or more would have a
+    probability below `CHANCE`, by the exact binomial distribution.
+
+    Args:
+        failed: Number of failed images.
+        done: Number of images, including the failed ones.
+        share: Largest acceptable fraction, from 0 to 1.
+    """
+    if failed <= share * done:
+        return False
+    return done >= FEWEST_FOR_SHARE or binomial_tail(failed, done, share) < CHANCE
+
+
+def binomial_tail(least: int, trials: int, chance: float) -> float:
+    """Returns the probability of ``least`` or more successes in independent trials with the success rate ``chance``."""
+    if least <= 0 or chance >= 1:
+        return float(least <= trials)
+    if chance <= 0:
+        return 0.0
+    logs = (
+        math.lgamma(trials + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(trials - k + 1)
+        + k * math.log(chance)
+        + (trials - k) * math.log1p(-chance)
+        for k in range(least, trials + 1)
+    )
+    return min(1.0, math.fsum(map(math.exp, logs)))
+
+
+def check_failures(progress: Progress, share: float, most: int | None) -> None:
+    """Stops a run in which too many images fail, as soon as that is certain.
+
+    Args:
+        progress: Counts of the run so far.
+        share: Largest acceptable fraction of failures, from 0 to 1, among at least `FEWEST_FOR_SHARE` images.
+        most: Largest acceptable number of failures, or None for any number.
+
+    Raises:
+        UserError: If there are too many failures. The message gives their number and their most frequent error.
+    """
+    if most is not None and progress.failed > most:
+        raise _failure(f"max_failures={most}", progress, progress.statuses)
+    if progress.done >= FEWEST_FOR_SHARE and too_many(progress.failed, progress.done, share):
+        raise _failure(f"max_failure_share={share}", progress, progress.statuses)
+
+
+def check_outcome(progress: Progress, share: float, labelled: int, failed: int = 0) -> None:
+    """Checks a run that has ended, because only the complete result of a few images is meaningful.
+
+    Images that had failed before do not count, unless nothing has ever been labelled.
+
+    Args:
+        progress: Counts of the complete run.
+        share: Largest acceptable fraction of failures, from 0 to 1.
+        labelled: Number of images in the table when the run began, without the failed ones.
+        failed: Number of listed images that were not tried because earlier runs have failed on them. It only matters
+            if nothing is labelled.
+
+    Raises:
+        UserError: If there are too many failures, or if nothing could be labelled.
+    """
+    if share < 1 and not labelled and progress.failed == progress.done:
+        if progress.done:
+            raise _failure("nothing could be labelled", progress, progress.statuses)
+        if failed:
+            raise UserError(f"nothing could be labelled: earlier runs failed on all {failed} images, as their rows say")
+    fresh = progress.statuses - progress.retried
+    if too_many(sum(failures_in(fresh).values()), fresh.total(), share):
+        raise _failure(f"max_failure_share={share}", progress, fresh)
+
+
+def _failure(what: str, progress: Progress, statuses: Counter[str]) -> UserError:
+    bad = failures_in(statuses)
+    status, count = max(bad.items(), key=lambda item: item[1])
+    texts = {error: often for (of, error), often in progress.errors.items() if of == status}
+    most = f", most often: {max(texts, key=lambda error: texts[error])}" if texts else ""
+    return UserError(f"{what}: {sum(bad.values())} of {statuses.total()} images failed ({count} {status}){most}")

@@ -1,4 +1,4 @@
-"""What selecting pseudo-labels reads: predictions that count, the context of a rule, probabilities in batches."""
+"""Inputs of the selection of pseudo-labels: predictions, the context of a rule, and probabilities in batches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def open_teachers(config: SelectPseudoLabelsConfig) -> tuple[list[Teacher], Delt
     """Opens the teachers and the table of their predictions.
 
     Raises:
-        UserError: there is no table, or its classes are others.
+        UserError: If there is no table, or if its classes differ from the teachers'.
     """
     teachers = [open_teacher(uri) for uri in config.teacher]
     check_together(teachers)
@@ -44,28 +44,31 @@ def open_teachers(config: SelectPseudoLabelsConfig) -> tuple[list[Teacher], Delt
 def find_predictions(
     config: SelectPseudoLabelsConfig, teachers: Sequence[Teacher], table: DeltaTable
 ) -> tuple[Predictions, dict[str, int]]:
-    """Finds the predictions of all teachers that count; see `newest_predictions`.
+    """Finds the predictions of the teachers that may become pseudo-labels (see `newest_predictions`).
+
+    Returns:
+        The predictions, and the number of rows or objects that were left out for each reason.
 
     Raises:
-        UserError: the table holds no prediction of a teacher.
+        UserError: If the table holds no prediction of a teacher.
     """
     models = [_model_in(table, teacher, config) for teacher in teachers]
     return newest_predictions(table, models, read_exclusions(config.selection))
 
 
 def make_rule(config: SelectionConfig) -> Rule:
-    """Returns the rule that ``config`` names, with those of its constants that are keys of ``config``."""
+    """Returns the rule that ``config`` names, with those of its parameters that ``config`` has."""
     rule = RULES[config.rule]
     constants = {field.name: getattr(config, field.name) for field in fields(rule) if hasattr(config, field.name)}
-    # Of a whole table, so finely that no neighbour of the last one wanted is let in.
+    # The bins are so fine that ranking a complete table accepts no row beyond the last one wanted.
     return rule(**constants | ({"bins": 1 << 20} if issubclass(rule, Ranked) else {}))
 
 
 def selection_context(config: SelectPseudoLabelsConfig, teacher: Teacher) -> tuple[SelectionContext, Floats, int]:
-    """Returns what the rule may know, the class weights (K,), and the feedback's version.
+    """Returns the context of the rule, the class weights (K,), and the version of the feedback.
 
     Raises:
-        UserError: the rule needs what the teacher does not say.
+        UserError: If the rule needs facts that the teacher does not have.
     """
     thresholds = np.full(len(teacher.classes), config.selection.threshold)
     class_weights, log_prior, version = np.ones(len(teacher.classes)), None, 0
@@ -74,16 +77,16 @@ def selection_context(config: SelectPseudoLabelsConfig, teacher: Teacher) -> tup
         thresholds = moved_thresholds(config.selection.threshold, snapshot.thresholds)
         class_weights, log_prior = snapshot.sampling_weights, snapshot.log_debiasing_prior
         version = snapshot.version
-    known = SelectionContext(thresholds, **_labelled(teacher), log_prior=log_prior)
+    context = SelectionContext(thresholds, **_labelled(teacher), log_prior=log_prior)
     for name in RULES[config.selection.rule].needs:
-        if getattr(known, name) is None:
+        if getattr(context, name) is None:
             what = f"{name} of the faces that it was trained on, which this version of train_backbone keeps"
             raise UserError(f"selection.rule={config.selection.rule}: teacher={teacher.uri} does not say the {what}")
-    return known, class_weights, version
+    return context, class_weights, version
 
 
 def _labelled(teacher: Teacher) -> dict[str, Any]:
-    """Returns the fields of the context that an artifact of ours fills: it says how its labelled faces were."""
+    """Returns the fields of the context that an artifact of ours has, which are statistics of its labelled faces."""
     metrics: Mapping[str, Any] = teacher.metrics if isinstance(teacher, Artifact) else {}
     known: dict[str, Any] = {}
     if counts := metrics.get("labelled_counts"):
@@ -95,18 +98,18 @@ def _labelled(teacher: Teacher) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class DebiasedBatches:
-    """Batches of probabilities without the feedback's prior, computed anew in every iteration.
+    """Batches of probabilities without the feedback's prior, which each iteration computes again.
 
     Attributes:
-        probs: (N, K).
-        log_prior: (K,), None without.
+        probs: Probabilities, float32 (N, K).
+        log_prior: Logarithm of the prior, (K,), or None if there is no feedback.
     """
 
     probs: npt.NDArray[np.float32]
     log_prior: Floats | None
 
     def part(self, rows: slice | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Returns these rows."""
+        """Returns the probabilities of some rows, float32 (M, K)."""
         return np.asarray(debias(self.probs[rows], self.log_prior))
 
     def __iter__(self) -> Iterator[npt.NDArray[np.float32]]:

@@ -1,8 +1,8 @@
-"""The predictions table: a Delta table that is result and ledger in one.
+"""The predictions table: a Delta table that holds the results and serves as the ledger.
 
-Workers write Parquet files into the table's folder; a file exists for readers only once the driver has added it to the
-transaction log (`commit`). So a worker, a node or the driver may die at any moment: what was committed stays, what was
-not is work for the next run.
+Workers write Parquet files into the table's folder. Readers see a file only after the driver has added it to the
+transaction log (see `commit`). A worker, a node or the driver may therefore die at any moment. Committed rows stay, and
+the next run labels the other images.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ from ray_fer.errors import UserError, one_line
 from ray_fer.models.model_id import sees_faces
 
 OK = "ok"
-# Its picture is done, but there is nothing to predict.
+# The picture is done, but it has nothing to predict.
 NO_FACE = "no_face"
 SUCCESSES = (OK, NO_FACE)
-# Nothing will change until the object does.
+# These last until the object changes.
 CRASHED = "crashed"
 NOT_FINITE = "not_finite"  # the model puts out NaN or infinity for it
 PERMANENT = ("undecodable", "too_large", CRASHED, NOT_FINITE)
-# May be otherwise on a later run.
+# A later run may succeed.
 TRANSIENT = ("missing", "unreadable")
-# Not about a content but about the object's place: the first two are of `tombstones`. The third says that an
-# object was read and found to be labelled already, under another identity than the listed one.
+# Rows with these are not about a content. The first two are about the existence of an object (see `tombstones`). The
+# third tells that an object was labelled already under another identity than the listed one.
 GONE, RETURNED, KNOWN = "gone", "returned", "known"
 MARKERS = (GONE, RETURNED, KNOWN)
 
 FILE_SCHEMA = pa.schema(
     [
         ("uri", pa.string()),  # of a face where faces were detected
-        ("identity", pa.string()),  # ETag, or size and mtime, of the bytes that were read
-        ("listed_identity", pa.string()),  # what the listing said instead; null where that is the same, or unknown
+        ("identity", pa.string()),  # ETag, or size and modification time, of the bytes that were read
+        ("listed_identity", pa.string()),  # listed identity if that is another one, else null
         ("digest", pa.binary()),  # xxh3-128 of the bytes; null when they could not be read
         ("source", pa.string()),
-        ("probs", pa.list_(pa.float32())),  # in the table's class order; null on failure
+        ("probs", pa.list_(pa.float32())),  # in the order of the table's classes; null after a failure
         ("label", pa.string()),
         ("confidence", pa.float32()),
         ("status", pa.string()),
         ("error", pa.string()),
-        ("attempt", pa.int32()),  # which try of this (uri, identity, model) it is, from 1; null for markers
+        ("attempt", pa.int32()),  # number of this try of (uri, identity, model), from 1; null for markers
         ("run", pa.string()),
         ("labelled_at", pa.timestamp("us", tz="UTC")),
     ]
@@ -62,17 +62,23 @@ FILE_SCHEMA = pa.schema(
 TABLE_SCHEMA = FILE_SCHEMA.append(pa.field("model", pa.string()))
 KEY_COLUMNS = ("uri", "identity", "listed_identity", "status", "labelled_at", "source")
 READ_COLUMNS = ("uri", "identity", "listed_identity", "status")
-# Tables, and files in them, of earlier versions lack it.
+# Tables of earlier versions, and their files, lack this column.
 _LATER_COLUMN = "listed_identity"
 _TRIES = 10
-# Of a long file no reader needs to hold more at a time.
+# A reader of a long file holds that many rows at a time.
 ROW_GROUP_ROWS = 1 << 17
 _CLASSES_KEY = "ray_fer.classes"
 
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A Parquet file in the table's folder that is not committed yet: path relative to the table, bytes, rows."""
+    """A Parquet file in the table's folder that is not committed yet.
+
+    Attributes:
+        path: Path relative to the table.
+        bytes: Size of the file.
+        rows: Number of rows in it.
+    """
 
     path: str
     bytes: int
@@ -80,14 +86,17 @@ class WrittenFile:
 
 
 def open_table(uri: str, classes: Sequence[str] | None = None) -> DeltaTable | None:
-    """The table at ``uri``, or None where there is none.
+    """Opens the table at ``uri``.
 
     Args:
-        uri: local or ``s3://``.
-        classes: when given, the class order that the table must have.
+        uri: Local path or URI of the table.
+        classes: Names of the classes that the table must have, in order, or None for any classes.
+
+    Returns:
+        The table, or None if the folder does not exist or is empty.
 
     Raises:
-        UserError: when something else is there, or a table of other columns or classes.
+        UserError: If the folder holds other files, or a table with other columns or classes.
     """
     uri = storage.normalise(uri)
     options = storage.delta_options(uri)
@@ -115,12 +124,16 @@ def _check_vacant(uri: str) -> None:
 
 
 def create_table(uri: str, classes: Sequence[str]) -> DeltaTable:
-    """Opens the table at ``uri`` for writing, making an empty one first where there is none.
+    """Opens the table at ``uri`` for writing, and creates an empty one if there is none.
 
-    One that an earlier version has made gets the column that it lacks.
+    A table of an earlier version gets the column that it lacks.
+
+    Args:
+        uri: Local path or URI of the table.
+        classes: Names of the classes, in the order of ``probs``.
 
     Raises:
-        UserError: as `open_table`, and when it cannot be made or changed.
+        UserError: If `open_table` raises it, or if the table cannot be created or changed.
     """
     uri = storage.normalise(uri)
     if (table := open_table(uri, classes)) is not None:
@@ -137,7 +150,7 @@ def create_table(uri: str, classes: Sequence[str]) -> DeltaTable:
             raise_if_key_not_exists=False,
             storage_options=storage.delta_options(uri),
         )
-    except (OSError, DeltaError) as error:  # or it was made by another run since we looked
+    except (OSError, DeltaError) as error:  # another run may have created it in the meantime
         reason = one_line(error)
     table = open_table(uri, classes)
     if table is None:
@@ -152,19 +165,26 @@ def _with_all_columns(table: DeltaTable) -> DeltaTable:
             return table
         try:
             table.alter.add_columns(Field(_LATER_COLUMN, PrimitiveType("string")))
-        except (OSError, DeltaError) as error:  # or another run was faster with it, or with rows
+        except (OSError, DeltaError) as error:  # another run may have added the column, or rows
             reason = one_line(error)
             table.update_incremental()
     raise UserError(f"table={place_of(table)}: its columns cannot be changed ({reason})")
 
 
 def table_classes(table: DeltaTable) -> tuple[str, ...]:
-    """Class names in the order of ``probs``."""
+    """Returns the names of the classes in the order of ``probs``."""
     return tuple(json.loads(table.metadata().configuration.get(_CLASSES_KEY) or "[]"))
 
 
 def write_file(table_uri: str, model: str, rows: pa.Table, name: str) -> WrittenFile:
-    """Writes ``rows`` (of `FILE_SCHEMA`) as a Parquet file of the partition ``model``, unseen before `commit`."""
+    """Writes rows as a Parquet file that readers do not see before it is committed.
+
+    Args:
+        table_uri: URI of the table.
+        model: Id of the model, which is the partition.
+        rows: Rows of `FILE_SCHEMA`.
+        name: Start of the file's name.
+    """
     path = f"model={model}/{name}-{uuid.uuid4().hex[:12]}.parquet"
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd", row_group_size=ROW_GROUP_ROWS)
@@ -174,28 +194,28 @@ def write_file(table_uri: str, model: str, rows: pa.Table, name: str) -> Written
 
 
 def place_of(table: DeltaTable) -> str:
-    """The URI of ``table`` as `storage.normalise` spells it; deltalake's own is quoted, and a URL even on disk."""
+    """Returns the normalised URI of ``table``, because deltalake quotes URIs and makes a URL even of a local path."""
     uri = table.table_uri
     return storage.normalise(unquote(uri) if storage.is_remote(uri) else uri)
 
 
 def files_of(table: DeltaTable, model: str) -> list[str]:
-    """URIs of the committed files of ``model``."""
+    """Returns the URIs of the committed files of ``model``."""
     return [unquote(uri) for uri in table.file_uris(file_pruning_predicate=[("model", "=", model)])]
 
 
 def picture_uri(model: str) -> pl.Expr:
-    """Of the column ``uri`` of rows of ``model`` what the ledger knows them by: of faces the URIs of their pictures."""
+    """Returns an expression for the URI of the picture, which is not the row's URI if ``model`` detects faces."""
     uri = pl.col("uri")
     return uri.str.replace(FACE_FRAGMENT, "") if sees_faces(model) else uri
 
 
 def scan_rows(table: DeltaTable, model: str) -> pl.LazyFrame:
-    """What ``model`` has labelled, many files at once, in their names' order; only what is asked for is read."""
+    """Scans the rows of ``model`` lazily, in the order of the names of their files."""
     files = sorted(files_of(table, model))
     if not files:
         return _no_rows()
-    # A table's folder may have any name: it is neither a pattern nor does it hold values.
+    # The name of a table's folder may look like a pattern or like a partition, which it is not.
     return pl.scan_parquet(
         files,
         glob=False,
@@ -207,17 +227,17 @@ def scan_rows(table: DeltaTable, model: str) -> pl.LazyFrame:
 
 
 def scan_keys(table: DeltaTable, model: str) -> pl.LazyFrame:
-    """`KEY_COLUMNS` of what ``model`` has labelled.
+    """Scans `KEY_COLUMNS` of the rows of ``model``.
 
-    The URI is that of the picture; one with several faces is there several times. Identities are spelt as listings
-    spell them; earlier versions kept how a gateway had weakened an ETag.
+    The URI is that of the picture, so a picture with several faces has several rows. The prefix of weak ETags, which
+    earlier versions have stored, is stripped, because listings do not have it.
     """
     plain = pl.col("identity").str.strip_prefix('W/"')
     return scan_rows(table, model).with_columns(picture_uri(model), plain).select(KEY_COLUMNS)
 
 
 def no_keys() -> pl.LazyFrame:
-    """What `scan_keys` gives of an empty table."""
+    """Returns the same as `scan_keys` of an empty table."""
     return _no_rows().select(KEY_COLUMNS)
 
 
@@ -226,7 +246,13 @@ def _no_rows() -> pl.LazyFrame:
 
 
 def read_keys(table: DeltaTable, model: str, files: Iterable[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Batches of `READ_COLUMNS` of what ``model`` has labelled, in all files or the given ones."""
+    """Yields batches of `READ_COLUMNS` of the rows of ``model``.
+
+    Args:
+        table: Predictions table.
+        model: Id of the model.
+        files: URIs of the files to read, or None for all committed files of the model.
+    """
     wanted = files_of(table, model) if files is None else files
     fs, _ = storage.arrow_filesystem(place_of(table))
     for uri in wanted:
@@ -238,7 +264,10 @@ def read_keys(table: DeltaTable, model: str, files: Iterable[str] | None = None)
 
 
 def marker_rows(rows: pl.DataFrame, run: str) -> pa.Table:
-    """Returns markers as a table of `FILE_SCHEMA`, stamped with run and time; columns that ``rows`` lack are null."""
+    """Returns markers as a table of `FILE_SCHEMA`, with the name of the run and the current time.
+
+    Columns that ``rows`` lack are null.
+    """
     stamped = rows.with_columns(pl.lit(run).alias("run"), pl.lit(datetime.now(UTC)).alias("labelled_at"))
     columns = [
         stamped[field.name].to_arrow().cast(field.type)

@@ -1,13 +1,14 @@
-"""Tombstones of objects that have vanished from the sources; the objects' rows stay.
+"""Tombstones of objects that have vanished from the sources, whose rows stay in the table.
 
-A marker is a row about an object, not about a content. A complete listing that did not see an object leaves the
-tombstone `GONE`; one that saw it again, with an identity that needs no inference, leaves `RETURNED`. An object is gone
-when its newest row says so. So markers that several runs write at once do no harm, and what is labelled later overrules
-them. An object about which anything was written since the listing began gets its marker from the next run.
+A marker is a row about an object, not about a content. A complete listing that has not seen an object writes the
+tombstone `GONE`. A listing that has seen the object again, with an identity that needs no inference, writes `RETURNED`.
+An object is gone if its newest row is a tombstone. Several runs may therefore write markers at once, and labelling the
+object later overrides them. An object with a row that is newer than the listing gets its marker from the next run.
 
-Nothing is looked at while a listing sees every key of the table and the table holds no marker. Otherwise the table's
-keys are scanned twice or more: once for the candidates, which have a key that was not seen or a tombstone and take 8
-bytes of memory each, and once for all rows of every `OBJECTS_AT_ONCE` of these, about 600 bytes a row.
+If a listing has seen every key of the table and the table holds no marker, there is nothing to do. Otherwise the
+table's keys are scanned at least twice. The first scan finds the candidates, which have a key that was not seen or a
+tombstone, and takes 8 bytes of memory for each. Then a scan for every `OBJECTS_AT_ONCE` candidates reads all of their
+rows, with about 600 bytes per row.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from ray_fer.data.names import IMAGE_NAME
 from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources.spec import resolve
 from ray_fer.labeling.commit import Committer
-from ray_fer.labeling.key_sets import Bools, KeyHashes
-from ray_fer.labeling.ledger import KEY_HASHES, URI_HASH, batches, key_hashes
+from ray_fer.labeling.key_sets import KEY_HASHES, URI_HASH, Bools, KeyHashes, key_hashes
+from ray_fer.labeling.ledger import batches
 from ray_fer.labeling.table import GONE, MARKERS, RETURNED, marker_rows, place_of, scan_keys, write_file
 
 log = logging.getLogger(__name__)
@@ -35,11 +36,11 @@ OBJECTS_AT_ONCE = 1 << 20
 EXAMPLES = 3
 WRITTEN = (GONE, RETURNED)
 LookUp = Callable[[KeyHashes], tuple[Bools, Bools]]
-"""Which of (2, N) hashed keys are known, and which of these the listing has seen, as `ledger.Ledger.look_up`."""
+"""Returns which hashed keys, uint64 (2, N), are known and which the listing has seen, like `ledger.Ledger.look_up`."""
 
 
 def complete_sources(sources: Sequence[str | SourceConfig]) -> list[str]:
-    """Returns the URIs of the sources whose listing names all that is there: no pattern, filter or feed."""
+    """Returns the URIs of the sources that are listed completely, which have no pattern, filter or feed."""
     return [source.uri for source in map(resolve, sources) if source.plain]
 
 
@@ -47,13 +48,13 @@ def write_markers(committer: Committer, sources: Sequence[str], look_up: LookUp,
     """Writes and commits the markers that follow from a complete listing.
 
     Args:
-        committer: of the run that has listed.
-        sources: as `complete_sources` gives them.
-        look_up: what the listing has seen.
-        started: when the listing began.
+        committer: Committer of the run that has listed.
+        sources: URIs from `complete_sources`.
+        look_up: Tells which keys the listing has seen.
+        started: Time at which the listing began.
 
     Returns:
-        How many of each of `WRITTEN`.
+        Number of markers of each status in `WRITTEN`.
     """
     table, model, run = committer.table, committer.model, committer.run
     table.update_incremental()
@@ -67,7 +68,7 @@ def write_markers(committer: Committer, sources: Sequence[str], look_up: LookUp,
             counts[name] += len(uris)
             shown += uris.head(EXAMPLES - len(shown)).to_list()
         if len(rows):
-            files.append(write_file(place_of(table), model, marker_rows(rows, run), f"{run}-marks"))
+            files.append(write_file(place_of(table), model, marker_rows(rows, run), f"{run}-markers"))
     if files:
         committer.commit(files)
     for name, shown in examples.items():
@@ -77,18 +78,21 @@ def write_markers(committer: Committer, sources: Sequence[str], look_up: LookUp,
 
 
 def find_objects(labelled: pl.LazyFrame, sources: Sequence[str], look_up: LookUp) -> Iterator[pl.DataFrame]:
-    """The objects of a table that may be gone, or have been.
+    """Finds the objects of a table that have a key that was not seen, or a tombstone.
 
     Args:
-        labelled: as `table.scan_keys` gives it.
-        sources: as `complete_sources` gives them.
-        look_up: what a listing has seen.
+        labelled: Rows from `table.scan_keys`.
+        sources: URIs from `complete_sources`.
+        look_up: Tells which keys a listing has seen.
 
     Yields:
-        A row for each object with a key that was not seen or a tombstone: ``uri``; ``source`` and ``identity`` of its
-        newest row that is no marker; ``seen``, the newest identity that was seen, null for none; ``newest``, the status
-        of its newest row, which was written at ``labelled_at``; ``gone``, whether it lies in ``sources`` and all its
-        keys are known and were not seen.
+        A row for each object, with the columns
+
+        - ``uri``;
+        - ``source`` and ``identity`` of its newest row that is not a marker;
+        - ``seen``, the newest identity that was seen, or null;
+        - ``newest`` and ``labelled_at``, the status and the time of its newest row;
+        - ``gone``, whether it is in ``sources`` and all of its keys are known and were not seen.
     """
     candidates = _candidates(labelled, sources, look_up)
     for start in range(0, len(candidates), OBJECTS_AT_ONCE):
@@ -100,7 +104,7 @@ def find_objects(labelled: pl.LazyFrame, sources: Sequence[str], look_up: LookUp
 
 
 def _candidates(labelled: pl.LazyFrame, sources: Sequence[str], look_up: LookUp) -> npt.NDArray[np.uint64]:
-    """Hashes of the URIs of the objects in question, each once."""
+    """Returns the distinct hashes of the candidates' URIs, uint64 (N,)."""
     marked = pl.col("status") == GONE
     rows = labelled.filter(marked | _inside(sources)).select(URI_HASH, marked.alias("marked"), *KEY_HASHES)
     found = [np.empty(0, np.uint64)]
@@ -111,8 +115,8 @@ def _candidates(labelled: pl.LazyFrame, sources: Sequence[str], look_up: LookUp)
 
 
 def _inside(sources: Sequence[str]) -> pl.Expr:
-    # An end at the end: what lies in another folder whose name begins alike was not listed. Nor was what only a list or
-    # a table of images names.
+    # The "/" excludes folders whose names only begin like that of a source, which were not listed. The pattern of names
+    # excludes images that only a list or a table of images can name.
     uri = pl.col("uri")
     places = [uri.str.starts_with(source.rstrip("/") + end) for source in sources for end in ("/", "!/")]
     return pl.any_horizontal(pl.lit(False), *places, uri.is_in(list(sources))) & uri.str.contains(IMAGE_NAME)
@@ -138,11 +142,11 @@ def missing_markers(found: pl.DataFrame, started: datetime) -> pl.DataFrame:
     """Returns the markers that objects lack.
 
     Args:
-        found: as `find_objects` yields it.
-        started: when the listing began.
+        found: Objects from `find_objects`.
+        started: Time at which the listing began.
 
     Returns:
-        (uri, source, identity, status), a row for each marker.
+        A row (uri, source, identity, status) for each marker.
     """
     early = found.filter(pl.col("labelled_at") < started)
     marked = pl.col("newest") == GONE

@@ -1,11 +1,8 @@
-"""What one worker does with one unit of images: read → decode → infer → rows. Free of Ray, so that it can be tested.
+"""From the keys of a unit to rows and crops: read → decode.
 
-Several teachers share what is read and decoded: an object is decoded once, to a crop of every size that is wanted of
-it, and `share` is what one of them sees of a batch. Which of them lack a key, and which try of each this is, say the
-columns ``teachers`` and ``attempts`` of the keys, as `ledger.claim_missing` gives them.
-
-The same functions run fused in one single-threaded actor per core where there is no accelerator, and split into
-decoding tasks and GPU actors where there is one (see `graph`).
+Several teachers share what is read and decoded. An object is decoded once, to a crop of every size that is wanted of
+it. The columns ``teachers`` and ``attempts`` of the keys tell which teachers lack a key, and which try of each this
+is; `ledger.claim_missing` makes them.
 """
 
 from __future__ import annotations
@@ -13,9 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,26 +20,22 @@ import xxhash
 from ray_fer.data.crop import Picture
 from ray_fer.data.decode import DecodeError, Pixels, decode_into_each
 from ray_fer.data.read import Item, Read, read_objects
-from ray_fer.labeling.table import FILE_SCHEMA, NO_FACE, NOT_FINITE, OK, TRANSIENT
+from ray_fer.labeling.table import NO_FACE, TRANSIENT
 from ray_fer.models.face_detector import face_detector
-from ray_fer.models.softmax import softmax, why_not_finite
 
-if TYPE_CHECKING:
-    from ray_fer.models.engines import Engine
-
-# Of a key without the column ``teachers``.
+# The bits of a key without the column ``teachers``.
 EVERY_TEACHER = -1
 
 
 @dataclass(slots=True)
 class Row:
-    """What became of one image, or of one face in it; most fields are columns of `FILE_SCHEMA`.
+    """The outcome of one image or of one face in it. Fields that are not listed are columns of `table.FILE_SCHEMA`.
 
     Attributes:
-        attempts: which try this is of each teacher, from 1.
-        attempt: which try this is of the teacher that the row is for.
-        further_face: whether it is not the first face of its picture.
-        listed_as: the URI and the identity that had been listed, where another identity was read.
+        attempts: Number of this try of each teacher, from 1.
+        attempt: Number of this try of the teacher that the row is for, from 1.
+        further_face: Whether the row is about another face than the first one of its picture.
+        listed_as: Listed URI and identity if another identity was read, else None.
     """
 
     uri: str
@@ -68,10 +59,10 @@ class Decoded:
     """A batch after reading and decoding.
 
     Attributes:
-        rows: one for each object, or for each face that was found in it.
-        teachers: for each row the bits of the teachers that lack it.
-        pixels: for each size S uint8 (B, S, S, 3); the crops of the rows that are ``ok`` and wanted in that size, in
-            their order.
+        rows: A row for each object, or for each face that was found in it.
+        teachers: For each row the bits of the teachers that lack it.
+        pixels: For each size S the crops uint8 (B, S, S, 3) of the rows that are ``ok`` and wanted in that size, in the
+            order of the rows.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -91,16 +82,16 @@ def decode_items(
     """Reads and decodes the objects of ``keys``, ``batch_size`` of them at a time.
 
     Args:
-        keys: (uri, identity, size, source); ``teachers`` where not all lack all of them, and ``attempts`` where it is
-            not the first try of all.
-        image_sizes: side in pixels of each teacher's crops.
-        batch_size: rows of what is yielded; a few more where faces are, for those of a picture stay together.
-        max_pixels: larger pictures are not decoded.
-        max_bytes: larger objects are not read.
-        faces: whether a picture gives a row and crops for each face that is found in it, rather than one row.
+        keys: Columns (uri, identity, size, source). The column ``teachers`` may be missing if every teacher lacks every
+            key, and ``attempts`` if every try is the first.
+        image_sizes: Side in pixels of each teacher's crops.
+        batch_size: Number of rows in a batch. A batch may have more, because the faces of a picture stay together.
+        max_pixels: Pictures with more pixels are not decoded.
+        max_bytes: Objects with more bytes are not read.
+        faces: Whether a picture yields a row and crops for each face that is found in it, instead of one row.
 
     Raises:
-        UserError: when faces are to be found and no detector is installed.
+        UserError: If faces are to be found and no detector is installed.
     """
     columns = keys.select(["uri", "identity", "size", "source"]).to_pydict()
     items = [Item(*key) for key in zip(columns["uri"], columns["identity"], columns["size"], strict=True)]
@@ -142,7 +133,7 @@ def decode_items(
 
 def _row_of(read: Read, source: str, attempts: Sequence[int], first_try: Sequence[int]) -> Row:
     row = Row(read.item.uri, read.status, read.identity, source, attempts, error=read.error)
-    if read.status in TRANSIENT:  # that says nothing of a content, and is about what was listed
+    if read.status in TRANSIENT:  # no content was read, so the row is about the listed one
         row.identity = read.item.identity
     elif read.identity != read.item.identity:
         row.listed_as, row.attempts = (read.item.uri, read.item.identity), first_try
@@ -151,7 +142,7 @@ def _row_of(read: Read, source: str, attempts: Sequence[int], first_try: Sequenc
 
 
 def _faces_of(row: Row, picture: Picture, crops: _Crops, sizes: Sequence[int]) -> list[Row]:
-    """A row for every face in ``picture``, whose crops are taken; one where there is none."""
+    """Returns a row for every face in ``picture`` and adds its crops, or one row if there is no face."""
     faces = face_detector()(picture)
     for face in faces:
         for out in crops.take(sizes):
@@ -164,10 +155,10 @@ def _faces_of(row: Row, picture: Picture, crops: _Crops, sizes: Sequence[int]) -
 
 
 class _Crops:
-    """Room for crops of several sizes; it grows, for a picture may have any number of faces.
+    """Buffers for crops of several sizes, which grow because a picture may have any number of faces.
 
     Attributes:
-        taken: of each size how many.
+        taken: Number of crops of each size.
     """
 
     def __init__(self, sizes: Collection[int], rows: int) -> None:
@@ -175,7 +166,7 @@ class _Crops:
         self.taken = dict.fromkeys(sizes, 0)
 
     def take(self, sizes: Collection[int]) -> list[Pixels]:
-        """Room for one further crop of each of some sizes, (S, S, 3)."""
+        """Returns the buffers of the next crop in each of ``sizes``, uint8 (S, S, 3) each."""
         outs = []
         for size in sizes:
             room, taken = self._room[size], self.taken[size]
@@ -186,12 +177,12 @@ class _Crops:
         return outs
 
     def pixels(self) -> dict[int, Pixels]:
-        """What was taken, (B, S, S, 3) of each size."""
+        """Returns the crops of each size, uint8 (B, S, S, 3)."""
         return {size: room[: self.taken[size]] for size, room in self._room.items()}
 
 
 def teachers_of(keys: pa.Table) -> list[int]:
-    """For every key the bits of the teachers that lack it."""
+    """Returns for each key the bits of the teachers that lack it."""
     if "teachers" not in keys.column_names:
         return [EVERY_TEACHER] * keys.num_rows
     bits: list[int] = keys["teachers"].to_pylist()
@@ -199,7 +190,7 @@ def teachers_of(keys: pa.Table) -> list[int]:
 
 
 def attempts_of(keys: pa.Table, teachers: int) -> list[list[int]]:
-    """For every key which try of each of the ``teachers`` this is, from 1."""
+    """Returns for each key the number of this try of each of the ``teachers``, from 1."""
     if "attempts" not in keys.column_names:
         return [[1] * teachers] * keys.num_rows
     flat = keys["attempts"].combine_chunks().flatten().to_numpy()
@@ -208,7 +199,7 @@ def attempts_of(keys: pa.Table, teachers: int) -> list[list[int]]:
 
 
 def wanted_sizes(image_sizes: Sequence[int]) -> dict[int, int]:
-    """The sizes that occur in ``image_sizes``, each with the bits of the teachers that want it."""
+    """Returns the sizes in ``image_sizes``, each with the bits of the teachers that want it."""
     wanted = dict.fromkeys(image_sizes, 0)
     for teacher, size in enumerate(image_sizes):
         wanted[size] |= 1 << teacher
@@ -216,7 +207,7 @@ def wanted_sizes(image_sizes: Sequence[int]) -> dict[int, int]:
 
 
 def joined(batches: Sequence[Decoded], image_sizes: Sequence[int]) -> Decoded:
-    """Batches as one; a single one is not copied."""
+    """Returns several batches as one, without a copy if there is only one."""
     if len(batches) == 1 and batches[0].pixels:
         return batches[0]
     pixels = {}
@@ -226,51 +217,3 @@ def joined(batches: Sequence[Decoded], image_sizes: Sequence[int]) -> Decoded:
     rows = [row for batch in batches for row in batch.rows]
     teachers = [bits for batch in batches for bits in batch.teachers]
     return Decoded(rows, teachers, pixels)
-
-
-def share(batch: Decoded, teacher: int, image_sizes: Sequence[int]) -> tuple[list[Row], Pixels]:
-    """The rows of ``batch`` that a teacher lacks, for `infer` to fill, and the crops (B, S, S, 3) of the ok ones."""
-    size = image_sizes[teacher]
-    pixels = batch.pixels[size]
-    if len(image_sizes) == 1:
-        for row in batch.rows:
-            (row.attempt,) = row.attempts
-        return batch.rows, pixels
-    who = wanted_sizes(image_sizes)[size]
-    rows, cropped = [], []
-    for row, bits in zip(batch.rows, batch.teachers, strict=True):
-        lacks = bool(bits >> teacher & 1)
-        if lacks:
-            rows.append(replace(row, attempt=row.attempts[teacher]))
-        if row.status == OK and bits & who:
-            cropped.append(lacks)
-    return rows, pixels if all(cropped) else pixels[cropped]
-
-
-def infer(rows: list[Row], pixels: Pixels, engine: Engine, classes: tuple[str, ...], batch_size: int) -> list[Row]:
-    """Fills probs, label and confidence into those of ``rows`` that are ``ok``, and returns all.
-
-    One whose output has no probabilities becomes ``not_finite``, with an error that says why.
-    """
-    good = [row for row in rows if row.status == OK]
-    for start in range(0, len(good), batch_size):
-        batch = good[start : start + batch_size]
-        logits = engine(pixels[start : start + batch_size])
-        probs = softmax(logits)
-        best = probs.argmax(axis=1)
-        for row, p, k in zip(batch, probs, best, strict=True):
-            row.probs, row.label, row.confidence = p, classes[k], p[k]
-        for number in np.flatnonzero(np.isnan(probs[:, 0])).tolist():
-            row = batch[number]
-            row.status, row.error = NOT_FINITE, why_not_finite(logits[number], classes)
-            row.probs = row.label = row.confidence = None
-    return rows
-
-
-def to_table(rows: list[Row], run: str) -> pa.Table:
-    """Rows as a table of `FILE_SCHEMA`, stamped with the run and the time."""
-    columns: dict[str, Any] = {"run": pa.repeat(run, len(rows)), "labelled_at": [datetime.now(UTC)] * len(rows)}
-    for name in FILE_SCHEMA.names:
-        if name not in columns:
-            columns[name] = list(map(attrgetter(name), rows))
-    return pa.table({name: columns[name] for name in FILE_SCHEMA.names}, schema=FILE_SCHEMA)

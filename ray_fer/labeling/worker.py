@@ -1,4 +1,8 @@
-"""What a worker needs to know, and how it labels a unit from its keys to its files. Importing it loads no Ray."""
+"""How a worker labels a unit, from its keys to its files: decode → infer → rows → file. Importing it loads no Ray.
+
+One single-threaded actor per core does all of it where there is no accelerator. Where there is one, CPU tasks call
+`decode` and GPU actors call `Labeller.finish` (see `graph`).
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,25 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import botocore.exceptions
+import numpy as np
 import pyarrow as pa
 
+from ray_fer.data.decode import Pixels
 from ray_fer.errors import UserError, one_line
 from ray_fer.labeling.config import PseudoLabelConfig
 from ray_fer.labeling.isolation import decode_isolated
-from ray_fer.labeling.progress import unit_stats
-from ray_fer.labeling.table import NOT_FINITE, OK, WrittenFile, write_file
-from ray_fer.labeling.unit import Decoded, Row, decode_items, infer, share, to_table
-from ray_fer.labeling.work import UnitResult, WorkUnit
+from ray_fer.labeling.table import FILE_SCHEMA, NOT_FINITE, OK, WrittenFile, write_file
+from ray_fer.labeling.unit import Decoded, Row, decode_items, wanted_sizes
+from ray_fer.labeling.work import UnitResult, WorkUnit, unit_stats
 from ray_fer.models.face_detector import weights
+from ray_fer.models.softmax import softmax, why_not_finite
 from ray_fer.models.teacher import open_teacher
 
 if TYPE_CHECKING:
@@ -30,17 +38,22 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GPU_BATCH_FACTOR = 16
-# What a decoding task hands to a GPU at a time.
+# Largest size of the crops that a decoding task sends to a GPU at a time.
 GPU_BLOCK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a worker needs to know; small, and the same for all units of a run.
+    """Everything that a worker needs to know. It is small and the same for all units of a run.
 
     Attributes:
-        models: the id of each teacher of the config.
-        image_sizes: the side in pixels of each teacher's crops.
+        config: Config of the job, with normalised URIs.
+        run: Name of the run.
+        models: Id of each teacher's model.
+        device: ``cpu`` or ``cuda``.
+        precision: ``float32`` or ``bfloat16``.
+        actors: Number of actors that label at the same time.
+        image_sizes: Side in pixels of each teacher's crops.
     """
 
     config: PseudoLabelConfig
@@ -53,7 +66,7 @@ class Plan:
 
     @property
     def batch_size(self) -> int:
-        """Images per forward pass on this device."""
+        """Number of images in a forward pass on this device."""
         return self.config.batch_size * (GPU_BATCH_FACTOR if self.device == "cuda" else 1)
 
     @property
@@ -65,16 +78,16 @@ class Plan:
 
 
 class Labeller:
-    """The engines of all teachers in this process.
+    """Labels units with the engines of all teachers in this process.
 
     Raises:
-        UserError: when a teacher cannot be loaded, or a face detector is needed and not installed.
-        OSError: when a teacher cannot be read now.
+        UserError: If a teacher cannot be loaded, or a face detector is needed and not installed.
+        OSError: If a teacher cannot be read at the moment.
     """
 
     def __init__(self, plan: Plan) -> None:
         if plan.device == "cpu":
-            os.environ["OMP_NUM_THREADS"] = "1"  # before torch looks, should an engine need it
+            os.environ["OMP_NUM_THREADS"] = "1"  # before an engine imports torch
         self.plan = plan
         self.classes: tuple[str, ...] = ()
         self.engines: list[Engine] = []
@@ -96,11 +109,11 @@ class Labeller:
         """Reads, decodes, infers and writes a unit.
 
         Args:
-            unit: the keys of its images, and its number for the names of its files.
-            isolated: whether to decode in a process of its own, for an object may kill it.
+            unit: Keys of the images, and the number that the names of the files contain.
+            isolated: Whether to decode in a child process, because an object may kill the process.
 
         Raises:
-            UserError: the table cannot be written.
+            UserError: If the table cannot be written.
         """
         started = time.monotonic()
         return self.finish(unit.number, decode(self.plan, unit.keys, self.plan.batch_size, isolated), started)
@@ -109,19 +122,19 @@ class Labeller:
         """Infers and writes a unit that is decoded or being decoded.
 
         Args:
-            number: of the unit.
-            batches: its parts.
-            started: when its work began, on the monotonic clock.
+            number: Number of the unit.
+            batches: Decoded images of the unit.
+            started: Time at which the work on the unit began, in seconds of `time.monotonic`.
 
         Raises:
-            UserError: the table cannot be written.
+            UserError: If the table cannot be written.
         """
         statuses: Counter[str] = Counter()
         rows: list[list[Row]] = [[] for _ in self.engines]
         for batch in batches:
             broken: set[str] = set()
             for teacher, engine in enumerate(self.engines):
-                mine, pixels = share(batch, teacher, self.plan.image_sizes)
+                mine, pixels = for_teacher(batch, teacher, self.plan.image_sizes)
                 rows[teacher] += infer(mine, pixels, engine, self.classes, self.plan.batch_size)
                 broken.update(row.uri for row in mine if row.status == NOT_FINITE)
             # An image for which one of several teachers fails counts as failed.
@@ -141,15 +154,21 @@ class Labeller:
         table, run = self.plan.config.table, self.plan.run
         try:
             return write_file(table, model, to_table(rows, run), f"{run}-{number:06d}")
-        except (OSError, botocore.exceptions.BotoCoreError) as error:  # no other worker would fare better
+        except (OSError, botocore.exceptions.BotoCoreError) as error:  # other workers would fail too
             raise UserError(f"table={table}: cannot be written ({one_line(error)})") from None
 
 
 def decode(plan: Plan, keys: pa.Table, batch_size: int, isolated: bool) -> Iterator[Decoded]:
-    """Reads and decodes the objects of ``keys``; isolated ones as one batch, others ``batch_size`` at a time.
+    """Reads and decodes the objects of ``keys``.
+
+    Args:
+        plan: Plan of the run.
+        keys: Keys of a unit.
+        batch_size: Number of objects in a batch, unless decoding is isolated.
+        isolated: Whether to decode in a child process, which yields a single batch.
 
     Raises:
-        UserError: when faces are to be found and no detector is installed.
+        UserError: If faces are to be found and no detector is installed.
     """
     limits: dict[str, Any] = {
         "max_pixels": plan.config.max_pixels,
@@ -166,7 +185,7 @@ def _open(plan: Plan, uri: str, model: str) -> tuple[tuple[str, ...], Engine]:
 
     teacher = open_teacher(uri)
     if teacher.model_id(plan.precision, plan.config.flip, plan.config.detects_faces) != model:
-        # The weights were replaced since the run began: their predictions must not carry the old model's id.
+        # The weights were replaced since the run began. Predictions of the new ones must not have the old model's id.
         raise UserError(f"teacher={uri}: changed while the run was going on")
     device = plan.device
     if device == "cuda":
@@ -184,3 +203,69 @@ def _open(plan: Plan, uri: str, model: str) -> tuple[tuple[str, ...], Engine]:
         flip=plan.config.flip,
     )
     return teacher.classes, engine
+
+
+def for_teacher(batch: Decoded, teacher: int, image_sizes: Sequence[int]) -> tuple[list[Row], Pixels]:
+    """Returns the part of a batch that one teacher lacks.
+
+    Args:
+        batch: What all teachers share.
+        teacher: Number of the teacher in the config.
+        image_sizes: Side in pixels of each teacher's crops.
+
+    Returns:
+        The rows, for `infer` to fill, and the crops uint8 (B, S, S, 3) of those that are ``ok``.
+    """
+    size = image_sizes[teacher]
+    pixels = batch.pixels[size]
+    if len(image_sizes) == 1:
+        for row in batch.rows:
+            (row.attempt,) = row.attempts
+        return batch.rows, pixels
+    who = wanted_sizes(image_sizes)[size]
+    rows, cropped = [], []
+    for row, bits in zip(batch.rows, batch.teachers, strict=True):
+        lacks = bool(bits >> teacher & 1)
+        if lacks:
+            rows.append(replace(row, attempt=row.attempts[teacher]))
+        if row.status == OK and bits & who:
+            cropped.append(lacks)
+    return rows, pixels if all(cropped) else pixels[cropped]
+
+
+def infer(rows: list[Row], pixels: Pixels, engine: Engine, classes: tuple[str, ...], batch_size: int) -> list[Row]:
+    """Sets probs, label and confidence of those rows that are ``ok``.
+
+    Args:
+        rows: N rows, B of which are ``ok``.
+        pixels: Crops of the rows that are ``ok``, uint8 (B, S, S, 3).
+        engine: Engine of the teacher, which returns logits float32 (B, K).
+        classes: Names of the K classes.
+        batch_size: Number of crops in a forward pass.
+
+    Returns:
+        All N rows. A row with NaN or infinity among its logits has the status ``not_finite`` and an error that tells
+        the reason.
+    """
+    good = [row for row in rows if row.status == OK]
+    for start in range(0, len(good), batch_size):
+        batch = good[start : start + batch_size]
+        logits = engine(pixels[start : start + batch_size])
+        probs = softmax(logits)
+        best = probs.argmax(axis=1)
+        for row, p, k in zip(batch, probs, best, strict=True):
+            row.probs, row.label, row.confidence = p, classes[k], p[k]
+        for number in np.flatnonzero(np.isnan(probs[:, 0])).tolist():
+            row = batch[number]
+            row.status, row.error = NOT_FINITE, why_not_finite(logits[number], classes)
+            row.probs = row.label = row.confidence = None
+    return rows
+
+
+def to_table(rows: list[Row], run: str) -> pa.Table:
+    """Returns rows as a table of `FILE_SCHEMA` with the name of the run and the current time."""
+    columns: dict[str, Any] = {"run": pa.repeat(run, len(rows)), "labelled_at": [datetime.now(UTC)] * len(rows)}
+    for name in FILE_SCHEMA.names:
+        if name not in columns:
+            columns[name] = list(map(attrgetter(name), rows))
+    return pa.table({name: columns[name] for name in FILE_SCHEMA.names}, schema=FILE_SCHEMA)

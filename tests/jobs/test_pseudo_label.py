@@ -20,9 +20,8 @@ from ray_fer.errors import UserError
 from ray_fer.jobs import pseudo_label as job
 from ray_fer.labeling import run as labeling_run
 from ray_fer.labeling.dispatch import Dispatcher
-from ray_fer.labeling.progress import joint_stats
 from ray_fer.labeling.run import LabelingRun
-from ray_fer.labeling.work import UnitResult, WorkUnit
+from ray_fer.labeling.work import UnitResult, WorkUnit, joint_stats
 from ray_fer.labeling.worker import Labeller, Plan
 from tests.images import tiny_model, write_pictures
 
@@ -87,7 +86,7 @@ def test_a_commit_that_fails_meanwhile_is_tried_again_by_the_run_itself(
     commit, failed = LabelingRun._commit, Counter[str]()
 
     def failing(run: LabelingRun, patience: float) -> None:
-        if patience and any(part.pending for part in run.parts) and not failed["once"]:
+        if patience and any(teacher.pending for teacher in run.teachers) and not failed["once"]:
             failed["once"] += 1
             raise RuntimeError("no commit in 30 tries")
         commit(run, patience)
@@ -98,7 +97,7 @@ def test_a_commit_that_fails_meanwhile_is_tried_again_by_the_run_itself(
         dispatcher.finished(0, keys.num_rows, 1.0)
         done = Labeller(plan).label(WorkUnit(0, keys), isolated=False)
         run.progress.add(joint_stats(done.statuses, list(done.stats.values())))
-        run.parts[0].add(done.files[plan.models[0]], done.stats[plan.models[0]], watch=False)
+        run.teachers[0].add(done.files[plan.models[0]], done.stats[plan.models[0]], watch=False)
         run._commit_meanwhile()
         return
         yield

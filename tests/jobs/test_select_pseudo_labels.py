@@ -341,7 +341,7 @@ def test_a_table_of_other_classes_is_refused(tmp_path: Path, teacher: Artifact) 
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """A teacher that says what it was trained on."""
     metrics = {"labelled_counts": [4, 100, 25], "val": {"confidence_of_correct": [0.7, None, 0.95]}}
     return tiny_model(str(tmp_path_factory.mktemp("told") / "m"), 2, metrics=metrics)
@@ -361,8 +361,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         ("debiaspl", {"u0": 1, "u2": 1}),
     ],
 )
-def test_every_rule_selects(rule: str, weights: dict[str, float], tmp_path: Path, told: Artifact) -> None:
-    summary, rows = select(tmp_path, told, f"selection.rule={rule}")
+def test_every_rule_selects(rule: str, weights: dict[str, float], tmp_path: Path, trained: Artifact) -> None:
+    summary, rows = select(tmp_path, trained, f"selection.rule={rule}")
     assert {row["uri"]: row["weight"] for row in rows} == pytest.approx(weights, abs=1e-3)
     assert summary["accepted"] == len(rows)
     for row in rows:
@@ -370,8 +370,8 @@ def test_every_rule_selects(rule: str, weights: dict[str, float], tmp_path: Path
         assert row["label"] == CLASSES[int(np.argmax(row["target"]))]
 
 
-def test_softmatch_weighs_every_prediction(tmp_path: Path, told: Artifact) -> None:
-    _, rows = select(tmp_path, told, "selection.rule=softmatch")
+def test_softmatch_weighs_every_prediction(tmp_path: Path, trained: Artifact) -> None:
+    _, rows = select(tmp_path, trained, "selection.rule=softmatch")
     weights = {row["uri"]: row["weight"] for row in rows}
     assert set(weights) == {f"u{n}" for n in range(5)}
     # Aligned by the mean [.338, .426, .236] their confidences are .89, .60, .80, .71, .44, and .69 in the mean.
@@ -388,20 +388,20 @@ def test_a_rule_that_needs_what_the_teacher_does_not_say_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_selection_goes_batch_by_batch(tmp_path: Path, told: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_selection_goes_batch_by_batch(tmp_path: Path, trained: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statistics and cuts do not depend on where the batches end, nor the order on the files in which the rows lie."""
     rng = np.random.default_rng(0)
     rows = [ok(f"u{n:03d}", p) for n, p in enumerate(rng.dirichlet(np.full(3, 0.4), 200).astype(np.float32).tolist())]
-    write(str(tmp_path / "t"), told.model_id("float32"), rows[75:], rows[:70], rows[70:75])
+    write(str(tmp_path / "t"), trained.model_id("float32"), rows[75:], rows[:70], rows[70:75])
     for rule in RULES:
-        whole = select(tmp_path, told, f"selection.rule={rule}")[1]
+        at_once = select(tmp_path, trained, f"selection.rule={rule}")[1]
         for module in (predictions, labeling_select, selecting):
             monkeypatch.setattr(module, "BATCH_ROWS", 16)
-        parts = select(tmp_path, told, f"selection.rule={rule}")[1]
+        parts = select(tmp_path, trained, f"selection.rule={rule}")[1]
         monkeypatch.undo()
-        assert [row["uri"] for row in parts] == sorted(row["uri"] for row in whole)
-        np.testing.assert_allclose([row["weight"] for row in parts], [row["weight"] for row in whole], rtol=1e-4)
-        assert whole
+        assert [row["uri"] for row in parts] == sorted(row["uri"] for row in at_once)
+        np.testing.assert_allclose([row["weight"] for row in parts], [row["weight"] for row in at_once], rtol=1e-4)
+        assert at_once
     groups = pq.ParquetFile(tmp_path / "out" / "selection.parquet").num_row_groups
     assert groups > 1
 

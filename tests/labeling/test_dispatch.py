@@ -12,6 +12,7 @@ from ray_fer.labeling.dispatch import (
     UNIT_SECONDS,
     UNITS_PER_WORKER,
     Dispatcher,
+    every,
     unit_size,
 )
 from ray_fer.labeling.work import WorkUnit
@@ -184,3 +185,20 @@ def test_what_is_much_or_unknown_is_left() -> None:
     assert dispatcher.take_few(50, patience=0.01) is None
     more.set()
     assert drain(dispatcher)[0].num_rows == 3
+
+
+def test_what_is_due_is_done_again_and_again_and_not_afterwards() -> None:
+    calls = 0
+    enough = threading.Event()
+
+    def act() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            enough.set()
+
+    with every(0.001, act):
+        assert enough.wait(30)
+    ended = calls
+    assert not [thread for thread in threading.enumerate() if thread.name == "every"]
+    assert calls == ended

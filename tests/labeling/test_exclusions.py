@@ -1,4 +1,4 @@
-"""What is validated on becomes no pseudo-label, however it is spelled; and what cannot be told ends the job."""
+"""No picture to validate on becomes a pseudo-label, however it is spelled. One that cannot be read ends the job."""
 
 from __future__ import annotations
 

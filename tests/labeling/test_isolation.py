@@ -15,7 +15,8 @@ import pytest
 from ray_fer.data.sources import list_sources
 from ray_fer.labeling import isolation
 from ray_fer.labeling.isolation import decode_isolated
-from ray_fer.labeling.unit import Decoded, decode_items, share
+from ray_fer.labeling.unit import Decoded, decode_items
+from ray_fer.labeling.worker import for_teacher
 from tests.images import deadly_picture, write_deadly_decoder, write_pictures
 
 LIMITS: dict[str, Any] = {"image_sizes": [32], "max_pixels": 1 << 20, "max_bytes": 1 << 20}
@@ -78,9 +79,9 @@ def test_what_kills_is_a_row_of_the_teachers_that_asked_for_it(tmp_path: Path, m
     Path(keys["uri"][0].as_py()).write_bytes(deadly_picture())
     sizes = [24, 32]
     batch = decode_isolated(keys, **LIMITS | {"image_sizes": sizes})
-    assert [len(share(batch, teacher, sizes)[0]) for teacher in range(2)] == [0, 1]
-    assert [share(batch, teacher, sizes)[1].shape for teacher in range(2)] == [(0, 24, 24, 3), (0, 32, 32, 3)]
-    (row,), _ = share(batch, 1, sizes)
+    assert [len(for_teacher(batch, teacher, sizes)[0]) for teacher in range(2)] == [0, 1]
+    assert [for_teacher(batch, teacher, sizes)[1].shape for teacher in range(2)] == [(0, 24, 24, 3), (0, 32, 32, 3)]
+    (row,), _ = for_teacher(batch, 1, sizes)
     assert (row.status, row.attempt) == ("crashed", 3)
 
 

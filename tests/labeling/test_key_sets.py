@@ -20,7 +20,7 @@ def test_sorted_hashes_are_a_set(parts: list[list[int]], others: list[int]) -> N
     assert held.contains(np.array(wanted, np.uint64)).tolist() == [value in set(everything) for value in wanted]
 
 
-def test_a_key_is_known_by_both_of_its_halves() -> None:
+def test_a_key_is_known_by_both_of_its_hashes() -> None:
     keys = KeySet()
     keys.add(np.array([[1, 2], [10, 20]], np.uint64))
     wanted = np.array([[1, 2, 1, 3], [10, 20, 30, 10]], np.uint64)

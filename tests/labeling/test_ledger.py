@@ -7,21 +7,18 @@ import pyarrow as pa
 import pytest
 
 from ray_fer.labeling.commit import Committer
-from ray_fer.labeling.ledger import (
-    DONE,
-    GIVEN_UP,
-    PERMANENT,
-    Ledger,
-    claim_missing,
-    hash_keys,
-    sort_out,
-)
+from ray_fer.labeling.key_sets import hash_keys
+from ray_fer.labeling.ledger import DONE, GIVEN_UP, PERMANENT, Ledger, claim_missing, sort_out
 from ray_fer.labeling.table import KNOWN, MARKERS, create_table, no_keys, scan_keys, write_file
 from tests.labeling.test_table import rows
 
 
 def page(names: list[str], identity: str = "v1") -> pa.Table:
     return pa.table({"uri": names, "identity": [identity] * len(names)})
+
+
+def claim(ledger: Ledger, listed: pa.Table) -> pa.Table:
+    return claim_missing([ledger], listed)[0]
 
 
 def labelled(
@@ -41,17 +38,17 @@ def labelled(
 def test_only_unlabelled_keys_are_claimed_and_only_once() -> None:
     ledger = Ledger(labelled(["a", "b", "c"]), max_attempts=3)
     assert ledger.rows == 3
-    assert ledger.claim(page(["a", "b", "c", "d", "e"]))["uri"].to_pylist() == ["d", "e"]
-    assert ledger.claim(page(["e", "f"]))["uri"].to_pylist() == ["f"]
+    assert claim(ledger, page(["a", "b", "c", "d", "e"]))["uri"].to_pylist() == ["d", "e"]
+    assert claim(ledger, page(["e", "f"]))["uri"].to_pylist() == ["f"]
 
 
 def test_another_identity_is_new_work() -> None:
     ledger = Ledger(labelled(["a"], "v1"), max_attempts=3)
-    assert ledger.claim(page(["a"], "v2"))["uri"].to_pylist() == ["a"]
+    assert claim(ledger, page(["a"], "v2"))["uri"].to_pylist() == ["a"]
 
 
 def test_a_key_twice_in_one_page_is_claimed_once() -> None:
-    assert Ledger(labelled(), 3).claim(page(["a", "b", "a", "a"]))["uri"].to_pylist() == ["a", "b"]
+    assert claim(Ledger(labelled(), 3), page(["a", "b", "a", "a"]))["uri"].to_pylist() == ["a", "b"]
 
 
 def test_the_two_hashes_of_a_key_are_uniform_and_independent() -> None:
@@ -75,22 +72,22 @@ def test_uri_and_identity_do_not_run_together() -> None:
 @pytest.mark.parametrize("attempts", [1, 2, 3])
 def test_transient_failures_are_tried_a_bounded_number_of_times(attempts: int) -> None:
     ledger = Ledger(labelled(["a"] * attempts, status="missing"), max_attempts=3)
-    assert ledger.claim(page(["a"])).num_rows == (1 if attempts < 3 else 0)
+    assert claim(ledger, page(["a"])).num_rows == (1 if attempts < 3 else 0)
 
 
 def test_a_retry_says_which_try_it_is() -> None:
     held = [labelled(["once"], status="missing"), labelled(["twice"] * 2, status="unreadable"), labelled(["done"])]
     ledger = Ledger(pl.concat(held), max_attempts=5)
     keys = page(["new", "twice", "done", "once"])
-    new, attempts = ledger.claim_hashes(hash_keys(keys["uri"], keys["identity"]))
+    new, attempts = ledger.claim(hash_keys(keys["uri"], keys["identity"]))
     assert (new.tolist(), attempts.tolist()) == ([0, 1, 3], [1, 3, 2])
     overwritten = page(["twice"], "v2")
-    assert ledger.claim_hashes(hash_keys(overwritten["uri"], overwritten["identity"]))[1].tolist() == [1]
+    assert ledger.claim(hash_keys(overwritten["uri"], overwritten["identity"]))[1].tolist() == [1]
 
 
 def test_permanent_failures_and_later_successes_are_settled() -> None:
     held = [labelled(["a"], status="undecodable"), labelled(["b"], status="missing"), labelled(["b"])]
-    assert Ledger(pl.concat(held), 3).claim(page(["a", "b"])).num_rows == 0
+    assert claim(Ledger(pl.concat(held), 3), page(["a", "b"])).num_rows == 0
 
 
 def test_what_any_of_several_lacks_is_claimed_for_those_that_lack_it() -> None:
@@ -123,7 +120,7 @@ def test_agrees_with_a_set_over_many_random_pages() -> None:
     for _ in range(60):
         names = [f"s3://bucket/{i}" for i in rng.integers(0, 3000, rng.integers(1, 200))]
         fresh = [name for name in dict.fromkeys(names) if name not in seen]
-        assert ledger.claim(page(names))["uri"].to_pylist() == fresh
+        assert claim(ledger, page(names))["uri"].to_pylist() == fresh
         seen.update(fresh)
 
 
@@ -150,42 +147,42 @@ def test_marks_are_neither_attempts_nor_failures(mark: str) -> None:
     held = [labelled(["a"], status="missing"), *[labelled(["a", "b"], status=mark)] * 3]
     ledger = Ledger(pl.concat(held), max_attempts=2)
     assert (ledger.rows, ledger.markers) == (1, 0 if mark == KNOWN else 6)
-    assert ledger.claim(page(["a", "b"])).num_rows == 2
+    assert claim(ledger, page(["a", "b"])).num_rows == 2
 
 
 def test_what_a_listing_has_met() -> None:
     held = [labelled(["done", "unmet"]), labelled(["bad"], status="too_large"), labelled(["retry"], status="missing")]
     ledger = Ledger(pl.concat(held), 3)
-    ledger.claim(page(["done", "retry", "bad", "new"]))
+    claim(ledger, page(["done", "retry", "bad", "new"]))
     assert not ledger.all_seen()
     keys = page(["done", "unmet", "bad", "retry", "new", "other"])
     known, seen = ledger.look_up(hash_keys(keys["uri"], keys["identity"]))
     assert known.tolist() == [True, True, True, True, False, False]
     assert seen.tolist() == [True, False, True, True, False, False]
-    ledger.claim(page(["unmet"]))
+    claim(ledger, page(["unmet"]))
     assert ledger.all_seen()
 
 
 def test_a_key_with_several_rows_has_to_be_met_once() -> None:
     held = [labelled(["photo", "photo", "photo", "other"]), labelled(["other"], status="missing")]
     ledger = Ledger(pl.concat(held), 3)
-    ledger.claim(page(["photo"]))
+    claim(ledger, page(["photo"]))
     assert not ledger.all_seen()
-    ledger.claim(page(["other"]))
+    claim(ledger, page(["other"]))
     assert ledger.all_seen()
 
 
 def test_the_next_listing_has_to_meet_what_the_last_one_claimed() -> None:
     ledger = Ledger(labelled(["a"]), 3)
-    ledger.claim(page(["a", "b", "c"]))
+    claim(ledger, page(["a", "b", "c"]))
     ledger.start_listing()
     assert not ledger.all_seen()
-    assert ledger.claim(page(["a", "b", "d"]))["uri"].to_pylist() == ["d"]
+    assert claim(ledger, page(["a", "b", "d"]))["uri"].to_pylist() == ["d"]
     keys = page(["a", "b", "c", "d"])
     known, seen = ledger.look_up(hash_keys(keys["uri"], keys["identity"]))
     assert (known.tolist(), seen.tolist()) == ([True, True, True, False], [True, True, False, False])
     ledger.start_listing()
-    assert ledger.claim(page(["a", "b", "c", "d"])).num_rows == 0
+    assert claim(ledger, page(["a", "b", "c", "d"])).num_rows == 0
     assert ledger.all_seen()
 
 
@@ -196,11 +193,11 @@ def test_agrees_with_a_set_about_what_was_met() -> None:
     everything = hash_keys(pa.array(names), pa.array(["v1"] * len(names)))
     for _ in range(20):
         chosen = [names[i] for i in rng.integers(0, 4990, 300)]
-        ledger.claim(page(chosen))
+        claim(ledger, page(chosen))
         seen.update(chosen)
         assert ledger.look_up(everything)[1].tolist() == [name in seen for name in names]
     assert not ledger.all_seen()
-    ledger.claim(page(names))
+    claim(ledger, page(names))
     assert ledger.all_seen()
 
 
@@ -216,7 +213,7 @@ def test_what_is_read_from_a_table_is_what_it_says(tmp_path: Path) -> None:
     ledger = Ledger(scan_keys(table, "m"), 3)
     assert ledger.rows == 21
     listed = [*(f"{i}.jpg" for i in range(30)), "bad.jpg", "of another model.jpg"]
-    assert ledger.claim(page(listed))["uri"].to_pylist() == [
+    assert claim(ledger, page(listed))["uri"].to_pylist() == [
         *(f"{i}.jpg" for i in range(20, 30)),
         "of another model.jpg",
     ]
@@ -237,15 +234,15 @@ def test_a_row_is_known_by_the_identity_it_was_listed_with_too() -> None:
     assert not ledger.all_seen()
     # What a mark calls known has a row, or it is new; a failure to read says nothing of a content.
     names = ["a", "b", "bad", "lost", "seen", "failed", "other"]
-    assert ledger.claim(page(names, "listed"))["uri"].to_pylist() == ["lost", "failed", "other"]
+    assert claim(ledger, page(names, "listed"))["uri"].to_pylist() == ["lost", "failed", "other"]
     keys = page(["a", "b", "bad", "seen"], "read")
     assert ledger.look_up(hash_keys(keys["uri"], keys["identity"]))[1].tolist() == [True, True, True, False]
     assert not ledger.all_seen()
-    assert ledger.claim(page(["seen"], "not read")).num_rows == 1
+    assert claim(ledger, page(["seen"], "not read")).num_rows == 1
     assert not ledger.all_seen()
-    assert ledger.claim(page(["seen", "failed"]))["uri"].to_pylist() == ["failed"]
+    assert claim(ledger, page(["seen", "failed"]))["uri"].to_pylist() == ["failed"]
     assert ledger.all_seen()
-    assert ledger.claim(page(["a", "b", "bad"], "read")).num_rows == 0
+    assert claim(ledger, page(["a", "b", "bad"], "read")).num_rows == 0
 
 
 def test_contents_that_were_read_otherwise_are_claimed_once() -> None:
@@ -253,25 +250,25 @@ def test_contents_that_were_read_otherwise_are_claimed_once() -> None:
     ledger = Ledger(pl.concat(held), 3)
     listed = page(["done", "bad", "tried", "new", "new", "listed too"], "l1")
     listed = listed.set_column(1, "identity", pa.array(["l1", "l1", "l1", "l1", "l2", "l1"]))
-    ledger.claim(listed)
-    ledger.claim(page(["listed too"], "r"))
+    claim(ledger, listed)
+    claim(ledger, page(["listed too"], "r"))
     read = pa.array(["r"] * 6)
     assert ledger.claim_read(listed, read, remember=False).tolist() == [False, False, True, True, False, False]
     assert ledger.claim_read(listed, read, remember=False).tolist() == [False] * 6
-    assert ledger.claim(page(["new", "tried"], "r")).num_rows == 0
+    assert claim(ledger, page(["new", "tried"], "r")).num_rows == 0
     assert ledger.all_seen()  # they were read, so they are there
 
 
 def test_the_next_listing_meets_what_was_read_otherwise_by_either_identity() -> None:
     ledger = Ledger(labelled(), 3)
     listed = page(["same", "overwritten"], "l")
-    ledger.claim(listed)
+    claim(ledger, listed)
     assert ledger.claim_read(listed, pa.array(["r", "r"]), remember=True).all()
     for _ in range(2):
         ledger.start_listing()
-        assert ledger.claim(page(["same"], "l")).num_rows == 0
+        assert claim(ledger, page(["same"], "l")).num_rows == 0
         assert not ledger.all_seen()
-        assert ledger.claim(page(["overwritten"], "r")).num_rows == 0
+        assert claim(ledger, page(["overwritten"], "r")).num_rows == 0
         assert ledger.all_seen()
         assert len(ledger._aliases) == 4  # two, either way round; they do not grow from listing to listing
 
@@ -279,7 +276,7 @@ def test_the_next_listing_meets_what_was_read_otherwise_by_either_identity() -> 
 def test_what_need_not_be_remembered_is_no_alias() -> None:
     """Memory does not grow where no other listing follows."""
     ledger = Ledger(labelled(), 3)
-    ledger.claim(page(["a"], "l"))
+    claim(ledger, page(["a"], "l"))
     assert ledger.claim_read(page(["a"], "l"), pa.array(["r"]), remember=False).all()
     ledger.start_listing()
     assert len(ledger._aliases) == 0

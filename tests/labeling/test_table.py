@@ -104,11 +104,11 @@ def test_a_file_of_which_something_is_left_out_is_written_anew_and_others_are_no
     uri = str(tmp_path / "t")
     ours, theirs = (Committer(create_table(uri, CLASSES), "m", run) for run in ("ours", "theirs"))
     theirs.commit([write_file(uri, "m", rows("a"), "x")])
-    whole, partly = write_file(uri, "m", rows("b"), "y"), write_file(uri, "m", rows("a", "c"), "name-of-it")
-    assert ours.commit([whole, partly]) == 1
+    all_known, partly = write_file(uri, "m", rows("b"), "y"), write_file(uri, "m", rows("a", "c"), "name-of-it")
+    assert ours.commit([all_known, partly]) == 1
     paths = {Path(path).name.rsplit("-", 1)[0]: path for path in files_of(DeltaTable(uri), "m")}
     assert sorted(paths) == ["name-of-it", "x", "y"]
-    assert paths["y"].endswith(whole.path)
+    assert paths["y"].endswith(all_known.path)
     assert not paths["name-of-it"].endswith(partly.path)
 
 
@@ -273,7 +273,7 @@ def test_faces_are_keys_of_their_picture(tmp_path: Path) -> None:
     Committer(table, FACES, "r").commit([write_file(uri, FACES, rows(*names), "x")])
     Committer(table, "m", "r").commit([write_file(uri, "m", rows(*faces("b", 5.0)), "x")])
     assert scan_keys(table, FACES).collect()["uri"].to_list() == ["a", "b", "b", "c#1"]
-    assert scan_keys(table, "m").collect()["uri"].to_list() == faces("b", 5.0)  # that run was told of crops
+    assert scan_keys(table, "m").collect()["uri"].to_list() == faces("b", 5.0)  # that run labelled crops
 
 
 def test_two_runs_at_once_hold_the_faces_of_every_image_once(tmp_path: Path) -> None:
@@ -300,18 +300,18 @@ def read_otherwise(*names: str, identity: str = "read", listed: str = "listed", 
     return held.set_column(place, FILE_SCHEMA.field(place), pa.array([listed] * len(names), pa.string()))
 
 
-def told(uri: str) -> list[tuple[str, ...]]:
+def rows_in(uri: str) -> list[tuple[str, ...]]:
     table = DeltaTable(uri).to_pyarrow_table().select(["uri", "identity", "listed_identity", "status"])
     return sorted(tuple(map(str, row.values())) for row in table.to_pylist())
 
 
-def test_what_is_known_by_the_identity_it_was_read_with_becomes_a_mark(tmp_path: Path) -> None:
+def test_what_is_known_by_the_identity_it_was_read_with_becomes_a_marker(tmp_path: Path) -> None:
     uri = str(tmp_path / "t")
     committer = Committer(create_table(uri, CLASSES), "m", "r")
     file = write_file(uri, "m", pa.concat_tables([read_otherwise("a", "b"), rows("c", "d")]), "x")
-    whole = write_file(uri, "m", read_otherwise("e"), "x")
-    assert committer.commit([file, whole], {file.path: {("b", "listed"), ("d", None), ("e", "listed")}}) == 0
-    assert told(uri) == [
+    all_known = write_file(uri, "m", read_otherwise("e"), "x")
+    assert committer.commit([file, all_known], {file.path: {("b", "listed"), ("d", None), ("e", "listed")}}) == 0
+    assert rows_in(uri) == [
         ("a", "read", "listed", "ok"),
         ("b", "read", "listed", "known"),
         ("c", "v1", "None", "ok"),
@@ -327,7 +327,7 @@ def test_a_known_picture_with_several_faces_becomes_one_mark(tmp_path: Path) -> 
     names = [*faces("a", 1.0, 2.0), *faces("b", 3.0)]
     file = write_file(uri, FACES, read_otherwise(*names), "x")
     assert committer.commit([file], {file.path: {("a", "listed")}}) == 0
-    assert told(uri) == [("a", "read", "listed", "known"), (*faces("b", 3.0), "read", "listed", "ok")]
+    assert rows_in(uri) == [("a", "read", "listed", "known"), (*faces("b", 3.0), "read", "listed", "ok")]
 
 
 def test_two_runs_at_once_that_listed_one_content_differently(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_two_runs_at_once_that_listed_one_content_differently(tmp_path: Path) ->
     theirs.commit([write_file(uri, "m", read_otherwise("a", "b", listed="theirs"), "x")])
     file = pa.concat_tables([read_otherwise("a", listed="ours"), rows("b", identity="theirs")])
     assert ours.commit([write_file(uri, "m", file, "y")]) == 2
-    assert told(uri) == [
+    assert rows_in(uri) == [
         ("a", "read", "ours", "known"),
         ("a", "read", "theirs", "ok"),
         ("b", "read", "theirs", "ok"),
@@ -369,8 +369,8 @@ def test_a_table_of_an_earlier_version_is_read_and_appended_to(tmp_path: Path) -
     assert stale.commit([write_file(uri, "m", rows("new", identity="listed"), "x")]) == 1
     table = create_table(uri, CLASSES)
     for _ in range(2):
-        assert told(uri).count(("new", "read", "listed", "ok")) == 1
-        assert len(scan_keys(table, "m").collect()) == len(told(uri)) == FEWEST_FILES + 3
+        assert rows_in(uri).count(("new", "read", "listed", "ok")) == 1
+        assert len(scan_keys(table, "m").collect()) == len(rows_in(uri)) == FEWEST_FILES + 3
         assert len(sort_out(scan_keys(table, "m"), 3).aliases) == 1
         compact(table, "m")
     assert len(files_of(table, "m")) == 1

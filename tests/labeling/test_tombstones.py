@@ -12,7 +12,7 @@ from ray_fer.labeling import tombstones
 from ray_fer.labeling.commit import Committer
 from ray_fer.labeling.ledger import Ledger
 from ray_fer.labeling.table import FILE_SCHEMA, create_table, open_table, scan_keys, write_file
-from tests.labeling.test_ledger import labelled, page
+from tests.labeling.test_ledger import claim, labelled, page
 from tests.labeling.test_table import CLASSES, rows
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -25,14 +25,14 @@ def missing(
     sources: tuple[str, ...] = ("/in",),
     since: list[pl.LazyFrame] | None = None,
 ) -> Found:
-    """The (uri, identity, status) of the marks after a listing; ``since`` was written while it went on."""
+    """The (uri, identity, status) of the markers after a listing; ``since`` was written while it went on."""
     ledger = Ledger(pl.concat(held), 3)
     for uri, identity in listed:
-        ledger.claim(page([uri], identity))
+        claim(ledger, page([uri], identity))
     found = tombstones.find_objects(pl.concat([*held, *(since or [])]), list(sources), ledger.look_up)
-    marks = [tombstones.missing_markers(some, NOW).select("uri", "identity", "status").rows() for some in found]
-    assert all(len(set(some)) == len(some) for some in marks)
-    return {mark for some in marks for mark in some}
+    markers = [tombstones.missing_markers(some, NOW).select("uri", "identity", "status").rows() for some in found]
+    assert all(len(set(some)) == len(some) for some in markers)
+    return {marker for some in markers for marker in some}
 
 
 A, B = "/in/a.jpg", "/in/b.jpg"
@@ -166,7 +166,7 @@ def test_marks_are_rows_without_a_prediction(tmp_path: Path) -> None:
     # Both have read the table and listed before either writes.
     ledgers = [Ledger(scan_keys(table, "m"), 3) for _ in range(2)]
     for ledger in ledgers:
-        ledger.claim(page([A]))
+        claim(ledger, page([A]))
     assert mark("one", ledgers[0]) == {"gone": 1}
     assert mark("two", ledgers[1]) == {}
     held = create_table(uri, CLASSES).to_pyarrow_table()
@@ -177,7 +177,7 @@ def test_marks_are_rows_without_a_prediction(tmp_path: Path) -> None:
 
     later = Ledger(scan_keys(create_table(uri, CLASSES), "m"), 3)
     assert (later.rows, later.markers) == (2, 1)
-    assert later.claim(page([A, B])).num_rows == 0
+    assert claim(later, page([A, B])).num_rows == 0
     assert later.all_seen()
     assert mark("three", later) == {"returned": 1}
     assert mark("four", later) == {}
@@ -189,6 +189,6 @@ def test_marks_that_two_runs_write_at_once_do_no_harm(tmp_path: Path) -> None:
     for run in "xy":
         Committer(create_table(uri, CLASSES), "m", run).commit([write_file(uri, "m", rows(B, status="gone"), run)])
     ledger = Ledger(scan_keys(create_table(uri, CLASSES), "m"), 3)
-    ledger.claim(page([A, B]))
+    claim(ledger, page([A, B]))
     assert mark("one", ledger) == {"returned": 1}
     assert mark("two", ledger) == {}

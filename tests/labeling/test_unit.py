@@ -12,11 +12,10 @@ from ray_fer.data.crop import decode_uri
 from ray_fer.data.decode import decode_into_each
 from ray_fer.data.sources import list_sources
 from ray_fer.data.uris import split_face
-from ray_fer.labeling.progress import image_statuses, unit_stats
 from ray_fer.labeling.table import FILE_SCHEMA, PERMANENT
-from ray_fer.labeling.unit import Decoded, Row, decode_items, infer, joined, share, to_table
-from ray_fer.labeling.work import DecodedUnit
-from ray_fer.labeling.worker import Labeller, Plan
+from ray_fer.labeling.unit import Decoded, Row, decode_items, joined
+from ray_fer.labeling.work import DecodedUnit, image_statuses, unit_stats
+from ray_fer.labeling.worker import Labeller, Plan, for_teacher, infer, to_table
 from ray_fer.models.engines import Flipped, make_engine
 from ray_fer.models.softmax import softmax
 from ray_fer.models.torch_engine import TorchEngine
@@ -47,7 +46,7 @@ def test_every_object_becomes_one_row(tmp_path: Path) -> None:
     engine = TorchEngine(artifact)
     rows = []
     for batch in decode_items(keys, image_sizes=[32], batch_size=4, **LIMITS):
-        rows += infer(*share(batch, 0, [32]), engine, CLASSES, 4)
+        rows += infer(*for_teacher(batch, 0, [32]), engine, CLASSES, 4)
     table = to_table(rows, "run-1")
     assert table.schema == FILE_SCHEMA
     assert sorted(table["uri"].to_pylist()) == sorted(keys["uri"].to_pylist())
@@ -73,7 +72,7 @@ def test_the_batching_does_not_change_the_predictions(tmp_path: Path) -> None:
         engine = make_engine(artifact, "openvino", batch_size=size, device="cpu", precision="float32")
         probs = {}
         for batch in decode_items(keys, image_sizes=[32], batch_size=size, **LIMITS):
-            rows = infer(*share(batch, 0, [32]), engine, CLASSES, size)
+            rows = infer(*for_teacher(batch, 0, [32]), engine, CLASSES, size)
             probs |= {row.uri: row.probs for row in rows}
         found.append(np.array([probs[uri] for uri in keys["uri"].to_pylist()]))
     assert np.abs(found[0] - found[1]).max() < 1e-5
@@ -85,7 +84,7 @@ def test_an_overwritten_object_is_recorded_as_what_was_read(tmp_path: Path) -> N
     keys = keys_of(tmp_path)
     path.write_bytes(picture(2) + b"\0")
     (batch,) = decode_items(keys, image_sizes=[32], batch_size=4, **LIMITS)
-    (row,) = infer(*share(batch, 0, [32]), TorchEngine(tiny_model(str(tmp_path / "model"))), CLASSES, 4)
+    (row,) = infer(*for_teacher(batch, 0, [32]), TorchEngine(tiny_model(str(tmp_path / "model"))), CLASSES, 4)
     assert row.identity == keys_of(tmp_path)["identity"][0].as_py()
     assert row.identity != keys["identity"][0].as_py()
     listed = keys["identity"][0].as_py()
@@ -144,7 +143,7 @@ def test_every_row_says_which_try_of_its_teacher_it_is(tmp_path: Path) -> None:
         (batch,) = decode_items(twice, image_sizes=sizes, batch_size=9, **LIMITS)
         batch = through_a_block(batch, sizes)
         for teacher, wanted in enumerate(expected):
-            rows, _ = share(batch, teacher, sizes)
+            rows, _ = for_teacher(batch, teacher, sizes)
             assert to_table(rows, "run")["attempt"].to_pylist() == wanted
 
 
@@ -158,7 +157,7 @@ def test_every_teacher_gets_what_it_lacks_in_its_own_size(tmp_path: Path) -> Non
     assert {size: pixels.shape for size, pixels in batch.pixels.items()} == {32: (4, 32, 32, 3), 24: (3, 24, 24, 3)}
     uris = keys["uri"].to_pylist()
     for teacher, mine in enumerate(([0, 1, 2, 5], [0, 1, 4, 5], [0, 1, 3])):
-        rows, pixels = share(batch, teacher, sizes)
+        rows, pixels = for_teacher(batch, teacher, sizes)
         assert [row.uri for row in rows] == [uris[index] for index in mine]
         for index, crop in zip(mine[1:], pixels, strict=True):
             data = Path(uris[index]).read_bytes()
@@ -171,7 +170,7 @@ def test_one_teacher_s_predictions_are_not_another_s(tmp_path: Path) -> None:
     write_pictures(tmp_path / "in", range(4))
     (batch,) = decode_items(keys_of(tmp_path / "in"), image_sizes=[32, 32], batch_size=9, **LIMITS)
     engines = [TorchEngine(tiny_model(str(tmp_path / f"model-{seed}"), seed)) for seed in range(2)]
-    first, second = (infer(*share(batch, t, [32, 32]), engine, CLASSES, 9) for t, engine in enumerate(engines))
+    first, second = (infer(*for_teacher(batch, t, [32, 32]), engine, CLASSES, 9) for t, engine in enumerate(engines))
     for rows, engine in ((first, engines[0]), (second, engines[1])):
         np.testing.assert_array_equal([row.probs for row in rows], softmax(engine(batch.pixels[32])))
     assert all(row.probs is None for row in batch.rows)
@@ -187,7 +186,7 @@ def test_what_several_teachers_want_survives_its_block_and_its_joining(tmp_path:
     for other in (parts, unpacked):
         assert (other.rows, other.teachers) == (whole.rows, whole.teachers)
         for teacher in range(2):
-            np.testing.assert_array_equal(share(other, teacher, sizes)[1], share(whole, teacher, sizes)[1])
+            np.testing.assert_array_equal(for_teacher(other, teacher, sizes)[1], for_teacher(whole, teacher, sizes)[1])
 
 
 @installed
@@ -212,7 +211,7 @@ def test_every_face_becomes_a_row_and_every_picture_has_one(tmp_path: Path) -> N
     assert len({row.uri for row in rows}) == 10
     batch = joined(batches, sizes)
     for teacher, wanted in enumerate(("aaabdddef", "bcdddef")):
-        mine, pixels = share(batch, teacher, sizes)
+        mine, pixels = for_teacher(batch, teacher, sizes)
         assert "".join(Path(split_face(row.uri)[0]).stem for row in mine) == wanted
         good = [row for row in mine if row.status == "ok"]
         seen = [decode_uri(row.uri, Path(split_face(row.uri)[0]).read_bytes(), sizes[teacher]) for row in good]
@@ -221,13 +220,13 @@ def test_every_face_becomes_a_row_and_every_picture_has_one(tmp_path: Path) -> N
 
 
 @installed
-def test_an_overwritten_photo_is_told_once_under_its_own_uri(tmp_path: Path) -> None:
+def test_an_overwritten_photo_is_recorded_once_under_its_own_uri(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(photo(ONE))
     keys = keys_of(tmp_path)
     path.write_bytes(photo(THREE))
     (batch,) = decode_items(keys, image_sizes=[32], batch_size=9, faces=True, **LIMITS)
-    rows = infer(*share(batch, 0, [32]), TorchEngine(tiny_model(str(tmp_path / "model"))), CLASSES, 4)
+    rows = infer(*for_teacher(batch, 0, [32]), TorchEngine(tiny_model(str(tmp_path / "model"))), CLASSES, 4)
     stats = unit_stats(rows, CLASSES)
     assert stats.read_otherwise == [(str(path), keys["identity"][0].as_py(), keys_of(tmp_path)["identity"][0].as_py())]
     assert stats.statuses == {"ok": 1}

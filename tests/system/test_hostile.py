@@ -12,7 +12,7 @@ from PIL import Image
 
 from ray_fer import storage
 from ray_fer.data.sources import list_sources
-from ray_fer.labeling.ledger import Ledger
+from ray_fer.labeling.ledger import Ledger, claim_missing
 from ray_fer.labeling.table import open_table, scan_keys
 from tests.data.test_decode import bombs
 from tests.images import picture
@@ -96,5 +96,5 @@ def test_one_bucket_of_everything(s3: str, model: str) -> None:
     opened = open_table(table)
     assert opened
     ledger = Ledger(scan_keys(opened, summary["model"]), max_attempts=3)
-    again = [ledger.claim(page).num_rows for page in list_sources([f"{s3}/in"], Counter())]
+    again = [claim_missing([ledger], page)[0].num_rows for page in list_sources([f"{s3}/in"], Counter())]
     assert sum(again) == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_fer.labeling.in_process import FEW_IMAGES
+from ray_fer.labeling.dispatch import FEW_IMAGES
 from tests.images import deadly_picture, write_deadly_decoder, write_pictures
 from tests.system.jobs import ROOT, run_job
 from tests.system.test_pseudo_label import QUICK, keys_of, rows_of

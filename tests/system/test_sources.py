@@ -22,7 +22,7 @@ from ray_fer.config import load_config
 from ray_fer.data.read import Item, Read, read_objects
 from ray_fer.data.source_config import SourceConfig
 from ray_fer.data.sources import list_sources
-from ray_fer.labeling.ledger import Ledger
+from ray_fer.labeling.ledger import Ledger, claim_missing
 from ray_fer.labeling.table import open_table, scan_keys
 from tests.iceberg import MetadataTable, deleted, record
 from tests.images import picture
@@ -74,7 +74,9 @@ def unlabelled(table: str, model: str, entries: Sequence[Entry]) -> list[str]:
     opened = open_table(table)
     assert opened
     ledger = Ledger(scan_keys(opened, model), max_attempts=1)
-    return [uri for page in list_sources(entries, Counter()) for uri in ledger.claim(page)["uri"].to_pylist()]
+    return [
+        uri for page in list_sources(entries, Counter()) for uri in claim_missing([ledger], page)[0]["uri"].to_pylist()
+    ]
 
 
 def test_members_of_shards_by_ranges(s3: str, calls: Counter[str]) -> None:
