@@ -17,7 +17,7 @@ from ray_fer.data.source_config import Sources
 from ray_fer.errors import UserError
 from ray_fer.feedback.config import FeedbackPart
 
-METHODS = ("supervised", "online", "meta_feedback")
+METHODS = ("supervised", "online", "meta_feedback", "masked")
 NO_FEEDBACK = "none"
 """What ``feedback=`` says where there shall be none."""
 _WIDTH, _COLUMN = 118, 24
