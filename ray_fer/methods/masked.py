@@ -25,7 +25,7 @@ from torch import nn
 
 from ray_fer.config import Count
 from ray_fer.data.augment import WEAK, normalise
-from ray_fer.data.read_ahead import read_ahead
+from ray_fer.data.loading import read_ahead
 from ray_fer.evaluation.probe import ridge_probe
 from ray_fer.methods.base import BackboneMethod, Weights
 from ray_fer.methods.batch import Indices
@@ -111,6 +111,7 @@ class MaskedMethod(BackboneMethod):
 
     needs: ClassVar[tuple[str, ...]] = ("unlabeled",)
     takes: ClassVar[tuple[str, ...]] = ("labeled",)
+    pre_trains: ClassVar[bool] = True
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
