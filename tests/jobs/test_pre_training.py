@@ -75,7 +75,7 @@ def test_what_it_publishes_is_a_start(faces: Path) -> None:
     start = open_inputs(load_config("train_backbone", [*places, f"pretrained={out}"]))
     model, *_ = build_model(start)
     kept = plain_weights(inputs, weights, build_model(inputs)[0])
-    assert (model.body.conv1.weight == kept["conv1.weight"]).all()
+    assert (model.body.layer1[0].conv1.weight == kept["layer1.0.conv1.weight"]).all()
     assert start.labeled.classes == CLASSES
 
 
