@@ -52,7 +52,7 @@ def test_what_is_missing_is_named(arguments: list[str], said: str, faces: Path) 
 
 
 def test_other_methods_must_be_given_both() -> None:
-    with pytest.raises(UserError, match="labeled: required, .*; val: required"):
+    with pytest.raises(UserError, match=r"labeled: required, .*; val: required"):
         load_config("train_backbone", ["out=o"])
 
 
