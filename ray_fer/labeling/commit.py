@@ -33,6 +33,7 @@ from ray_fer.labeling.table import (
     TRANSIENT,
     WrittenFile,
     files_of,
+    lacks_embedding,
     marker_rows,
     picture_uri,
     place_of,
@@ -55,10 +56,11 @@ class Committer:
         table: at the version that the run's ledger was read from; it is kept up to date from here on.
         model: whose files they are.
         run: named in the log entries.
+        embed: whether what others have labelled without embeddings does not count.
     """
 
-    def __init__(self, table: DeltaTable, model: str, run: str) -> None:
-        self.table, self.model, self.run = table, model, run
+    def __init__(self, table: DeltaTable, model: str, run: str, embed: bool = False) -> None:
+        self.table, self.model, self.run, self.embed = table, model, run, embed
         self._seen = set(files_of(table, model))
         self._by_others = KeySet()
 
@@ -105,6 +107,8 @@ class Committer:
         landed = set(files_of(self.table, self.model)) - self._seen
         for batch in read_keys(self.table, self.model, landed):
             settled = batch.filter(pa.array(~_has_status(batch, (*TRANSIENT, *MARKERS))))
+            if self.embed:
+                settled = pl.DataFrame(pl.from_arrow(settled)).filter(~lacks_embedding()).to_arrow()
             self._by_others.add(self._hashes(settled))
             self._by_others.add(self._hashes(settled, listed=True))
         self._seen |= landed

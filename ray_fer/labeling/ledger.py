@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 
 from ray_fer.labeling.key_sets import Aliases, Bools, KeyHashes, KeySet, look_up
-from ray_fer.labeling.table import KNOWN, MARKERS, SUCCESSES, TRANSIENT
+from ray_fer.labeling.table import KNOWN, MARKERS, SUCCESSES, TRANSIENT, UNEMBEDDED
 
 # What the table's rows make of a key, the strongest first: a success supersedes a failure.
 DONE, PERMANENT, GIVEN_UP, TO_RETRY = "done", "failed_permanent", "failed_given_up", "failed_to_retry"
@@ -77,7 +77,8 @@ class Outcomes:
 
     Attributes:
         settled: a set for each of `SETTLED`.
-        to_retry: the keys of `TO_RETRY` by the number of their tries, from 1; all of them failed.
+        to_retry: the keys of `TO_RETRY` by the number of their tries, all of which failed; and as 0 those that are
+            labelled and lack a wanted embedding.
         aliases: of keys that are done or have failed permanently, by the identities that they were listed with.
         markers: rows that say that an object is gone, or has returned.
     """
@@ -101,10 +102,12 @@ def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> Outcomes:
     """
     status = pl.col("status")
     first = pl.when(status.is_in(SUCCESSES)).then(0).when(status.is_in(TRANSIENT)).then(2)
-    outcome = first.when(status == KNOWN).then(4).when(status.is_in(MARKERS)).then(3).otherwise(1)
+    marked = first.when(status == KNOWN).then(4).when(status.is_in(MARKERS)).then(3)
+    outcome = marked.when(status == UNEMBEDDED).then(5).otherwise(1)
     listed = pl.col("listed_identity").is_not_null().alias("listed")
     hashed = labelled.select(*KEY_HASHES, *LISTED_HASHES, listed, outcome.cast(pl.UInt8).alias("outcome"))
     parts: dict[str, tuple[list[npt.NDArray[np.uint64]], ...]] = {name: ([], []) for name in (DONE, PERMANENT)}
+    unembedded = [hashed.select("first", "second").clear().collect()]
     failures: list[pl.DataFrame] = [hashed.select("first", "second").clear().collect()]
     pairs: list[tuple[KeyHashes, KeyHashes]] = []
     markers = 0
@@ -112,6 +115,7 @@ def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> Outcomes:
         for number, name in enumerate((DONE, PERMANENT)):
             _append(parts[name], batch.filter(pl.col("outcome") == number))
         failures.append(batch.filter(pl.col("outcome") == 2).select("first", "second"))
+        unembedded.append(batch.filter(pl.col("outcome") == 5).select("first", "second"))
         if batch["listed"].any():
             others = batch.filter(pl.col("listed") & (pl.col("outcome") != 2))
             pairs.append((listed_key_hashes(others), key_hashes(others)))
@@ -130,6 +134,11 @@ def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> Outcomes:
     for count, keys in tries.filter(pl.col("tries") < max_attempts).partition_by("tries", as_dict=True).items():
         to_retry[int(count[0])] = retried = KeySet()
         retried.add(key_hashes(keys))
+    lacking = key_hashes(pl.concat(unembedded).unique())
+    lacking = lacking[:, ~look_up([*settled.values(), *to_retry.values()], lacking)[0]]
+    if lacking.size:
+        to_retry[0] = KeySet()
+        to_retry[0].add(lacking)
     return Outcomes(settled, to_retry, Aliases(pairs), markers)
 
 

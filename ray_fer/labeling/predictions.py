@@ -55,24 +55,31 @@ class Predictions:
     def probs(self, number: int, n_classes: int) -> npt.NDArray[np.float32]:
         """What the model with that number says, (M, K)."""
         probs = np.empty((len(self), n_classes), np.float32)
-        for places, vectors in self._batches(number, "probs"):
-            probs[places] = vectors.list.to_array(n_classes).to_numpy()
+        for places, rows in self._batches(number, "probs"):
+            probs[places] = rows["probs"].list.to_array(n_classes).to_numpy()
         return probs
 
     def column(self, name: str) -> Iterator[tuple[slice, pl.Series]]:
         """A column of the first model's rows, part by part: their numbers and what it holds."""
-        for places, values in self._batches(0, name):
-            if len(places):
-                yield slice(int(places[0]), int(places[-1]) + 1), values
+        for places, rows in self.columns(name):
+            yield places, rows[name]
 
-    def _batches(self, number: int, column: str) -> Iterator[tuple[npt.NDArray[np.int64], pl.Series]]:
+    def columns(self, *names: str, at_once: int = BATCH_ROWS) -> Iterator[tuple[slice, pl.DataFrame]]:
+        """Several columns of the first model's rows, as `column`; of at most ``at_once`` of the table's rows."""
+        for places, rows in self._batches(0, *names, at_once=at_once):
+            if len(places):
+                yield slice(int(places[0]), int(places[-1]) + 1), rows
+
+    def _batches(
+        self, number: int, *columns: str, at_once: int = BATCH_ROWS
+    ) -> Iterator[tuple[npt.NDArray[np.int64], pl.DataFrame]]:
         order = np.argsort(self.rows[number], kind="stable")
         ascending = self.rows[number][order]
         start = 0
-        values = scan_rows(self.table, self.models[number]).select(column)
-        for batch in values.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
+        values = scan_rows(self.table, self.models[number]).select(columns)
+        for batch in values.collect_batches(chunk_size=at_once, maintain_order=True):
             first, end = np.searchsorted(ascending, [start, start + len(batch)])
-            yield order[first:end], batch[column].gather(ascending[first:end] - start)
+            yield order[first:end], batch[ascending[first:end] - start]
             start += len(batch)
 
 
@@ -133,6 +140,7 @@ def _newest(table: DeltaTable, model: str, left_out: dict[str, int]) -> pl.DataF
             mark=status.is_in(MARKERS),
             gone=status == GONE,
             no_face=status == NO_FACE,
+            embedding_size="embedding_size",
         )
         .collect(engine="streaming")
     )
@@ -147,7 +155,7 @@ def _newest(table: DeltaTable, model: str, left_out: dict[str, int]) -> pl.DataF
     ordered = ordered.join(_replaced(ordered, table, model), on="row", how="anti")
     # Of what a unit has read of one object, what could be had tells more than what could not.
     had = pl.col("ok").any().over("picture", "identity")
-    ordered = ordered.sort("picture", "seen", had, "identity", "ok", "labelled_at")
+    ordered = ordered.sort("picture", "seen", had, "identity", "ok", "embedding_size", "labelled_at")
     if faces:
         # The last row of a picture tells which content and outcome count; all of its faces go with it.
         ordered = ordered.filter([pl.col(each) == pl.col(each).last().over("picture") for each in ("identity", "ok")])

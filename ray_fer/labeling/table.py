@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
 from urllib.parse import unquote
 
 import botocore.exceptions
@@ -41,6 +43,8 @@ TRANSIENT = ("missing", "unreadable")
 # object was read and found to be labelled already, under another identity than the listed one.
 GONE, RETURNED, KNOWN = "gone", "returned", "known"
 MARKERS = (GONE, RETURNED, KNOWN)
+# No row has it: what `scan_keys` makes of rows that a run with embeddings has to label again.
+UNEMBEDDED = "unembedded"
 
 FILE_SCHEMA = pa.schema(
     [
@@ -57,17 +61,22 @@ FILE_SCHEMA = pa.schema(
         ("attempt", pa.int32()),  # which try of this (uri, identity, model) it is, from 1; null for markers
         ("run", pa.string()),
         ("labelled_at", pa.timestamp("us", tz="UTC")),
+        ("embedding", pa.binary()),  # float16 (D,), little-endian; null where none was wanted or it is not finite
+        ("embedding_size", pa.int32()),  # D; 0 where it is not finite, null where none was wanted
     ]
 )
 TABLE_SCHEMA = FILE_SCHEMA.append(pa.field("model", pa.string()))
 KEY_COLUMNS = ("uri", "identity", "listed_identity", "status", "labelled_at", "source")
-READ_COLUMNS = ("uri", "identity", "listed_identity", "status")
-# Tables, and files in them, of earlier versions lack it.
-_LATER_COLUMN = "listed_identity"
+READ_COLUMNS = ("uri", "identity", "listed_identity", "status", "embedding_size")
+# Tables, and files in them, of earlier versions lack them.
+_LATER_COLUMNS = {"listed_identity": "string", "embedding": "binary", "embedding_size": "integer"}
 _TRIES = 10
 # Of a long file no reader needs to hold more at a time.
 ROW_GROUP_ROWS = 1 << 17
+GROUP_BYTES = 32 << 20
 _CLASSES_KEY = "ray_fer.classes"
+_EMBEDDING_KEY = "ray_fer.embedding."
+NO_EMBEDDINGS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -79,15 +88,19 @@ class WrittenFile:
     rows: int
 
 
-def open_table(uri: str, classes: Sequence[str] | None = None) -> DeltaTable | None:
+def open_table(
+    uri: str, classes: Sequence[str] | None = None, embeddings: Mapping[str, Any] = NO_EMBEDDINGS
+) -> DeltaTable | None:
     """The table at ``uri``, or None where there is none.
 
     Args:
         uri: local or ``s3://``.
         classes: when given, the class order that the table must have.
+        embeddings: what the embeddings of each teacher are, by its id, as `describe_embedding` tells.
 
     Raises:
-        UserError: when something else is there, or a table of other columns or classes.
+        UserError: when something else is there, or a table of other columns or classes, or of other embeddings of one
+            of the teachers.
     """
     uri = storage.normalise(uri)
     options = storage.delta_options(uri)
@@ -99,12 +112,15 @@ def open_table(uri: str, classes: Sequence[str] | None = None) -> DeltaTable | N
     except (OSError, DeltaError, botocore.exceptions.BotoCoreError) as error:
         raise UserError(f"table={uri}: cannot be opened ({one_line(error)})") from None
     names = {field.name for field in table.schema().fields}
-    missing = [name for name in TABLE_SCHEMA.names if name not in names and name != _LATER_COLUMN]
+    missing = [name for name in TABLE_SCHEMA.names if name not in names and name not in _LATER_COLUMNS]
     if missing:
         raise UserError(f"table={uri}: a Delta table without the column {missing[0]!r}, so not one of predictions")
     held = table_classes(table)
     if classes is not None and held != tuple(classes):
         raise UserError(f"table={uri}: its classes are {', '.join(held)}; the model's are {', '.join(classes)}")
+    for model, facts in embeddings.items():
+        if (known := table_embedding(table, model)) not in (None, facts):
+            raise UserError(f"table={uri}: its embeddings of model {model} are {known}; they would now be {facts}")
     return table
 
 
@@ -114,17 +130,17 @@ def _check_vacant(uri: str) -> None:
         raise UserError(f"table={uri}: no table is there but other files, like {others[0]!r}; choose an empty folder")
 
 
-def create_table(uri: str, classes: Sequence[str]) -> DeltaTable:
+def create_table(uri: str, classes: Sequence[str], embeddings: Mapping[str, Any] = NO_EMBEDDINGS) -> DeltaTable:
     """Opens the table at ``uri`` for writing, making an empty one first where there is none.
 
-    One that an earlier version has made gets the column that it lacks.
+    One that an earlier version has made gets the columns that it lacks, and its metadata what ``embeddings`` are.
 
     Raises:
         UserError: as `open_table`, and when it cannot be made or changed.
     """
     uri = storage.normalise(uri)
-    if (table := open_table(uri, classes)) is not None:
-        return _with_all_columns(table)
+    if (table := open_table(uri, classes, embeddings)) is not None:
+        return _complete(table, embeddings)
     reason = ""
     try:
         DeltaTable.create(
@@ -142,20 +158,38 @@ def create_table(uri: str, classes: Sequence[str]) -> DeltaTable:
     table = open_table(uri, classes)
     if table is None:
         raise UserError(f"table={uri}: cannot be made ({reason})")
-    return _with_all_columns(table)
+    return _complete(table, embeddings)
 
 
-def _with_all_columns(table: DeltaTable) -> DeltaTable:
+def _complete(table: DeltaTable, embeddings: Mapping[str, Any]) -> DeltaTable:
     reason = ""
     for _ in range(_TRIES):
-        if any(field.name == _LATER_COLUMN for field in table.schema().fields):
-            return table
+        names = {field.name for field in table.schema().fields}
+        columns = [Field(name, PrimitiveType(kind)) for name, kind in _LATER_COLUMNS.items() if name not in names]
+        new = {model: facts for model, facts in embeddings.items() if table_embedding(table, model) is None}
         try:
-            table.alter.add_columns(Field(_LATER_COLUMN, PrimitiveType("string")))
-        except (OSError, DeltaError) as error:  # or another run was faster with it, or with rows
+            if columns:
+                table.alter.add_columns(columns)
+            elif new:
+                facts = {_EMBEDDING_KEY + model: json.dumps(each) for model, each in new.items()}
+                table.alter.set_table_properties(facts, raise_if_not_exists=False)
+            else:
+                return table
+        except (OSError, DeltaError) as error:  # or another run was faster with them, or with rows
             reason = one_line(error)
             table.update_incremental()
     raise UserError(f"table={place_of(table)}: its columns cannot be changed ({reason})")
+
+
+def table_embedding(table: DeltaTable, model: str) -> dict[str, Any] | None:
+    """What the embeddings of a model are: ``depths``, ``dimension``, ``dtype``; None where the table has none of it.
+
+    Args:
+        table: the predictions.
+        model: its id in predictions, or only the teacher's: number format and flip change nothing of this.
+    """
+    facts = table.metadata().configuration.get(_EMBEDDING_KEY + model.partition("-")[0])
+    return None if facts is None else dict(json.loads(facts))
 
 
 def table_classes(table: DeltaTable) -> tuple[str, ...]:
@@ -167,7 +201,10 @@ def write_file(table_uri: str, model: str, rows: pa.Table, name: str) -> Written
     """Writes ``rows`` (of `FILE_SCHEMA`) as a Parquet file of the partition ``model``, unseen before `commit`."""
     path = f"model={model}/{name}-{uuid.uuid4().hex[:12]}.parquet"
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    # Numbers do not repeat: a dictionary of embeddings would only be tried and dropped.
+    names = [name for name in rows.schema.names if name != "embedding"]
+    group = min(ROW_GROUP_ROWS, 1 + GROUP_BYTES * rows.num_rows // max(rows.nbytes, 1))
+    pq.write_table(rows, sink, compression="zstd", row_group_size=group, use_dictionary=names)
     data = sink.getvalue().to_pybytes()
     storage.write_bytes(storage.join(table_uri, path), data)
     return WrittenFile(path, len(data), rows.num_rows)
@@ -206,14 +243,24 @@ def scan_rows(table: DeltaTable, model: str) -> pl.LazyFrame:
     )
 
 
-def scan_keys(table: DeltaTable, model: str) -> pl.LazyFrame:
-    """`KEY_COLUMNS` of what ``model`` has labelled.
+def lacks_embedding() -> pl.Expr:
+    """Whether a row is of a run without embeddings, so that a run with them has to label its picture again."""
+    # A face that gave no finite logits must not hide that the others of its picture lack embeddings.
+    return pl.col("status").is_in((OK, NOT_FINITE)) & pl.col("embedding_size").is_null()
+
+
+def scan_keys(table: DeltaTable, model: str, embed: bool = False) -> pl.LazyFrame:
+    """`KEY_COLUMNS` of what ``model`` has labelled; with ``embed`` the status of what lacks embeddings says so.
 
     The URI is that of the picture; one with several faces is there several times. Identities are spelt as listings
     spell them; earlier versions kept how a gateway had weakened an ETag.
     """
     plain = pl.col("identity").str.strip_prefix('W/"')
-    return scan_rows(table, model).with_columns(picture_uri(model), plain).select(KEY_COLUMNS)
+    rows = scan_rows(table, model).with_columns(picture_uri(model), plain)
+    if embed:
+        status = pl.when(lacks_embedding()).then(pl.lit(UNEMBEDDED)).otherwise("status")
+        rows = rows.with_columns(status.alias("status"))
+    return rows.select(KEY_COLUMNS)
 
 
 def no_keys() -> pl.LazyFrame:
@@ -232,8 +279,8 @@ def read_keys(table: DeltaTable, model: str, files: Iterable[str] | None = None)
     for uri in wanted:
         path = storage.filesystem(uri)[1]
         for batch in pq.ParquetFile(path, filesystem=fs).iter_batches(1 << 18, columns=list(READ_COLUMNS)):
-            if _LATER_COLUMN not in batch.schema.names:
-                batch = batch.append_column(_LATER_COLUMN, pa.nulls(batch.num_rows, pa.string()))
+            for name in set(READ_COLUMNS).difference(batch.schema.names):
+                batch = batch.append_column(name, pa.nulls(batch.num_rows, FILE_SCHEMA.field(name).type))
             yield batch.select(READ_COLUMNS)
 
 

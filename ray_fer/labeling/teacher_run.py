@@ -28,6 +28,7 @@ class TeacherRun:
         run: of which this is a part.
         max_attempts: rows with a transient failure after which an image is left alone.
         progress: of this teacher alone.
+        embed: whether what is labelled without an embedding is to be labelled again.
 
     Attributes:
         ledger: what it has labelled.
@@ -40,11 +41,18 @@ class TeacherRun:
     """
 
     def __init__(
-        self, table: DeltaTable, teacher: str, model: str, run: str, max_attempts: int, progress: Progress
+        self,
+        table: DeltaTable,
+        teacher: str,
+        model: str,
+        run: str,
+        max_attempts: int,
+        progress: Progress,
+        embed: bool = False,
     ) -> None:
         self.teacher, self.model, self.progress = teacher, model, progress
-        self.committer = Committer(table, model, run)
-        self.ledger = Ledger(scan_keys(table, model), max_attempts)
+        self.committer = Committer(table, model, run, embed)
+        self.ledger = Ledger(scan_keys(table, model, embed), max_attempts)
         self.lacking = 0
         self.by_others = 0
         self.pending: list[WrittenFile] = []

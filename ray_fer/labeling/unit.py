@@ -11,7 +11,7 @@ decoding tasks and GPU actors where there is one (see `graph`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -30,7 +30,10 @@ from ray_fer.models.face_detector import face_detector
 from ray_fer.models.softmax import softmax, why_not_finite
 
 if TYPE_CHECKING:
-    from ray_fer.models.engines import Engine
+    from ray_fer.models.engines import Features, Logits
+
+Forward = Callable[[Pixels], "Logits | tuple[Logits, Features]"]
+"""`Engine.__call__`, or `Embedder.embed` where embeddings are kept."""
 
 # Of a key without the column ``teachers``.
 EVERY_TEACHER = -1
@@ -59,6 +62,8 @@ class Row:
     probs: npt.NDArray[np.float32] | None = None
     label: str | None = None
     confidence: Any = None
+    embedding: bytes | None = None
+    embedding_size: int | None = None
     further_face: bool = False
     listed_as: tuple[str, str] | None = None
 
@@ -247,24 +252,38 @@ def share(batch: Decoded, teacher: int, image_sizes: Sequence[int]) -> tuple[lis
     return rows, pixels if all(cropped) else pixels[cropped]
 
 
-def infer(rows: list[Row], pixels: Pixels, engine: Engine, classes: tuple[str, ...], batch_size: int) -> list[Row]:
-    """Fills probs, label and confidence into those of ``rows`` that are ``ok``, and returns all.
+def infer(rows: list[Row], pixels: Pixels, forward: Forward, classes: tuple[str, ...], batch_size: int) -> list[Row]:
+    """Fills probs, label and confidence, and the embedding, into those of ``rows`` that are ``ok``, and returns all.
 
-    One whose output has no probabilities becomes ``not_finite``, with an error that says why.
+    One whose output has no probabilities becomes ``not_finite``, with an error that says why. One whose features alone
+    are not finite, or too large for float16, stays ``ok`` without an embedding, and its error says so.
     """
     good = [row for row in rows if row.status == OK]
     for start in range(0, len(good), batch_size):
         batch = good[start : start + batch_size]
-        logits = engine(pixels[start : start + batch_size])
+        out = forward(pixels[start : start + batch_size])
+        logits, features = out if isinstance(out, tuple) else (out, None)
         probs = softmax(logits)
         best = probs.argmax(axis=1)
         for row, p, k in zip(batch, probs, best, strict=True):
             row.probs, row.label, row.confidence = p, classes[k], p[k]
+        if features is not None:
+            _embed(batch, features)
         for number in np.flatnonzero(np.isnan(probs[:, 0])).tolist():
             row = batch[number]
             row.status, row.error = NOT_FINITE, why_not_finite(logits[number], classes)
-            row.probs = row.label = row.confidence = None
+            row.probs = row.label = row.confidence = row.embedding = None
+            row.embedding_size = row.embedding_size and 0
     return rows
+
+
+def _embed(rows: Sequence[Row], features: Features) -> None:
+    with np.errstate(over="ignore"):
+        half = features.astype("<f2")
+    for row, values, finite in zip(rows, half, np.isfinite(half).all(axis=1), strict=True):
+        row.embedding, row.embedding_size = (values.tobytes(), len(values)) if finite else (None, 0)
+        if not finite:
+            row.error = "no embedding: the model's features are not finite in float16"
 
 
 def to_table(rows: list[Row], run: str) -> pa.Table:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import botocore.exceptions
 import pyarrow as pa
@@ -19,13 +19,10 @@ from ray_fer.labeling.config import PseudoLabelConfig
 from ray_fer.labeling.isolation import decode_isolated
 from ray_fer.labeling.progress import unit_stats
 from ray_fer.labeling.table import NOT_FINITE, OK, WrittenFile, write_file
-from ray_fer.labeling.unit import Decoded, Row, decode_items, infer, share, to_table
+from ray_fer.labeling.unit import Decoded, Forward, Row, decode_items, infer, share, to_table
 from ray_fer.labeling.work import UnitResult, WorkUnit
 from ray_fer.models.face_detector import weights
 from ray_fer.models.teacher import open_teacher
-
-if TYPE_CHECKING:
-    from ray_fer.models.engines import Engine
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +74,7 @@ class Labeller:
             os.environ["OMP_NUM_THREADS"] = "1"  # before torch looks, should an engine need it
         self.plan = plan
         self.classes: tuple[str, ...] = ()
-        self.engines: list[Engine] = []
+        self.engines: list[Forward] = []
         for uri, model in zip(plan.config.teacher, plan.models, strict=True):
             try:
                 self.classes, engine = _open(plan, uri, model)
@@ -161,7 +158,7 @@ def decode(plan: Plan, keys: pa.Table, batch_size: int, isolated: bool) -> Itera
     return decode_items(keys, image_sizes=plan.image_sizes, batch_size=batch_size, **limits)
 
 
-def _open(plan: Plan, uri: str, model: str) -> tuple[tuple[str, ...], Engine]:
+def _open(plan: Plan, uri: str, model: str) -> tuple[tuple[str, ...], Forward]:
     from ray_fer.models.engines import make_engine
 
     teacher = open_teacher(uri)
@@ -182,5 +179,6 @@ def _open(plan: Plan, uri: str, model: str) -> tuple[tuple[str, ...], Engine]:
         device=device,
         precision=plan.precision,
         flip=plan.config.flip,
+        embed=plan.config.embed,
     )
-    return teacher.classes, engine
+    return teacher.classes, engine.embed if plan.config.embed else engine
