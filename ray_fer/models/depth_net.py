@@ -115,7 +115,8 @@ def pooled_depths(backbone: Any, x: torch.Tensor, depths: Sequence[int]) -> torc
 
 
 def _pooled(maps: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([each.mean(dim=(2, 3)) for each in maps], dim=1)
+    # The pooling of the net's own head, which OpenVINO then computes once.
+    return torch.cat([nn.functional.adaptive_avg_pool2d(each, 1) for each in maps], dim=1).flatten(1)
 
 
 def default_depths(backbone: Any) -> list[int]:
