@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -29,6 +30,7 @@ from ray_fer.labeling.run import LabelingRun
 from ray_fer.labeling.work import UnitResult, WorkUnit
 from ray_fer.labeling.worker import Labeller, Plan
 from tests.images import tiny_model, write_pictures
+from tests.onnx_nets import FERPLUS_SIDECAR, write_net, write_sidecar
 
 SLOWEST_SECONDS = 60.0
 
@@ -220,3 +222,18 @@ def test_the_pictures_of_a_manifest_are_embedded_once(tmp_path: Path) -> None:
     assert sorted(block.uris) == sorted(manifest.uris)
     assert block.embeddings.shape == (3, 896)
     assert len(np.unique(block.embeddings, axis=0)) == 3
+
+
+def test_other_layers_of_a_labelled_net_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    """The layers are no part of the model's id."""
+    write_net(tmp_path / "net.onnx", ["n", 1, 64, 64], 8, gain=0.05)
+    write_pictures(tmp_path / "in", range(2))
+    arguments = [f"source={tmp_path}/in", f"teacher={tmp_path}/net.onnx", f"table={tmp_path}/table", "embed=true"]
+    for layer, said in (
+        ("flat", None),
+        ("output", r"^table=\S+: its embeddings of model \w+ are {'depths': \['flat'\]"),
+    ):
+        write_sidecar(tmp_path / "net.onnx", FERPLUS_SIDECAR | {"embedding": layer})
+        with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+            job.pseudo_label(load_config("pseudo_label", arguments))
+    assert rows_in(str(tmp_path / "table")) == 2
