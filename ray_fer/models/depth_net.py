@@ -72,7 +72,7 @@ class DepthNet(nn.Module):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As timm's models have it."""
-        self.backbone.set_grad_checkpointing(enable)
+        self.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
 
 
 class WithFeatures(nn.Module):
