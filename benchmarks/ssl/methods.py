@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.ssl.faces import TensorImages
-from benchmarks.ssl.train import FORWARD, LocalFeedback, Run, labelled_by, meta_feedback, online, partial, supervised
+from benchmarks.ssl.outside import outside_teacher
+from benchmarks.ssl.train import (
+    FORWARD,
+    LocalFeedback,
+    Run,
+    labelled_by,
+    meta_feedback,
+    online,
+    partial,
+    soft_labels,
+    supervised,
+)
+from ray_fer.evaluation.calibration import apply_temperature
 from ray_fer.methods.base import BackboneMethod
 from ray_fer.methods.batch import Faces
 from ray_fer.selection import RULES
@@ -96,6 +108,44 @@ def continued(
     return supervised(run, passes - run.spent, pseudo, **settings)
 
 
+def taught(
+    run: Run,
+    passes: float,
+    own: int = 1,
+    outside: bool = False,
+    teacher_share: float = 0.4,
+    power: float = 0.5,
+    continues: bool = False,
+    **settings: Any,
+) -> BackboneMethod:
+    """A student of the mean soft labels of several teachers, for all unlabeled faces.
+
+    Args:
+        run: the run.
+        passes: to spend.
+        own: teachers that labels train, each from the start of another seed.
+        outside: whether somebody else's expression net is among the teachers.
+        teacher_share: of the passes, for all of our own teachers.
+        power: see `soft_labels`.
+        continues: whether the student begins with the first teacher's averaged weights.
+        settings: of the student.
+    """
+    unlabeled, probs, models = run.sets.unlabeled, [], []
+    for number in range(own):
+        seeded = dataclasses.replace(run, seed=run.seed + 1000 * number, notes={})
+        model = supervised(seeded, passes * teacher_share / own)
+        run.spent = seeded.spent + len(unlabeled) * FORWARD
+        probs.append(apply_temperature(model.predict(unlabeled)[0], model.temperature))
+        models.append(model)
+    if outside:
+        probs.append(outside_teacher(unlabeled))
+    pseudo = soft_labels(run, probs, power)
+    settings = {"pseudo_ratio": 1} | settings
+    if continues:
+        settings["init"] = copy.deepcopy(models[0].ema_model).requires_grad_(True)
+    return supervised(run, passes - run.spent, pseudo, **settings)
+
+
 def all_labels(run: Run, passes: float) -> BackboneMethod:
     """What the labels of the unlabeled faces would be worth: no method, the roof."""
     sets = run.sets
@@ -175,6 +225,15 @@ ONLINE_PARTS: dict[str, Any] = {
     "online form, shuffled feedback": online_form(confusion="shuffled"),
 }
 
+SEVERAL: dict[str, Any] = {
+    "soft labels": partial(taught),
+    "soft labels, continued": partial(taught, continues=True, learning_rate=5e-4),
+    "soft labels, natural draws": partial(taught, power=1.0),
+    "soft labels, strong labelled view": partial(taught, labeled_view="strong"),
+    "soft labels, two teachers": partial(taught, own=2),
+    "soft labels, outside teacher": partial(taught, outside=True),
+}
+
 TRIED: dict[str, Any] = {
     "ours, top-k": partial(continued, rule="top_k", threshold=0.6),
     "noisy student, strong view": partial(rounds, rule="top_k", threshold=0.6, labeled_view="strong"),
@@ -198,6 +257,7 @@ METHODS: dict[str, Any] = {
     **PARTS_OF_OURS,
     **CONTROLS,
     **ONLINE_PARTS,
+    **SEVERAL,
     "all labels": all_labels,
     **TRIED,
 }

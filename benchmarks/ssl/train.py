@@ -203,6 +203,21 @@ def meta_feedback(run: Run, passes: float, warm: float = 0.0, **settings: Any) -
     return method
 
 
+def soft_labels(run: Run, teachers: Sequence[NDArray[np.float64]], power: float) -> PseudoLabels:
+    """The mean of what calibrated teachers say of all unlabeled faces, as soft pseudo-labels for all of them.
+
+    Args:
+        run: the run.
+        teachers: probabilities (N, K) of each.
+        power: a class is drawn in proportion to this power of its mass among the soft labels; 1 draws faces evenly.
+    """
+    unlabeled = run.sets.unlabeled
+    targets = np.mean(teachers, axis=0).astype(np.float32)
+    weights = targets @ targets.sum(axis=0) ** (power - 1)
+    run.notes["pseudo"] = quality(Accepted(targets.argmax(axis=1), targets, weights), unlabeled.labels)
+    return PseudoLabels(unlabeled, targets, weights / weights.mean())
+
+
 def labelled_by(
     run: Run, teacher: BackboneMethod, rule: Rule, threshold: float, calibrate: bool = True, targets: str = "soft"
 ) -> PseudoLabels:
