@@ -214,7 +214,7 @@ def soft_labels(run: Run, teachers: Sequence[NDArray[np.float64]], power: float)
     unlabeled = run.sets.unlabeled
     targets = np.mean(teachers, axis=0).astype(np.float32)
     weights = targets @ targets.sum(axis=0) ** (power - 1)
-    run.notes["pseudo"] = quality(Accepted(targets.argmax(axis=1), targets, weights), unlabeled.labels)
+    run.notes["pseudo"] = quality(Accepted(weights, targets.argmax(axis=1), targets), unlabeled.labels)
     return PseudoLabels(unlabeled, targets, weights / weights.mean())
 
 
