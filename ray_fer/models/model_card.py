@@ -38,7 +38,8 @@ def model_card(name: str, config: Mapping[str, Any], metrics: Mapping[str, Any],
     start = arguments.get("pretrained") or arguments.get("init")
     text = _TEMPLATES.get_template("model_card.md.j2").render(
         name=name,
-        architecture=config["architecture"],
+        architecture=_backbones(config),
+        module=config.get("module"),
         classes=config.get("label_names", []),
         image_size=config["pretrained_cfg"]["input_size"][-1],
         temperature=config.get("temperature", 1.0),
@@ -50,6 +51,13 @@ def model_card(name: str, config: Mapping[str, Any], metrics: Mapping[str, Any],
         val=val,
     )
     return f"---\n{_front_matter(name, start, parents.get('licence'), arguments, val)}\n---\n{text}"
+
+
+def _backbones(config: Mapping[str, Any]) -> str:
+    """The name of the architecture, with those of the nets in it where it is one of ours."""
+    own, given = str(config["architecture"]), config.get("model_args") or {}
+    within = [given] if "backbone" in given else given.get("backbones") or []
+    return f"{own} of {' and '.join(str(each['backbone']) for each in within)}" if within else own
 
 
 def _front_matter(

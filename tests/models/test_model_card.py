@@ -122,3 +122,18 @@ def test_it_is_no_part_of_the_model(tmp_path: Path) -> None:
     older = Path(shutil.copytree(saved.uri, tmp_path / "older"))
     (older / "README.md").unlink()
     assert open_artifact(str(older)).id == saved.id
+
+
+def test_a_net_of_ours_names_what_it_is_made_of_and_how_it_opens(card: str) -> None:
+    assert "surprise.It" not in card
+    assert "pretrained=True)`.\n" in card
+    ours = CONFIG | {
+        "architecture": "depth_net",
+        "module": "ray_fer.models.depth_net",
+        "model_args": {"backbone": "b0"},
+    }
+    text = model_card("m", ours, {}, {})
+    assert "depth_net of b0" in text
+    assert "pretrained=True)`, after `import ray_fer.models.depth_net`.\n" in text
+    two = CONFIG | {"architecture": "head_net", "model_args": {"backbones": [{"backbone": "a"}, {"backbone": "b"}]}}
+    assert "head_net of a and b" in model_card("m", two, {}, {})
