@@ -25,7 +25,7 @@ from ray_fer.heads.train import HeadSettings, predict
 K = 7
 ONE = ((0, 2304),)
 FOUR = tuple((each.start, each.stop) for each in DEPTHS.values())
-TEACHER = HeadSettings(steps=400, bfloat16=True)
+TEACHER = HeadSettings(steps=400, dropout=0.6, bfloat16=True)
 STUDENT = HeadSettings(steps=400, ratio=3, bfloat16=True)
 FOLDS = 5
 
