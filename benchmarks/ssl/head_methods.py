@@ -32,6 +32,7 @@ from ray_fer.heads.corrections import (
     transition,
     with_offsets,
 )
+from ray_fer.heads.rounds import CrossFit
 from ray_fer.selection import harden
 
 BOTH = "whole+centre"
@@ -83,9 +84,16 @@ def told(kind: str, cell: Cell, probs: Any, labels: Any) -> tuple[Any, Any]:
     return probs, labels
 
 
+def evidence(cell: Cell) -> tuple[Soft, CrossFit]:
+    """Our teachers, with the passes of the folds added, and what the folds say of the labelled faces."""
+    folds, fit = crossed(cell, "whole", ONE)
+    teacher = crops(cell)
+    return replace(teacher, passes=teacher.passes + folds.passes), fit
+
+
 def corrected(cell: Cell, kind: str = "measured") -> Soft:
     """Ours from posteriors that the out-of-fold noise corrects."""
-    teacher, fit = crops(cell), crossed(cell, "whole", ONE)[1]
+    teacher, fit = evidence(cell)
     probs, labels = told(kind, cell, fit.probs, cell.labels)
     noise = transition(probs, labels)
     rows = cell.rows.unlabeled
@@ -95,13 +103,13 @@ def corrected(cell: Cell, kind: str = "measured") -> Soft:
 
 def forward(cell: Cell, kind: str = "measured") -> Soft:
     """Ours with a loss that sees the student through the out-of-fold noise."""
-    teacher, fit = crops(cell), crossed(cell, "whole", ONE)[1]
+    teacher, fit = evidence(cell)
     return student(cell, teacher, noise=transition(*told(kind, cell, fit.probs, cell.labels)).astype(np.float32))
 
 
 def offset_targets(cell: Cell, kind: str = "measured") -> Soft:
     """Ours from soft labels with offsets that raise the out-of-fold macro-F1."""
-    teacher, fit = crops(cell), crossed(cell, "whole", ONE)[1]
+    teacher, fit = evidence(cell)
     offsets = macro_f1_offsets(*told(kind, cell, fit.probs, cell.labels))
     return student(cell, replace(teacher, probs=with_offsets(teacher.probs, offsets)))
 
@@ -115,7 +123,7 @@ def offset_student(cell: Cell, kind: str = "measured") -> Soft:
 
 def thresholds(cell: Cell, kind: str = "measured", target: float = 0.6) -> Soft:
     """Ours with the unlabeled faces whose class is right often enough at their confidence."""
-    teacher, fit = crops(cell), crossed(cell, "whole", ONE)[1]
+    teacher, fit = evidence(cell)
     bars = precision_thresholds(*told(kind, cell, fit.probs, cell.labels), target)
     return student(cell, teacher, weights=accepted_by(teacher.probs[cell.rows.unlabeled], bars))
 
