@@ -24,8 +24,9 @@ import torch.nn.functional as F
 import yaml
 from numpy.typing import NDArray
 
-from benchmarks.ssl.faces import Indices, Table, read_table
+from benchmarks.ssl.faces import Table, read_table
 from ray_fer.expressions import SEVEN
+from ray_fer.methods.batch import Indices
 from ray_fer.models.backbone import build_backbone, normalisation
 
 BLOCKS = ((2, 1), (3, 2), (3, 5), (4, 1))

@@ -77,7 +77,8 @@ class Cell:
 
     def embeddings(self, view: str) -> NDArray[Any]:
         """float16 (N, D) of views whose names are joined by a plus sign."""
-        return joined(self.features, view)[0]
+        embeddings: NDArray[Any] = joined(self.features, view)[0]
+        return embeddings
 
     def statistics(self, view: str) -> Any:
         """Mean and standard deviation of all faces that are trained on."""
@@ -101,7 +102,8 @@ def taught(cell: Cell, view: str, columns: Any, settings: HeadSettings = TEACHER
         )
         return Soft(predict(model, cell.embeddings(view)), len(columns) * settings.steps * settings.batch)
 
-    return cell.once(("taught", view, columns, settings), make)
+    soft: Soft = cell.once(("taught", view, columns, settings), make)
+    return soft
 
 
 def crossed(cell: Cell, view: str, columns: Any, settings: HeadSettings = TEACHER) -> tuple[Soft, CrossFit]:
@@ -118,7 +120,8 @@ def crossed(cell: Cell, view: str, columns: Any, settings: HeadSettings = TEACHE
         probs = soft_labels(predict(fit.model, cell.embeddings(view)), fit.temperature)
         return Soft(probs, FOLDS * len(columns) * settings.steps * settings.batch), fit
 
-    return cell.once(("crossed", view, columns, settings), make)
+    both: tuple[Soft, CrossFit] = cell.once(("crossed", view, columns, settings), make)
+    return both
 
 
 def outside(cell: Cell) -> Soft:

@@ -1,5 +1,7 @@
 """Corrections of soft labels by what a labelled set says."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ from ray_fer.heads.corrections import (
 NOISE = np.array([[0.6, 0.4], [0.0, 1.0]])
 
 
-def hard(labels) -> np.ndarray:
+def hard(labels: list[int]) -> Any:
     return np.eye(2)[labels]
 
 
@@ -33,7 +35,7 @@ def test_the_class_mix_is_seen_through_the_noise() -> None:
 
 def test_a_corrected_posterior_is_bayes() -> None:
     corrected = corrected_posteriors(hard([0, 1]), NOISE, [0.5, 0.5])
-    np.testing.assert_allclose(corrected, [[1, 0], [0.4 / 1.4, 1 / 1.4]])
+    np.testing.assert_allclose(corrected, [[1.0, 0.0], [0.4 / 1.4, 1 / 1.4]])
 
 
 def test_without_noise_nothing_is_corrected() -> None:

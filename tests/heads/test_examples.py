@@ -1,5 +1,7 @@
 """Draws, and streams of embeddings on disk."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -29,26 +31,26 @@ def test_a_row_without_weight_is_never_drawn() -> None:
     assert set(np.unique(rows)) == {1, 3}
 
 
-def test_a_spooled_stream_reads_as_one_array(tmp_path) -> None:
+def test_a_spooled_stream_reads_as_one_array(tmp_path: Path) -> None:
     whole = np.random.default_rng(0).normal(size=(70, 5)).astype(np.float16)
     mapped = spool((whole[start : start + 32] for start in range(0, 70, 32)), tmp_path / "rows")
     np.testing.assert_array_equal(mapped[[69, 0, 33]], whole[[69, 0, 33]])
     assert len(mapped) == 70
 
 
-def test_a_stream_of_two_models_is_refused(tmp_path) -> None:
+def test_a_stream_of_two_models_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="5 and of 6"):
         spool([np.zeros((2, 5)), np.zeros((2, 6))], tmp_path / "rows")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e6])
-def test_the_row_that_is_not_finite_is_named(tmp_path, bad: float) -> None:
+def test_the_row_that_is_not_finite_is_named(tmp_path: Path, bad: float) -> None:
     block = np.zeros((4, 3))
     block[1, 2] = bad
     with pytest.raises(UserError, match="row 5 is not finite"):
         spool([np.zeros((4, 3)), block], tmp_path / "rows")
 
 
-def test_an_empty_stream_is_refused(tmp_path) -> None:
+def test_an_empty_stream_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no embeddings"):
         spool([], tmp_path / "rows")

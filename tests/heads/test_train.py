@@ -1,6 +1,7 @@
 """Heads on separable and on half-labelled rows."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,14 +13,14 @@ from ray_fer.heads.train import HeadSettings, predict, train_head
 QUICK = HeadSettings(hidden=16, steps=60, batch=32, learning_rate=1e-2)
 
 
-def rows(n: int, seed: int, spread: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+def rows(n: int, seed: int, spread: float = 0.5) -> tuple[Any, Any]:
     generator = np.random.default_rng(seed)
     labels = generator.integers(3, size=n)
     centres = 40 * np.eye(3, 6) + 100
     return (centres[labels] + 20 * spread * generator.normal(size=(n, 6))).astype(np.float16), labels
 
 
-def examples(embeddings, labels) -> Examples:
+def examples(embeddings: Any, labels: Any) -> Examples:
     targets = one_hot(labels, 3)
     return Examples(embeddings, targets, draw_weights(targets, 0.5))
 
