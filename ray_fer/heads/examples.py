@@ -64,7 +64,8 @@ def draw(weights: Floats, shape: tuple[int, int], generator: np.random.Generator
     """Indices of the given shape, drawn with replacement in proportion to ``weights`` (N,)."""
     edges = np.cumsum(weights, dtype=np.float64)
     rows = np.searchsorted(edges, generator.random(shape) * edges[-1], side="right")
-    return np.minimum(rows, len(weights) - 1).astype(np.int64)
+    inside: Indices = np.minimum(rows, len(weights) - 1).astype(np.int64)
+    return inside
 
 
 def spool(blocks: Iterable[Floats], file: Path) -> NDArray[np.float16]:
@@ -93,7 +94,7 @@ def spool(blocks: Iterable[Floats], file: Path) -> NDArray[np.float16]:
             rows += len(halves)
     if not rows:
         raise UserError("there are no embeddings")
-    mapped: NDArray[np.float16] = np.memmap(file, np.float16, "r", shape=(rows, width))  # type: ignore[call-overload]
+    mapped: NDArray[np.float16] = np.memmap(file, np.float16, "r", shape=(rows, width))
     return mapped
 
 
