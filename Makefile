@@ -16,7 +16,7 @@ DATA ?= ../shared/data
 SSL ?=
 CROPS ?= $(wildcard ../shared/data/lfw_unlabeled.parquet)
 
-.PHONY: help setup docs test test-faults test-slow lint demo bench bench-ledger bench-selection bench-backbones bench-training bench-ssl bench-ssl-quick clean
+.PHONY: help setup docs test test-faults test-slow lint demo bench bench-ledger bench-selection bench-backbones bench-training bench-ssl bench-ssl-heads bench-ssl-quick clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +82,11 @@ bench-ssl: $(STAMP)
 	$(BIN)/python -m benchmarks.ssl.run $(DATA) $(SSL)
 	$(BIN)/python -m benchmarks.ssl.run $(DATA) $(SSL) --budgets 0.33 0.1 --methods supervised pseudo-label flexmatch softmatch "noisy student" ours
 	$(BIN)/python -m benchmarks.ssl.run $(DATA) $(SSL) --lfw --methods pseudo-label softmatch ours
+
+# The features of all faces are computed once, into CACHE; PRETRAINED is a folder of nets.
+bench-ssl-heads: $(STAMP)
+	$(BIN)/python -m benchmarks.ssl.features $(DATA) $(PRETRAINED) --cache $(CACHE)
+	$(BIN)/python -m benchmarks.ssl.heads $(CACHE)
 
 bench-ssl-quick: $(STAMP)
 	$(BIN)/python -m benchmarks.ssl.run $(DATA) $(SSL) --quick

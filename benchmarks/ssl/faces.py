@@ -89,6 +89,44 @@ def read_unlabeled(path: Path, size: int) -> NDArray[np.uint8]:
     return np.stack([np.asarray(each.convert("L").resize((size, size), Image.Resampling.BOX)) for each in pictures])
 
 
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The sets of one run as rows of the table, int64; ``feedback_rows`` as in `Sets`, bool over ``val``."""
+
+    labeled: Indices
+    unlabeled: Indices
+    val: Indices
+    feedback_rows: NDArray[np.bool_]
+    choice: Indices
+    heldout: Indices
+
+
+def cut_rows(labels: Indices, roles: NDArray[np.str_], groups: Sequence[str], budget: float, seed: int) -> Rows:
+    """Which rows are in which set.
+
+    Args:
+        labels: int64 (N,), -1 for none of the seven.
+        roles: (N,), see the data's README.
+        groups: N names; no group is on two sides.
+        budget: share of the labelled role.
+        seed: of that share.
+    """
+    # crc32 rather than hash(): the same in every process.
+    place = np.array([zlib.crc32(group.encode()) / 2**32 for group in groups])
+    labelled = np.flatnonzero((roles == "labeled") & (labels >= 0))
+    val = (roles == "val") & (labels >= 0)
+    pool = roles == "unlabeled"
+    return Rows(
+        labeled=_share(labels, labelled, budget, seed),
+        # No face of a held-out group is trained on, whether it has a label or not.
+        unlabeled=np.flatnonzero(pool & (place >= HELDOUT_SHARE)),
+        val=np.flatnonzero(val),
+        feedback_rows=place[val] < 0.5,
+        choice=np.flatnonzero(val & (place >= 0.5)),
+        heldout=np.flatnonzero(pool & (labels >= 0) & (place < HELDOUT_SHARE)),
+    )
+
+
 def cut(table: Table, budget: float, seed: int, device: torch.device, more: NDArray[np.uint8] | None = None) -> Sets:
     """The sets of one run.
 
@@ -99,14 +137,7 @@ def cut(table: Table, budget: float, seed: int, device: torch.device, more: NDAr
         device: where the pictures go.
         more: pictures (N, 48, 48) that join the unlabeled ones, of another domain.
     """
-    # crc32 rather than hash(): the same in every process.
-    place = np.array([zlib.crc32(group.encode()) / 2**32 for group in table.groups])
-    labelled = np.flatnonzero((table.roles == "labeled") & (table.labels >= 0))
-    val = (table.roles == "val") & (table.labels >= 0)
-    pool = table.roles == "unlabeled"
-    heldout = pool & (table.labels >= 0) & (place < HELDOUT_SHARE)
-    # No face of a held-out group is trained on, whether it has a label or not.
-    rest = np.flatnonzero(pool & (place >= HELDOUT_SHARE))
+    rows = cut_rows(table.labels, table.roles, table.groups, budget, seed)
 
     def faces(rows: Indices, extra: NDArray[np.uint8] | None = None) -> Faces:
         images, labels = table.images[rows], table.labels[rows]
@@ -117,12 +148,12 @@ def cut(table: Table, budget: float, seed: int, device: torch.device, more: NDAr
         )
 
     return Sets(
-        labeled=faces(_share(table.labels, labelled, budget, seed)),
-        unlabeled=faces(rest, more),
-        val=faces(np.flatnonzero(val)),
-        feedback_rows=place[val] < 0.5,
-        choice=faces(np.flatnonzero(val & (place >= 0.5))),
-        heldout=faces(np.flatnonzero(heldout)),
+        labeled=faces(rows.labeled),
+        unlabeled=faces(rows.unlabeled, more),
+        val=faces(rows.val),
+        feedback_rows=rows.feedback_rows,
+        choice=faces(rows.choice),
+        heldout=faces(rows.heldout),
     )
 
 

@@ -1,0 +1,3 @@
+"""Small heads on kept embeddings: arrays in, arrays and small networks out, without pictures and without Ray."""
+
+from __future__ import annotations
