@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import logging
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +21,7 @@ from ray_fer.data.digests import Contents, contents_of, describe_unread
 from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
 from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
 from ray_fer.data.read import Item, Read, read_objects, stat_objects
+from ray_fer.data.sources import list_sources
 from ray_fer.data.splits import feedback_half, join_validation, missing_in_a_half
 from ray_fer.data.uris import place_of
 from ray_fer.errors import UserError
@@ -123,7 +126,7 @@ def open_inputs(config: TrainBackboneConfig, quiet: bool = False) -> Inputs:
     config = with_defaults(resolved(config), init).model_copy(
         update={
             "backbone": backbone,
-            "image_size": side or picture_size(labeled.uris, backbone if config.pretrained else None),
+            "image_size": side or picture_size(_sample(labeled, config), backbone if config.pretrained else None),
             "classes": list(labeled.classes),
         }
     )
@@ -147,6 +150,14 @@ def open_start(config: TrainBackboneConfig) -> tuple[Artifact | None, str]:
 def with_defaults(config: TrainBackboneConfig, init: Artifact | None) -> TrainBackboneConfig:
     """``config`` with the defaults of what it starts from: a pretrained net, or a model that came from one."""
     return config.with_defaults(bool(config.pretrained) or (init is not None and init.takes_depths))
+
+
+def _sample(labeled: Manifest, config: TrainBackboneConfig) -> list[str]:
+    """The labelled pictures, or some unlabeled ones where there are none."""
+    if len(labeled) or not config.unlabeled:
+        return labeled.uris
+    pages = (page["uri"].to_pylist() for page in list_sources(config.unlabeled, Counter()))
+    return list(itertools.islice(itertools.chain.from_iterable(pages), _SAMPLE))
 
 
 def picture_size(uris: list[str], pretrained: str | None = None) -> int:
@@ -179,10 +190,15 @@ def picture_size(uris: list[str], pretrained: str | None = None) -> int:
 def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest, Manifest, NDArray[np.bool_]]:
     if config.init and config.pretrained:
         raise UserError("init and pretrained: give one of them")
+    if config.labeled is None and config.val is None:
+        nothing = Manifest([], np.empty(0, np.int64), open_artifact(config.init).classes if config.init else ())
+        return nothing, nothing, np.empty(0, bool)
     labeled = _read_labeled(config, quiet)
     if len(labeled.classes) < 2:
         # It would train to the end, with a loss of 0 and a macro-F1 of 1.
         raise UserError(f"labeled={config.labeled}: one class, {labeled.classes[0]}; there is nothing to tell it from")
+    if config.val is None:
+        return labeled, labeled.take(np.zeros(len(labeled), bool)), np.empty(0, bool)
     val = _read_rows("val", config.val, labeled.classes, quiet)
     check_disjoint(labeled, val)
     if config.feedback_val is None:

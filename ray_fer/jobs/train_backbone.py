@@ -19,8 +19,8 @@ from ray_fer.errors import UserError
 from ray_fer.jobs.backbone_inputs import Inputs, Start, open_inputs, warn_of_doubts, with_defaults
 from ray_fer.jobs.held_out import UNLABELED, check_selection, list_unlabeled, warn_of_copies
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig, upgraded
-from ray_fer.models.artifact import CONFIG, PROVENANCE, open_artifact, save_artifact
-from ray_fer.models.records import BackboneMetrics, Identity, Trained
+from ray_fer.models.artifact import CONFIG, METRICS, PROVENANCE, open_artifact, save_artifact
+from ray_fer.models.records import BackboneMetrics, Identity, PreTrained, Trained
 from ray_fer.resources import check_device
 from ray_fer.training.lease import Lease
 from ray_fer.training.run_folder import RUN, absolute, complete, digest, environment, identity_of, is_finished, must_run
@@ -38,6 +38,9 @@ def train_backbone(config: TrainBackboneConfig) -> dict[str, Any]:
         ``model`` (URI), ``id``, ``classes``, ``val_macro_f1``, ``val_accuracy``, ``choice_macro_f1`` and
         ``feedback_macro_f1`` (of the halves), ``temperature``, ``best_epoch``, ``epochs``, ``labeled``, ``val``,
         ``feedback_val``, ``pseudo`` and ``unlabeled`` (counts), ``feedback_version``, ``resumed_from_epoch``.
+
+        After pre-training without labels: ``model``, ``reconstruction`` (the error on faces held out), ``best_epoch``,
+        ``epochs`` and ``unlabeled``.
 
     Raises:
         UserError: for anything wrong with the arguments or with what they point at.
@@ -223,8 +226,12 @@ def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: Identity, sta
 
 
 def _summary(out: str) -> dict[str, Any]:
-    artifact = open_artifact(out)
     provenance = read_document(storage.join(out, PROVENANCE), Trained)
+    if not provenance["config"]["classes"]:
+        found = read_document(storage.join(out, METRICS), PreTrained)
+        score = {"reconstruction": found["val"]["reconstruction"], "best_epoch": found["val"]["epoch"]}
+        return {"model": out, **score, "epochs": len(found["history"]), "unlabeled": provenance["counts"]["unlabeled"]}
+    artifact = open_artifact(out)
     metrics = artifact.trained_metrics(BackboneMetrics)
     best, resumed = metrics["val"], metrics["resumed"]
     return {

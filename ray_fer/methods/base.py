@@ -40,12 +40,15 @@ class BackboneMethod(ABC):
         Config: The method's own numbers, with their defaults and their documentation.
         needs: What the job has to be given: ``labeled``, ``unlabeled``, ``pseudo``, ``feedback``.
         takes: What it may be given besides.
+        pre_trains: Whether it learns without a label, so that the job need not be given ``labeled`` and ``val``; then
+            what is published has no classifier.
         from_scratch: What to warn of where neither ``init=`` nor ``pretrained=`` is given.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     needs: ClassVar[tuple[str, ...]] = ()
     takes: ClassVar[tuple[str, ...]] = ()
+    pre_trains: ClassVar[bool] = False
     from_scratch: ClassVar[str | None] = None
 
     def __init__(self, context: Context) -> None:

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ray_fer import plugins
@@ -17,7 +17,8 @@ from ray_fer.data.source_config import Sources
 from ray_fer.errors import UserError
 from ray_fer.feedback.config import FeedbackPart
 
-METHODS = ("supervised", "online", "meta_feedback")
+METHODS = ("supervised", "online", "meta_feedback", "masked")
+_PRE_TRAINING = ("masked",)
 NO_FEEDBACK = "none"
 """What ``feedback=`` says where there shall be none."""
 _WIDTH, _COLUMN = 118, 24
@@ -115,7 +116,7 @@ class TrainBackboneConfig(JobConfig):
     }
 
     labeled: Uri | None
-    val: Uri
+    val: Uri | None
     feedback_val: Uri | None
     out: Uri
     backbone: Annotated[str, Field(min_length=1)] | None
@@ -161,6 +162,14 @@ class TrainBackboneConfig(JobConfig):
         """
         defaults = _FINE_TUNED if fine_tuned else _FROM_SCRATCH
         return self.model_copy(update={key: each for key, each in defaults.items() if getattr(self, key) is None})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_lack_labels(cls, values: Any) -> Any:
+        method = values.get("method") if isinstance(values, Mapping) else None
+        if isinstance(method, Mapping) and method.get("name") in _PRE_TRAINING:
+            return {"labeled": None, "val": None, **values}
+        return values
 
     @classmethod
     def further_help(cls, arguments: Sequence[str]) -> str:

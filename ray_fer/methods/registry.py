@@ -67,6 +67,8 @@ def check_arguments(config: TrainBackboneConfig) -> type[BackboneMethod]:
         given["feedback"] = None
     if missing := [key for key in _DATA if key in method.needs and given[key] is None]:
         raise UserError(f"{where}: needs {missing[0]}=")
+    if config.val is None and (config.labeled is not None or not method.pre_trains):
+        raise UserError(f"{where}: needs val=")
     for keys in _TOGETHER:
         refused = [key for key in keys if key not in (*method.needs, *method.takes)]
         if any(given[key] is not None for key in refused):

@@ -134,8 +134,8 @@ def save_artifact(
     provenance: dict[str, Any],
     temperature: float = 1.0,
     extra: dict[str, bytes] | None = None,
-) -> Artifact:
-    """Writes ``model`` (a timm model with its head) to ``uri``.
+) -> Artifact | None:
+    """Writes ``model`` (a timm model with its head, or without one where there are no classes) to ``uri``.
 
     Args:
         uri: The folder, local or ``s3://``.
@@ -174,7 +174,8 @@ def save_artifact(
         for file_name, data in (extra or {}).items():
             (folder / file_name).write_bytes(data)
         storage.upload_folder(folder, uri, last=CONFIG)
-    return open_artifact(uri)
+    # Without classes it is a start for ``pretrained=``, which no job can label with.
+    return open_artifact(uri) if classes else None
 
 
 def open_artifact(uri: str) -> Artifact:

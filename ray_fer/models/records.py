@@ -73,6 +73,20 @@ class BackboneMetrics(TypedDict):
     resumed: list[int]
 
 
+class Reconstruction(TypedDict):
+    """The metrics of the epoch that was kept."""
+
+    reconstruction: float
+    epoch: int
+
+
+class PreTrained(TypedDict):
+    """``metrics.json`` of a backbone that was pre-trained without labels."""
+
+    val: Reconstruction
+    history: list[Any]
+
+
 class Scores(TypedDict):
     """Macro-F1 of the whole validation set and of both halves."""
 

@@ -128,7 +128,7 @@ def test_its_advice_is_given(faces: Path, modules: Path, caplog: pytest.LogCaptu
 @pytest.mark.parametrize("name", ["onlin", "os.nothing", "nothing.at.all", "mine.py", "./mine"])
 def test_a_name_that_is_no_module(name: str, modules: Path) -> None:
     with pytest.raises(
-        UserError, match=r"method='.*': input should be 'supervised', 'online', 'meta_feedback' or a mo"
+        UserError, match=r"method='.*': input should be 'supervised', 'online', 'meta_feedback', 'masked' or a mo"
     ):
         named(name)
 

@@ -1,11 +1,13 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ray_fer.config import load_config
 from ray_fer.errors import UserError
-from ray_fer.training.run_folder import absolute, claim, digest, identity_of, is_finished
+from ray_fer.training.lease import FOLDER, Lease, LeaseLostError
+from ray_fer.training.run_folder import RUN, absolute, claim, complete, digest, identity_of, is_finished, must_run
 
 CONTENTS = {"features": "1", "val": "2"}
 
@@ -62,3 +64,38 @@ def test_a_finished_model(model: str, tmp_path: Path) -> None:
 def test_a_digest_does_not_depend_on_the_order_of_keys() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert digest([1, 2]) != digest([2, 1])
+
+
+def test_a_run_is_published_once_and_leaves_nothing_else(tmp_path: Path) -> None:
+    done = []
+
+    def run(start: dict[str, Any], lease: Lease) -> int:
+        lease.check()
+        done.append(("run", start["name"]))
+        return 7
+
+    def publish(start: dict[str, Any], outcome: int) -> None:
+        assert (tmp_path / RUN).exists()
+        done.append(("publish", outcome))
+        (tmp_path / "provenance.json").write_text(json.dumps({"identity": identity()}))
+        (tmp_path / "config.json").write_text("{}")
+
+    for _ in range(2):  # the second finds the model that the first has made while it waited
+        complete(str(tmp_path), identity(), run, publish, lambda: {"name": "a"})
+        assert done == [("run", "a"), ("publish", 7)]
+        assert not (tmp_path / RUN).exists()
+        assert not must_run(str(tmp_path), identity())
+        assert not (tmp_path / FOLDER).exists()
+
+
+def test_who_has_lost_the_folder_publishes_nothing(tmp_path: Path) -> None:
+    def run(_start: dict[str, Any], lease: Lease) -> None:
+        (tmp_path / FOLDER / f"{lease.number + 1:08d}.json").write_text("{}")
+
+    def publish(_start: dict[str, Any], _outcome: None) -> None:
+        raise AssertionError
+
+    with pytest.raises(LeaseLostError):
+        complete(str(tmp_path), identity(), run, publish)
+    assert must_run(str(tmp_path), identity())
+    assert (tmp_path / RUN).exists()
