@@ -25,7 +25,7 @@ from ray_fer.heads.train import HeadSettings, predict
 K = 7
 ONE = ((0, 2304),)
 FOUR = tuple((each.start, each.stop) for each in DEPTHS.values())
-TEACHER = HeadSettings(steps=400, bfloat16=True)
+TEACHER = HeadSettings(steps=400, dropout=0.6, bfloat16=True)
 STUDENT = HeadSettings(steps=400, ratio=3, bfloat16=True)
 FOLDS = 5
 
@@ -163,7 +163,7 @@ def student(
     columns: Any = ONE,
     settings: HeadSettings = STUDENT,
     weights: Any = 1.0,
-    power: float | None = None,
+    power: float = 1.0,
     noise: Any = None,
 ) -> Soft:
     """Heads that learn from the labels and from a teacher's soft labels of all unlabeled faces.
@@ -175,12 +175,12 @@ def student(
         columns: of each head.
         settings: of each head.
         weights: (N,) factors of the draws of the unlabeled faces; 0 rejects one.
-        power: of the draws of the unlabeled faces, see `draw_weights`; None: the settings'.
+        power: of the draws of the unlabeled faces, see `draw_weights`.
         noise: see `train_head`.
     """
     rows = cell.rows.unlabeled
     targets = teacher.probs[rows].astype(np.float32)
-    draws = draw_weights(targets, settings.draw_power if power is None else power) * weights
+    draws = draw_weights(targets, power) * weights
     model = train_heads(
         cell.labeled(view, settings),
         settings,

@@ -48,35 +48,31 @@ def folds_only(cell: Cell, view: str = "whole", columns: Any = ONE) -> Soft:
     return crossed(cell, view, columns)[0]
 
 
-def ours(cell: Cell, teacher: Callable[[Cell], Soft] = folds_only, view: str = "whole", rounds: int = 1) -> Soft:
-    """The heads of five folds teach one head; in further rounds that one teaches the next."""
+def crops(cell: Cell) -> Soft:
+    """Three heads: on each of two crops that the same net has seen, and on both side by side."""
+    side_by_side = taught(cell, BOTH, ((0, 4608),))
+    return mean_of(taught(cell, "whole", ONE), taught(cell, "centre", ONE), side_by_side)
+
+
+def ours(cell: Cell, teacher: Callable[[Cell], Soft] = crops, rounds: int = 1, **settings: Any) -> Soft:
+    """Teachers whose soft labels of all unlabeled faces teach one head; in further rounds that one teaches the next."""
     soft = teacher(cell)
     for _ in range(rounds):
-        soft = student(cell, soft, view)
+        soft = student(cell, soft, **settings)
     return soft
 
 
-def crops(cell: Cell) -> Soft:
-    """Five folds on each of two crops that the same net has seen."""
-    return mean_of(crossed(cell, "whole", ONE)[0], crossed(cell, "centre", ((0, 2304),))[0])
-
-
 def with_outside(cell: Cell) -> Soft:
-    """The folds' heads and the net that others trained, half and half."""
-    return mean_of(crossed(cell, "whole", ONE)[0], outside(cell))
+    """Our three heads and the net that others trained, half and half."""
+    return mean_of(crops(cell), outside(cell))
 
 
 def hard(cell: Cell, threshold: float = 0.5) -> Soft:
     """Ours with hard labels of a confidence of .5 and more."""
-    teacher = folds_only(cell)
+    teacher = crops(cell)
     firm = Soft(harden(teacher.probs.argmax(1), K), teacher.passes)
     kept = teacher.probs[cell.rows.unlabeled].max(1) >= threshold
     return student(cell, firm, weights=kept.astype(float))
-
-
-def natural(cell: Cell) -> Soft:
-    """Ours with unlabeled faces as they come."""
-    return student(cell, folds_only(cell), power=1.0)
 
 
 def told(kind: str, cell: Cell, probs: Any, labels: Any) -> tuple[Any, Any]:
@@ -89,7 +85,7 @@ def told(kind: str, cell: Cell, probs: Any, labels: Any) -> tuple[Any, Any]:
 
 def corrected(cell: Cell, kind: str = "measured") -> Soft:
     """Ours from posteriors that the out-of-fold noise corrects."""
-    teacher, fit = crossed(cell, "whole", ONE)
+    teacher, fit = crops(cell), crossed(cell, "whole", ONE)[1]
     probs, labels = told(kind, cell, fit.probs, cell.labels)
     noise = transition(probs, labels)
     rows = cell.rows.unlabeled
@@ -99,13 +95,13 @@ def corrected(cell: Cell, kind: str = "measured") -> Soft:
 
 def forward(cell: Cell, kind: str = "measured") -> Soft:
     """Ours with a loss that sees the student through the out-of-fold noise."""
-    teacher, fit = crossed(cell, "whole", ONE)
+    teacher, fit = crops(cell), crossed(cell, "whole", ONE)[1]
     return student(cell, teacher, noise=transition(*told(kind, cell, fit.probs, cell.labels)).astype(np.float32))
 
 
 def offset_targets(cell: Cell, kind: str = "measured") -> Soft:
     """Ours from soft labels with offsets that raise the out-of-fold macro-F1."""
-    teacher, fit = crossed(cell, "whole", ONE)
+    teacher, fit = crops(cell), crossed(cell, "whole", ONE)[1]
     offsets = macro_f1_offsets(*told(kind, cell, fit.probs, cell.labels))
     return student(cell, replace(teacher, probs=with_offsets(teacher.probs, offsets)))
 
@@ -119,7 +115,7 @@ def offset_student(cell: Cell, kind: str = "measured") -> Soft:
 
 def thresholds(cell: Cell, kind: str = "measured", target: float = 0.6) -> Soft:
     """Ours with the unlabeled faces whose class is right often enough at their confidence."""
-    teacher, fit = crossed(cell, "whole", ONE)
+    teacher, fit = crops(cell), crossed(cell, "whole", ONE)[1]
     bars = precision_thresholds(*told(kind, cell, fit.probs, cell.labels), target)
     return student(cell, teacher, weights=accepted_by(teacher.probs[cell.rows.unlabeled], bars))
 
@@ -136,17 +132,18 @@ METHODS: dict[str, Callable[[Cell], Soft]] = {
     "labels only": labels_only,
     "labels only, four depths": _partial(labels_only, columns=FOUR),
     "labels only, five folds": folds_only,
+    "labels only, two crops side by side": _partial(labels_only, view=BOTH, columns=((0, 4608),)),
+    "labels only, two crops, three heads": crops,
     "ours": ours,
+    "ours, rare classes drawn more": _partial(ours, power=0.5),
     "ours, two rounds": _partial(ours, rounds=2),
+    "ours, hard labels": hard,
     "ours, own soft labels": _partial(ours, teacher=labels_only),
     "ours, four depths": _partial(ours, teacher=_partial(labels_only, columns=FOUR)),
-    "ours, hard labels": hard,
-    "ours, natural draws": natural,
-    "labels only, two crops side by side": _partial(labels_only, view=BOTH, columns=((0, 4608),)),
-    "labels only, two crops, five folds": crops,
-    "ours, two crops": _partial(ours, teacher=crops),
+    "ours, five folds": _partial(ours, teacher=folds_only),
     "outside teacher alone": outside,
-    "labels only, outside features side by side": _partial(labels_only, view=BESIDE, columns=((0, 2560),)),
+    "labels only, outside features side by side": _partial(labels_only, view=BESIDE, columns=((0, 2304 + 256),)),
+    "labels only, three heads and the outside teacher": with_outside,
     "ours, outside teacher": _partial(ours, teacher=with_outside),
     "all labels": with_labels,
     **{

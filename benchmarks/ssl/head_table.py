@@ -16,14 +16,17 @@ from benchmarks.ssl.head_methods import FEEDBACKS, METHODS
 SCORES = ("macro_f1_frequent", "macro_f1", "accuracy")
 DRAWS = 10_000
 PAIRS = {
+    "labels only, four depths": "labels only",
     "labels only, five folds": "labels only",
+    "labels only, two crops side by side": "labels only",
+    "labels only, two crops, three heads": "labels only",
     "ours": "labels only",
+    "ours, rare classes drawn more": "ours",
     "ours, two rounds": "ours",
+    "ours, hard labels": "ours",
     "ours, own soft labels": "labels only",
     "ours, four depths": "labels only",
-    "ours, hard labels": "ours",
-    "ours, natural draws": "ours",
-    "ours, two crops": "labels only",
+    "ours, five folds": "labels only",
     "ours, outside teacher": "labels only, outside features side by side",
 } | {f"ours + {name}{kind}": "ours" for name in FEEDBACKS for kind in ("", ", shuffled")}
 INTRODUCTION = """# Pseudo-labels for heads on kept features
@@ -36,10 +39,11 @@ nothing. "choice" is the half of the validation set that settings are chosen on.
 backward; those of teachers and of all folds are counted. `make bench-ssl-heads` makes this file from
 `ssl-heads.jsonl`, one line per run.
 
-"ours" is the mean of the heads of five folds, calibrated by what they say of the faces that they have not learnt from,
-whose soft labels of all unlabeled faces teach one head. "outside teacher" is half of it a net that others trained on
-others' labels. "+": feedback from the out-of-fold predictions; "shuffled": with the classes named wrongly. Feedback
-from a perfect teacher (identity) changes nothing and is "ours".
+"ours" is one head on the whole face, taught by the soft labels that three heads give to all unlabeled faces: one on
+the whole face, one on its middle, one on both side by side, all from the same net. "outside teacher": half of these
+soft labels come from a net that others trained on others' labels. "own soft labels", "four depths" and "five folds"
+have other teachers. "+": feedback from out-of-fold predictions of the labelled faces; "shuffled": with the classes
+named wrongly. Feedback from a perfect teacher (identity) changes nothing and is "ours".
 """
 
 
