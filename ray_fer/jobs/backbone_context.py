@@ -29,9 +29,10 @@ from ray_fer.methods.batch import Faces, PseudoLabels, Stream
 from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.methods.context import Context, Feedback
 from ray_fer.methods.registry import find_method, numbers_of
-from ray_fer.models.backbone import build_backbone, checkpoint_activations, local_pretrained, normalisation
+from ray_fer.models.backbone import build_backbone, checkpoint_activations, normalisation
 from ray_fer.models.depth_net import DepthNet
 from ray_fer.models.frozen import rest_batch_norm
+from ray_fer.models.pretrained import local_pretrained
 from ray_fer.training.world import World
 
 

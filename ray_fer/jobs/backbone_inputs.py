@@ -28,7 +28,7 @@ from ray_fer.errors import UserError
 from ray_fer.feedback.controller import MIN_EXAMPLES
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig
 from ray_fer.models.artifact import Artifact, open_artifact
-from ray_fer.models.folder_facts import architecture_of
+from ray_fer.models.pretrained import pretrained_architecture
 from ray_fer.selection.file import Selection, read_selection
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,8 @@ def open_start(config: TrainBackboneConfig) -> tuple[Artifact | None, str]:
     from ray_fer.models.backbone import DEFAULT_BACKBONE, check_backbone
 
     init = open_artifact(config.init) if config.init else None
-    backbone = config.backbone or (init.architecture if init else _pretrained_name(config)) or DEFAULT_BACKBONE
+    named = init.architecture if init else pretrained_architecture(config.pretrained) if config.pretrained else None
+    backbone = config.backbone or named or DEFAULT_BACKBONE
     check_backbone(backbone)
     return init, backbone
 
@@ -255,12 +256,6 @@ def warn_of_doubts(inputs: Inputs) -> None:
     there, wanted = int(inputs.feedback_rows.sum()), MIN_EXAMPLES
     if inputs.feedback is not None and there < wanted:
         log.warning("val: %d faces in its feedback half; the feedback acts on no less than %d", there, wanted)
-
-
-def _pretrained_name(config: TrainBackboneConfig) -> str | None:
-    if not config.pretrained or not storage.is_dir(config.pretrained):
-        return None
-    return architecture_of(config.pretrained)
 
 
 def _surely_gone(read: Read) -> bool:

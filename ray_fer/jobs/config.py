@@ -23,6 +23,7 @@ class SelfTrainConfig(JobConfig):
     feedback_val: Uri | None
     source: Sources
     out: Uri
+    pretrained: Uri | None
     rounds: Annotated[int, Field(ge=0)]
     patience: Count
     seed: Seed
@@ -31,6 +32,7 @@ class SelfTrainConfig(JobConfig):
     workers: Count | None
     train: Annotated[dict[str, Any], KeysOf(TrainBackboneConfig)]
     student: Annotated[dict[str, Any], KeysOf(TrainBackboneConfig)]
+    teachers: list[dict[str, Any] | Uri]
     label: Annotated[dict[str, Any], KeysOf(PseudoLabelConfig)]
     selection: Annotated[dict[str, Any], KeysOf(SelectionConfig)]
 

@@ -23,6 +23,7 @@ from ray_fer.expressions import EXPRESSIONS
 from ray_fer.jobs.config import ExportOnnxConfig
 from ray_fer.models.artifact import Artifact, load_model, open_artifact
 from ray_fer.models.engines import make_engine
+from ray_fer.models.pretrained import CARD
 from ray_fer.models.softmax import softmax
 from ray_fer.models.teacher import open_teacher
 from ray_fer.synthetic.action_units import sample_action_units
@@ -38,7 +39,7 @@ _CROPS = 16
 
 
 def export_onnx(config: ExportOnnxConfig) -> dict[str, Any]:
-    """Write ``out`` (``NAME.onnx``) and ``NAME.yaml`` beside it.
+    """Write ``out`` (``NAME.onnx``), and ``NAME.yaml`` and the model card ``NAME.md`` beside it.
 
     Returns:
         ``onnx``, ``sidecar``, ``model_id`` of the artifact, ``teacher_id`` of the file, ``max_difference`` of the
@@ -63,6 +64,8 @@ def export_onnx(config: ExportOnnxConfig) -> dict[str, Any]:
             raise UserError(f"out={out}: not written, its probabilities differ from the artifact's: {differences}")
         sidecar_uri = f"{out.removesuffix('.onnx')}.yaml"
         storage.write_bytes(sidecar_uri, sidecar.encode())
+        if (card := artifact.folder / CARD).exists():  # models of earlier versions have none
+            storage.write_bytes(f"{out.removesuffix('.onnx')}.md", card.read_bytes())
         storage.write_bytes(out, file.read_bytes())
     return {
         "onnx": out,

@@ -25,6 +25,7 @@ from ray_fer.jobs.config import LineageConfig
 from ray_fer.jobs.held_out import UNLABELED
 from ray_fer.labeling.table import OK, open_table
 from ray_fer.models.artifact import METRICS, PROVENANCE
+from ray_fer.models.pretrained import is_on_hub
 from ray_fer.models.records import EncoderMetrics, Provenance, Scored, Trained
 from ray_fer.models.teacher import open_teacher
 from ray_fer.reports.lineage import Node, lineage_lines
@@ -168,7 +169,7 @@ def _made(provenance: Node, metrics: Node) -> Node:
 
 def _data(role: str, uri: str, count: int | None, content: str | None) -> Node:
     node = _node("data", role, uri, count=count, digest=content)
-    if not (storage.exists(uri) or storage.is_dir(uri)):
+    if not (is_on_hub(uri) or storage.exists(uri) or storage.is_dir(uri)):
         node["problem"] = "gone (nothing is there)"
     return node
 

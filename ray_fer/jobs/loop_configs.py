@@ -47,6 +47,20 @@ class LoopConfigs:
         """The training of the first teacher."""
         return self._train_config("train", "teacher", self.config.train, {})
 
+    def other_configs(self) -> list[TrainBackboneConfig | str]:
+        """The trainings of the further teachers, and the URIs of those that are taken as they are."""
+        found: list[TrainBackboneConfig | str] = []
+        for number, given in enumerate(self.config.teachers, 2):
+            if isinstance(given, str):
+                found.append(given)
+                continue
+            section = f"teachers[{number - 2}]"
+            if taken := sorted(set(given) & set(_SET_BY_LOOP["train"])):
+                raise UserError(f"self_train: {section}.{taken[0]}: set by the loop")
+            values = layered(TrainBackboneConfig, self.config.train, given)
+            found.append(self._train_config(section, f"teacher-{number}", values, {}))
+        return found
+
     def student_config(self, number: int, teacher: str) -> TrainBackboneConfig:
         """The training of the student of a round, from what ``teacher`` labelled."""
         folder = f"round-{number}"
@@ -61,6 +75,10 @@ class LoopConfigs:
         self, section: str, place: str, values: Mapping[str, Any], fixed: Mapping[str, Any]
     ) -> TrainBackboneConfig:
         shared = {key: getattr(self.config, key) for key in _SHARED}
+        start = {"pretrained": self.config.pretrained} if self.config.pretrained else {}
+        values = {**start, **values}
+        if values.get("init"):
+            values["pretrained"] = None
         config: TrainBackboneConfig = section_config(
             f"self_train: {section}",
             "train_backbone",
@@ -68,8 +86,8 @@ class LoopConfigs:
         )
         return config
 
-    def label_config(self, teacher: str) -> PseudoLabelConfig:
-        """The labelling by ``teacher``."""
+    def label_config(self, teacher: list[str]) -> PseudoLabelConfig:
+        """The labelling by one or several teachers."""
         fixed = {"source": self.config.model_dump()["source"], "teacher": teacher, "table": self.place("predictions")}
         label = self.config.label
         config: PseudoLabelConfig = section_config(
@@ -84,8 +102,12 @@ class LoopConfigs:
         own = {"device": self.config.device, "workers": self.config.workers}
         return {"device": own["device"]} if "actors" in section else own
 
-    def select_config(self, number: int, teacher: str) -> SelectPseudoLabelsConfig:
-        """The selection of a round, of what ``teacher`` labelled."""
+    def labelled_by(self, teacher: str) -> list[str]:
+        """The first teacher of a round, and the further ones."""
+        return [teacher, *(each if isinstance(each, str) else each.out for each in self.other_configs())]
+
+    def select_config(self, number: int, teacher: list[str]) -> SelectPseudoLabelsConfig:
+        """The selection of a round, of what its teachers labelled."""
         mine = dict(self.config.selection)
         # A picture with a true label needs no pseudo-label, and one of the validation set must not have any.
         held_out = [uri for uri in (self.config.val, self.config.feedback_val) if uri]

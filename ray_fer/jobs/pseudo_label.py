@@ -6,14 +6,19 @@ This is the order of things: checks, the run (`ray_fer.labeling.run`), its page,
 from __future__ import annotations
 
 import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_fer import storage
+from ray_fer.config import section_config
 from ray_fer.data.sources import check_sources
 from ray_fer.errors import UserError, as_user_error, prefixed
 from ray_fer.labeling.config import PseudoLabelConfig, SelectPseudoLabelsConfig
 from ray_fer.labeling.exclusions import name_exclusions, read_exclusions
 from ray_fer.labeling.table import create_table, open_table
+from ray_fer.models.engines import describe_embedding
 from ray_fer.models.face_detector import weights
 from ray_fer.models.teacher import OnnxTeacher, Teacher, check_teacher, check_together, open_teacher
 from ray_fer.resources import check_device
@@ -77,6 +82,30 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
     return summary
 
 
+def embed_pictures(pictures: Sequence[str], teacher: str, table: str, **settings: Any) -> dict[str, Any]:
+    """Keeps the predictions and embeddings of pictures that are named, as those of a manifest, each once.
+
+    The table is best one of its own: what is labelled is no pseudo-label. ``Embeddings`` reads it.
+
+    Args:
+        pictures: URIs, as of `Manifest.uris` or `named_pictures`.
+        teacher: as in ``conf/pseudo_label.yaml``.
+        table: as in ``conf/pseudo_label.yaml``.
+        settings: further keys of ``conf/pseudo_label.yaml``.
+
+    Returns:
+        The summary, as `pseudo_label` gives it.
+
+    Raises:
+        UserError: as `pseudo_label` does.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "pictures.txt")
+        source.write_text("".join(f"{uri}\n" for uri in pictures))
+        fixed = {"source": str(source), "teacher": teacher, "table": table, "embed": True}
+        return pseudo_label(section_config("embed_pictures", "pseudo_label", settings | fixed))
+
+
 def _checked(config: PseudoLabelConfig) -> list[Teacher]:
     """The teachers, once everything that can be known to be wrong before the cluster is there has been looked at."""
     places = [("table", config.table), ("select", config.select or ".")]
@@ -99,7 +128,8 @@ def _checked(config: PseudoLabelConfig) -> list[Teacher]:
         name_exclusions(config.selection.exclude)
     if config.feedback:
         _check_exists("feedback", config.feedback)
-    (open_table if config.dry_run else create_table)(config.table, teachers[0].classes)
+    embeddings = {teacher.id: describe_embedding(teacher) for teacher in teachers if config.embed}
+    (open_table if config.dry_run else create_table)(config.table, teachers[0].classes, embeddings)
     return teachers
 
 

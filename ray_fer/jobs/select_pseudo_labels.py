@@ -23,7 +23,7 @@ from ray_fer.labeling.predictions import BATCH_ROWS
 from ray_fer.labeling.select import DebiasedBatches, find_predictions, make_rule, open_teachers, selection_context
 from ray_fer.selection import file as selection_file
 from ray_fer.selection import fit
-from ray_fer.selection.ensemble import ENSEMBLES
+from ray_fer.selection.ensemble import ENSEMBLES, named_otherwise_without
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +49,12 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
     if not len(predictions):
         raise UserError(f"table={config.table}: no usable prediction of {as_argument('teacher', config.teacher)}")
     combine = ENSEMBLES[config.selection.ensemble]
-    combined = combine([predictions.probs(number, len(classes)) for number in range(len(models))])
+    theirs = [predictions.probs(number, len(classes)) for number in range(len(models))]
+    combined = combine(theirs)
     mine: dict[str, Any] = {"teacher": teachers[0].id, "model": models[0]}
     if len(teachers) > 1:
         mine = {"teachers": [each.id for each in teachers], "models": models}
+        mine["named_otherwise_without"] = named_otherwise_without(theirs)
         left_out["disagreed"] = len(predictions) - len(combined.rows)
         predictions = predictions.take(combined.rows)
     batches = DebiasedBatches(combined.probs, known.log_prior)

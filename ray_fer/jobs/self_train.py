@@ -5,7 +5,7 @@ file only puts them in order. So there is no state to lose: what a round has is 
 written last, and the same command after any interruption goes on where it was. A round labels whatever the sources hold
 when it begins; its selection is then kept, so that a student which is trained in two sittings learns from one set.
 
-    out/teacher/                   from labelled faces alone
+    out/teacher/                   from labelled faces alone; teacher-2/, … are the further ones
     out/predictions/               of every teacher, a Delta table
     out/feedback/                  versions of the feedback state
     out/round-N/selection/         pseudo-labels
@@ -41,6 +41,7 @@ from ray_fer.labeling.config import SelectPseudoLabelsConfig
 from ray_fer.labeling.exclusions import read_exclusions
 from ray_fer.models.artifact import Artifact, open_artifact
 from ray_fer.models.records import BackboneMetrics, Round
+from ray_fer.models.teacher import open_teacher
 from ray_fer.reports.loop import loop_report
 from ray_fer.resources import check_device
 from ray_fer.selection import file as selection_file
@@ -129,8 +130,14 @@ class _Loop(LoopConfigs):
     def check(self) -> None:
         """Finds what is wrong with the sections and the sources before anything is started."""
         sections = {"train": self.teacher_config(), "student": self.student_config(1, FROM_TEACHER)}
-        label = self.label_config(self.out)
-        self.select_config(1, self.out)
+        for number, other in enumerate(self.other_configs()):
+            if isinstance(other, str):
+                with prefixed(f"self_train: teachers[{number}]="):
+                    open_teacher(other)
+            else:
+                sections[f"teachers[{number}]"] = other
+        label = self.label_config([self.out])
+        self.select_config(1, [self.out])
         for device in (label.device, *(config.device for config in sections.values())):
             check_device(device)
         if self.config.rounds:
@@ -146,12 +153,15 @@ class _Loop(LoopConfigs):
         """Reads what no pseudo-label may be of: else a selection would end the loop, after hours of labelling."""
         rounds = self.config.rounds
         if rounds and not storage.exists(self.place(f"round-{rounds}", "round.json")):
-            read_exclusions(self.select_config(1, self.out).selection)
+            read_exclusions(self.select_config(1, [self.out]).selection)
 
     def train_teacher(self) -> Artifact:
-        """The model from labelled faces alone."""
+        """The first teacher, from labelled faces alone; the further ones are trained behind it."""
         teacher = open_artifact(train_backbone(self.teacher_config())["model"])
         log.info("teacher: %s", teacher.uri)
+        for other in self.other_configs() if self.config.rounds else []:
+            if not isinstance(other, str):
+                log.info("teacher: %s", train_backbone(other)["model"])
         return teacher
 
     def round(self, number: int, teacher: Artifact) -> Summary:
@@ -199,26 +209,30 @@ class _Loop(LoopConfigs):
         Raises:
             UserError: naming what was another.
         """
-        config = self.select_config(number, done["labelled_by"])
+        config = self.select_config(number, self.labelled_by(done["labelled_by"]))
         found = storage.join(config.out, selection_file.INFO)
         if storage.exists(found):
             self._check_selection(number, config, read_document(found, selection_file.Outcome))
         check_trained(self.student_config(number, done["labelled_by"]))
 
     def _check_selection(self, number: int, config: SelectPseudoLabelsConfig, found: selection_file.Outcome) -> None:
-        label = self.label_config(config.teacher[0])
+        label = self.label_config(config.teacher)
         asked = {"selection": config.selection.model_dump(), "label": label.model_dump()}
-        if others := other_settings(asked, found):
+        others = other_settings(asked, found)
+        made_by = found.get("teacher_uris") or []
+        if len(made_by) > 1 and made_by != [storage.normalise(uri) for uri in config.teacher]:
+            others.append(f"teachers={','.join(made_by[1:])}")
+        if others:
             raise UserError(f"out={self.config.out} holds round {number} with {', '.join(others)}; choose another out")
 
     def _selected(self, number: int, teacher: Artifact) -> Summary:
-        config = self.select_config(number, teacher.uri)
+        config = self.select_config(number, self.labelled_by(teacher.uri))
         found = storage.join(config.out, selection_file.INFO)
         if storage.exists(found):
             info = read_document(found, selection_file.Outcome)
             self._check_selection(number, config, info)
             return dict(info)
-        pseudo_label(self.label_config(teacher.uri))
+        pseudo_label(self.label_config(config.teacher))
         self._feed_back(number, teacher, config)
         selection = select_pseudo_labels(config)
         if not selection["accepted"]:

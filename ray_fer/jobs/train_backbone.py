@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_fer import storage
@@ -20,6 +21,7 @@ from ray_fer.jobs.backbone_inputs import Inputs, Start, open_inputs, warn_of_dou
 from ray_fer.jobs.held_out import UNLABELED, check_selection, list_unlabeled, warn_of_copies
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig, upgraded
 from ray_fer.models.artifact import CONFIG, METRICS, PROVENANCE, open_artifact, save_artifact
+from ray_fer.models.pretrained import canonical, is_on_hub, local_pretrained, shared_pretrained, start_licence
 from ray_fer.models.records import BackboneMetrics, Identity, PreTrained, Trained
 from ray_fer.resources import check_device
 from ray_fer.training.lease import Lease
@@ -77,8 +79,9 @@ def check_trained(config: TrainBackboneConfig) -> None:
 
 
 def _absolute(config: TrainBackboneConfig) -> TrainBackboneConfig:
-    places = ["labeled", "val", "feedback_val", "out", "pretrained", "init", "pseudo"]
-    return absolute(config, *places, *([] if config.feedback == NO_FEEDBACK else ["feedback"]))
+    places = ["labeled", "val", "feedback_val", "out", "init", "pseudo"]
+    config = absolute(config, *places, *([] if config.feedback == NO_FEEDBACK else ["feedback"]))
+    return config.model_copy(update={"pretrained": canonical(config.pretrained)}) if config.pretrained else config
 
 
 # --- whose run it is ---
@@ -93,6 +96,8 @@ def _identity(config: TrainBackboneConfig, inputs: Inputs) -> Identity:
         contents |= {name: _digest(inputs.val.take(rows)) for name, rows in halves.items()}
     if inputs.init is not None:
         contents["init"] = inputs.init.id
+    if inputs.config.pretrained and is_on_hub(inputs.config.pretrained):
+        contents["pretrained"] = Path(local_pretrained(inputs.config.pretrained)).name
     if inputs.selection is not None:
         contents["pseudo"] = digest(inputs.selection.info)
     return identity_of(config, contents)
@@ -159,6 +164,8 @@ def _run(inputs: Inputs, out: str, start: Start, lease: Lease) -> Outcome:
         *(start.unlabeled, len(classes)),
     )
     warn_of_doubts(inputs)
+    if config.pretrained:
+        config = config.model_copy(update={"pretrained": shared_pretrained(config.pretrained, folder)})
     run = TrainSpec(
         folder=folder,
         make=functools.partial(make_method, config, start, folder),
@@ -198,6 +205,7 @@ def _publish(out: str, inputs: Inputs, outcome: Outcome, identity: Identity, sta
             "init": inputs.init.id if inputs.init else None,
             "selection": selection,
             "unlabeled": start.unlabeled_digest,
+            "licence": start_licence(inputs.init.uri if inputs.init else inputs.config.pretrained),
         },
         "feedback": {
             "uri": inputs.feedback,

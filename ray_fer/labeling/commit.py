@@ -34,6 +34,7 @@ from ray_fer.labeling.table import (
     TRANSIENT,
     WrittenFile,
     files_of,
+    lacks_embedding,
     marker_rows,
     picture_uri,
     place_of,
@@ -56,10 +57,11 @@ class Committer:
         table: Predictions table at the version that the run's ledger was read from. The committer keeps it up to date.
         model: Id of the model that made the predictions.
         run: Name of the run, which the entries of the table's log give.
+        embed: Whether a picture that others have labelled without an embedding counts as not labelled.
     """
 
-    def __init__(self, table: DeltaTable, model: str, run: str) -> None:
-        self.table, self.model, self.run = table, model, run
+    def __init__(self, table: DeltaTable, model: str, run: str, embed: bool = False) -> None:
+        self.table, self.model, self.run, self.embed = table, model, run, embed
         self._seen = set(files_of(table, model))
         self._by_others = KeySet()
 
@@ -106,6 +108,8 @@ class Committer:
         others = set(files_of(self.table, self.model)) - self._seen
         for batch in read_keys(self.table, self.model, others):
             settled = batch.filter(pa.array(~_has_status(batch, (*TRANSIENT, *MARKERS))))
+            if self.embed:
+                settled = pl.DataFrame(pl.from_arrow(settled)).filter(~lacks_embedding()).to_arrow()
             self._by_others.add(self._hashes(settled))
             self._by_others.add(self._hashes(settled, listed=True))
         self._seen |= others

@@ -32,6 +32,7 @@ class PseudoLabelConfig(JobConfig):
     engine: Literal["auto", "torch", "openvino"]
     precision: Literal["auto", "float32", "bfloat16"]
     flip: bool
+    embed: bool
     faces: Faces
     commit_seconds: Seconds
     max_pixels: LargeCount
@@ -70,5 +71,6 @@ class VacuumConfig(JobConfig):
     written = ("table",)
 
     table: Uri
+    forget: Uris | None
     retain_hours: Annotated[int, Field(ge=0, le=100 * 366 * 24)]
     dry_run: bool

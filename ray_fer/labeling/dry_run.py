@@ -32,9 +32,9 @@ from ray_fer.models.teacher import Teacher
 
 log = logging.getLogger(__name__)
 
-NEW, CHANGED = "new", "changed"
-KINDS = (NEW, CHANGED, *OUTCOMES)
-TO_LABEL = (NEW, CHANGED, TO_RETRY)
+NEW, CHANGED, TO_EMBED = "new", "changed", "without_embedding"
+KINDS = (NEW, CHANGED, TO_EMBED, *OUTCOMES)
+TO_LABEL = (NEW, CHANGED, TO_EMBED, TO_RETRY)
 _RATE_RUNS = 5
 
 
@@ -56,8 +56,8 @@ class TableKeys:
         hashes = hash_keys(page["uri"], page["identity"])
         changed = self._uris.contains(hash_uris(page["uri"]))
         kinds = np.where(changed, KINDS.index(CHANGED), KINDS.index(NEW)).astype(np.uint8)
-        for keys in self._outcomes.to_retry.values():
-            kinds[keys.mark_seen(hashes)] = KINDS.index(TO_RETRY)
+        for tries, keys in self._outcomes.to_retry.items():
+            kinds[keys.mark_seen(hashes)] = KINDS.index(TO_RETRY if tries else TO_EMBED)
         rows, held = self._outcomes.aliases.find(hashes)
         for name in reversed(SETTLED):  # the strongest last
             keys = self._outcomes.settled[name]
@@ -153,7 +153,7 @@ def dry_run(config: PseudoLabelConfig, teachers: Sequence[Teacher]) -> dict[str,
     listing: Counter[str] = Counter()
     tallies, images = compare_listing(
         list_sources(config.source, listing),
-        [no_keys() if table is None else scan_keys(table, model) for model in models],
+        [no_keys() if table is None else scan_keys(table, model, config.embed) for model in models],
         config.max_attempts,
         tombstones.complete_sources(config.source),
     )
@@ -161,6 +161,8 @@ def dry_run(config: PseudoLabelConfig, teachers: Sequence[Teacher]) -> dict[str,
         log.warning("%d places could not be listed to their end: what counts as gone may be there", listing["unlisted"])
     rate = images_per_second(uri, models)
     for tally in tallies:
+        if not config.embed:
+            del tally.counts[TO_EMBED]
         counts = ", ".join(f"{count} {kind}" for kind, count in tally.counts.items())
         log.info("%d listed: %s", listing["listed"], counts)
     found = [{"counts": tally.counts, "examples": tally.examples} for tally in tallies]
@@ -168,7 +170,7 @@ def dry_run(config: PseudoLabelConfig, teachers: Sequence[Teacher]) -> dict[str,
     if len(models) > 1:
         mine = {"models": {}}
         for teacher, model, tally, each in zip(teachers, models, tallies, found, strict=True):
-            to_label = sum(tally.counts[kind] for kind in TO_LABEL)
+            to_label = sum(tally.counts.get(kind, 0) for kind in TO_LABEL)
             mine["models"][model] = {"teacher": teacher.uri, **each, "to_label": to_label}
     return {
         "dry_run": True,

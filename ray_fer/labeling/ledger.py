@@ -27,7 +27,7 @@ from ray_fer.labeling.key_sets import (
     listed_key_hashes,
     look_up,
 )
-from ray_fer.labeling.table import KNOWN, MARKERS, SUCCESSES, TRANSIENT
+from ray_fer.labeling.table import KNOWN, MARKERS, SUCCESSES, TRANSIENT, UNEMBEDDED
 
 # Outcomes of a key by the table's rows, the strongest first: a success supersedes a failure.
 DONE, PERMANENT, GIVEN_UP, TO_RETRY = "done", "failed_permanent", "failed_given_up", "failed_to_retry"
@@ -47,6 +47,7 @@ class Outcomes:
     Attributes:
         settled: A set of keys for each name in `SETTLED`.
         to_retry: Keys with the outcome `TO_RETRY` by the number of tries so far, from 1. All of these tries failed.
+            Those of 0 tries are labelled, and lack an embedding that is wanted.
         aliases: Listed keys of the keys that are done or have failed permanently.
         markers: Number of rows with the status `table.GONE` or `table.RETURNED`.
     """
@@ -70,10 +71,12 @@ def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> Outcomes:
     """
     status = pl.col("status")
     first = pl.when(status.is_in(SUCCESSES)).then(0).when(status.is_in(TRANSIENT)).then(2)
-    outcome = first.when(status == KNOWN).then(4).when(status.is_in(MARKERS)).then(3).otherwise(1)
+    marked = first.when(status == KNOWN).then(4).when(status.is_in(MARKERS)).then(3)
+    outcome = marked.when(status == UNEMBEDDED).then(5).otherwise(1)
     listed = pl.col("listed_identity").is_not_null().alias("listed")
     hashed = labelled.select(*KEY_HASHES, *LISTED_HASHES, listed, outcome.cast(pl.UInt8).alias("outcome"))
     parts: dict[str, tuple[list[npt.NDArray[np.uint64]], ...]] = {name: ([], []) for name in (DONE, PERMANENT)}
+    unembedded = [hashed.select("first", "second").clear().collect()]
     failures: list[pl.DataFrame] = [hashed.select("first", "second").clear().collect()]
     pairs: list[tuple[KeyHashes, KeyHashes]] = []
     markers = 0
@@ -81,6 +84,7 @@ def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> Outcomes:
         for number, name in enumerate((DONE, PERMANENT)):
             _append(parts[name], batch.filter(pl.col("outcome") == number))
         failures.append(batch.filter(pl.col("outcome") == 2).select("first", "second"))
+        unembedded.append(batch.filter(pl.col("outcome") == 5).select("first", "second"))
         if batch["listed"].any():
             others = batch.filter(pl.col("listed") & (pl.col("outcome") != 2))
             pairs.append((listed_key_hashes(others), key_hashes(others)))
@@ -99,6 +103,11 @@ def sort_out(labelled: pl.LazyFrame, max_attempts: int) -> Outcomes:
     for count, keys in tries.filter(pl.col("tries") < max_attempts).partition_by("tries", as_dict=True).items():
         to_retry[int(count[0])] = retried = KeySet()
         retried.add(key_hashes(keys))
+    lacking = key_hashes(pl.concat(unembedded).unique())
+    lacking = lacking[:, ~look_up([*settled.values(), *to_retry.values()], lacking)[0]]
+    if lacking.size:
+        to_retry[0] = KeySet()
+        to_retry[0].add(lacking)
     return Outcomes(settled, to_retry, Aliases(pairs), markers)
 
 

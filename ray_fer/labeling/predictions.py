@@ -56,8 +56,8 @@ class Predictions:
     def probs(self, number: int, n_classes: int) -> npt.NDArray[np.float32]:
         """Returns the probabilities of the model with the given number for K = ``n_classes``, float32 (M, K)."""
         probs = np.empty((len(self), n_classes), np.float32)
-        for places, vectors in self._batches(number, "probs"):
-            probs[places] = vectors.list.to_array(n_classes).to_numpy()
+        for places, rows in self._batches(number, "probs"):
+            probs[places] = rows["probs"].list.to_array(n_classes).to_numpy()
         return probs
 
     def column(self, name: str) -> Iterator[tuple[slice, pl.Series]]:
@@ -66,18 +66,25 @@ class Predictions:
         Yields:
             A range of prediction numbers, and the values of these predictions.
         """
-        for places, values in self._batches(0, name):
-            if len(places):
-                yield slice(int(places[0]), int(places[-1]) + 1), values
+        for places, rows in self.columns(name):
+            yield places, rows[name]
 
-    def _batches(self, number: int, column: str) -> Iterator[tuple[npt.NDArray[np.int64], pl.Series]]:
+    def columns(self, *names: str, at_once: int = BATCH_ROWS) -> Iterator[tuple[slice, pl.DataFrame]]:
+        """Several columns of the first model's rows, as `column`; of at most ``at_once`` of the table's rows."""
+        for places, rows in self._batches(0, *names, at_once=at_once):
+            if len(places):
+                yield slice(int(places[0]), int(places[-1]) + 1), rows
+
+    def _batches(
+        self, number: int, *columns: str, at_once: int = BATCH_ROWS
+    ) -> Iterator[tuple[npt.NDArray[np.int64], pl.DataFrame]]:
         order = np.argsort(self.rows[number], kind="stable")
         ascending = self.rows[number][order]
         start = 0
-        values = scan_rows(self.table, self.models[number]).select(column)
-        for batch in values.collect_batches(chunk_size=BATCH_ROWS, maintain_order=True):
+        values = scan_rows(self.table, self.models[number]).select(columns)
+        for batch in values.collect_batches(chunk_size=at_once, maintain_order=True):
             first, end = np.searchsorted(ascending, [start, start + len(batch)])
-            yield order[first:end], batch[column].gather(ascending[first:end] - start)
+            yield order[first:end], batch[ascending[first:end] - start]
             start += len(batch)
 
 
@@ -142,6 +149,7 @@ def _newest(table: DeltaTable, model: str, left_out: dict[str, int]) -> pl.DataF
             marker=status.is_in(MARKERS),
             gone=status == GONE,
             no_face=status == NO_FACE,
+            embedding_size="embedding_size",
         )
         .collect(engine="streaming")
     )
@@ -156,7 +164,7 @@ def _newest(table: DeltaTable, model: str, left_out: dict[str, int]) -> pl.DataF
     ordered = ordered.join(_replaced(ordered, table, model), on="row", how="anti")
     # A unit may read an object twice; a content with a prediction takes precedence over one without.
     succeeded = pl.col("ok").any().over("picture", "identity")
-    ordered = ordered.sort("picture", "seen", succeeded, "identity", "ok", "labelled_at")
+    ordered = ordered.sort("picture", "seen", succeeded, "identity", "ok", "embedding_size", "labelled_at")
     if faces:
         # The last row of a picture decides which content and outcome count, for all of its faces.
         ordered = ordered.filter([pl.col(each) == pl.col(each).last().over("picture") for each in ("identity", "ok")])

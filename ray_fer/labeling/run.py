@@ -29,7 +29,7 @@ from ray_fer.labeling.config import PseudoLabelConfig
 from ray_fer.labeling.dispatch import Dispatcher, ListingError, every, label_few
 from ray_fer.labeling.ledger import claim_missing
 from ray_fer.labeling.progress import Progress, check_failures, check_outcome
-from ray_fer.labeling.table import TRANSIENT, create_table
+from ray_fer.labeling.table import TRANSIENT, create_table, table_embedding
 from ray_fer.labeling.teacher_run import TeacherRun
 from ray_fer.labeling.tombstones import complete_sources
 from ray_fer.labeling.work import UnitResult, joint_stats
@@ -93,7 +93,15 @@ class LabelingRun:
         self.table = create_table(config.table, teachers[0].classes)
         self.progress = self._progress(teachers[0])
         self.teachers = [
-            TeacherRun(self.table, teacher.uri, model, self.plan.run, config.max_attempts, self._progress(teacher))
+            TeacherRun(
+                self.table,
+                teacher.uri,
+                model,
+                self.plan.run,
+                config.max_attempts,
+                self._progress(teacher),
+                config.embed,
+            )
             for teacher, model in zip(teachers, self.plan.models, strict=True)
         ]
         self.listing: Counter[str] = Counter()
@@ -107,6 +115,14 @@ class LabelingRun:
         for teacher in self.teachers:
             held = teacher.ledger.rows
             log.info("run %s: model %s on %s, table holds %d of its rows", self.plan.run, teacher.model, device, held)
+        for model, facts in self.embeddings().items():
+            log.info("embeddings of model %s: %s", model, ", ".join(f"{key} {value}" for key, value in facts.items()))
+
+    def embeddings(self) -> dict[str, dict[str, Any]]:
+        """What the embeddings are that this run keeps, by model, and how many bytes each takes before compression."""
+        wanted = self.plan.models if self.config.embed else ()
+        held = {model: table_embedding(self.table, model) or {} for model in wanted}
+        return {model: facts | {"bytes_per_row": 2 * facts["dimension"]} for model, facts in held.items()}
 
     def _progress(self, teacher: Teacher) -> Progress:
         return Progress(teacher.classes, self.config.selection.threshold, self.plan.actors, self.plan.device)
@@ -314,6 +330,7 @@ class LabelingRun:
             **counts,
             "read_otherwise": self._read_otherwise(),
             **({"warning": self.warning} if self.warning else {}),
+            **({"embeddings": self.embeddings()} if self.config.embed else {}),
             "seconds": round(self.progress.seconds, 1),
             **self.progress.to_json(),
         }

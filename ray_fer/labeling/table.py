@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
 from urllib.parse import unquote
 
 import botocore.exceptions
@@ -41,6 +43,8 @@ TRANSIENT = ("missing", "unreadable")
 # third tells that an object was labelled already under another identity than the listed one.
 GONE, RETURNED, KNOWN = "gone", "returned", "known"
 MARKERS = (GONE, RETURNED, KNOWN)
+# No row has it: what `scan_keys` makes of rows that a run with embeddings has to label again.
+UNEMBEDDED = "unembedded"
 
 FILE_SCHEMA = pa.schema(
     [
@@ -57,17 +61,22 @@ FILE_SCHEMA = pa.schema(
         ("attempt", pa.int32()),  # number of this try of (uri, identity, model), from 1; null for markers
         ("run", pa.string()),
         ("labelled_at", pa.timestamp("us", tz="UTC")),
+        ("embedding", pa.binary()),  # float16 (D,), little-endian; null where none was wanted or it is not finite
+        ("embedding_size", pa.int32()),  # D; 0 where it is not finite, null where none was wanted
     ]
 )
 TABLE_SCHEMA = FILE_SCHEMA.append(pa.field("model", pa.string()))
 KEY_COLUMNS = ("uri", "identity", "listed_identity", "status", "labelled_at", "source")
-READ_COLUMNS = ("uri", "identity", "listed_identity", "status")
-# Tables of earlier versions, and their files, lack this column.
-_LATER_COLUMN = "listed_identity"
+READ_COLUMNS = ("uri", "identity", "listed_identity", "status", "embedding_size")
+# Tables, and files in them, of earlier versions lack them.
+_LATER_COLUMNS = {"listed_identity": "string", "embedding": "binary", "embedding_size": "integer"}
 _TRIES = 10
 # A reader of a long file holds that many rows at a time.
 ROW_GROUP_ROWS = 1 << 17
+GROUP_BYTES = 32 << 20
 _CLASSES_KEY = "ray_fer.classes"
+_EMBEDDING_KEY = "ray_fer.embedding."
+NO_EMBEDDINGS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -85,18 +94,22 @@ class WrittenFile:
     rows: int
 
 
-def open_table(uri: str, classes: Sequence[str] | None = None) -> DeltaTable | None:
+def open_table(
+    uri: str, classes: Sequence[str] | None = None, embeddings: Mapping[str, Any] = NO_EMBEDDINGS
+) -> DeltaTable | None:
     """Opens the table at ``uri``.
 
     Args:
         uri: Local path or URI of the table.
         classes: Names of the classes that the table must have, in order, or None for any classes.
+        embeddings: What the embeddings of each teacher are, by its id, as `describe_embedding` returns it.
 
     Returns:
         The table, or None if the folder does not exist or is empty.
 
     Raises:
-        UserError: If the folder holds other files, or a table with other columns or classes.
+        UserError: If the folder holds other files, or a table with other columns or classes, or with other embeddings
+            of one of the teachers.
     """
     uri = storage.normalise(uri)
     options = storage.delta_options(uri)
@@ -108,12 +121,15 @@ def open_table(uri: str, classes: Sequence[str] | None = None) -> DeltaTable | N
     except (OSError, DeltaError, botocore.exceptions.BotoCoreError) as error:
         raise UserError(f"table={uri}: cannot be opened ({one_line(error)})") from None
     names = {field.name for field in table.schema().fields}
-    missing = [name for name in TABLE_SCHEMA.names if name not in names and name != _LATER_COLUMN]
+    missing = [name for name in TABLE_SCHEMA.names if name not in names and name not in _LATER_COLUMNS]
     if missing:
         raise UserError(f"table={uri}: a Delta table without the column {missing[0]!r}, so not one of predictions")
     held = table_classes(table)
     if classes is not None and held != tuple(classes):
         raise UserError(f"table={uri}: its classes are {', '.join(held)}; the model's are {', '.join(classes)}")
+    for model, facts in embeddings.items():
+        if (known := table_embedding(table, model)) not in (None, facts):
+            raise UserError(f"table={uri}: its embeddings of model {model} are {known}; they would now be {facts}")
     return table
 
 
@@ -123,21 +139,22 @@ def _check_vacant(uri: str) -> None:
         raise UserError(f"table={uri}: no table is there but other files, like {others[0]!r}; choose an empty folder")
 
 
-def create_table(uri: str, classes: Sequence[str]) -> DeltaTable:
+def create_table(uri: str, classes: Sequence[str], embeddings: Mapping[str, Any] = NO_EMBEDDINGS) -> DeltaTable:
     """Opens the table at ``uri`` for writing, and creates an empty one if there is none.
 
-    A table of an earlier version gets the column that it lacks.
+    A table of an earlier version gets the columns that it lacks, and its metadata what ``embeddings`` are.
 
     Args:
         uri: Local path or URI of the table.
         classes: Names of the classes, in the order of ``probs``.
+        embeddings: As `open_table` takes them.
 
     Raises:
         UserError: If `open_table` raises it, or if the table cannot be created or changed.
     """
     uri = storage.normalise(uri)
-    if (table := open_table(uri, classes)) is not None:
-        return _with_all_columns(table)
+    if (table := open_table(uri, classes, embeddings)) is not None:
+        return _complete(table, embeddings)
     reason = ""
     try:
         DeltaTable.create(
@@ -155,20 +172,38 @@ def create_table(uri: str, classes: Sequence[str]) -> DeltaTable:
     table = open_table(uri, classes)
     if table is None:
         raise UserError(f"table={uri}: cannot be made ({reason})")
-    return _with_all_columns(table)
+    return _complete(table, embeddings)
 
 
-def _with_all_columns(table: DeltaTable) -> DeltaTable:
+def _complete(table: DeltaTable, embeddings: Mapping[str, Any]) -> DeltaTable:
     reason = ""
     for _ in range(_TRIES):
-        if any(field.name == _LATER_COLUMN for field in table.schema().fields):
-            return table
+        names = {field.name for field in table.schema().fields}
+        columns = [Field(name, PrimitiveType(kind)) for name, kind in _LATER_COLUMNS.items() if name not in names]
+        new = {model: facts for model, facts in embeddings.items() if table_embedding(table, model) is None}
         try:
-            table.alter.add_columns(Field(_LATER_COLUMN, PrimitiveType("string")))
-        except (OSError, DeltaError) as error:  # another run may have added the column, or rows
+            if columns:
+                table.alter.add_columns(columns)
+            elif new:
+                facts = {_EMBEDDING_KEY + model: json.dumps(each) for model, each in new.items()}
+                table.alter.set_table_properties(facts, raise_if_not_exists=False)
+            else:
+                return table
+        except (OSError, DeltaError) as error:  # or another run was faster with them, or with rows
             reason = one_line(error)
             table.update_incremental()
     raise UserError(f"table={place_of(table)}: its columns cannot be changed ({reason})")
+
+
+def table_embedding(table: DeltaTable, model: str) -> dict[str, Any] | None:
+    """What the embeddings of a model are: ``depths``, ``dimension``, ``dtype``; None where the table has none of it.
+
+    Args:
+        table: the predictions.
+        model: its id in predictions, or only the teacher's: number format and flip change nothing of this.
+    """
+    facts = table.metadata().configuration.get(_EMBEDDING_KEY + model.partition("-")[0])
+    return None if facts is None else dict(json.loads(facts))
 
 
 def table_classes(table: DeltaTable) -> tuple[str, ...]:
@@ -187,7 +222,10 @@ def write_file(table_uri: str, model: str, rows: pa.Table, name: str) -> Written
     """
     path = f"model={model}/{name}-{uuid.uuid4().hex[:12]}.parquet"
     sink = pa.BufferOutputStream()
-    pq.write_table(rows, sink, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    # Numbers do not repeat: a dictionary of embeddings would only be tried and dropped.
+    names = [name for name in rows.schema.names if name != "embedding"]
+    group = min(ROW_GROUP_ROWS, 1 + GROUP_BYTES * rows.num_rows // max(rows.nbytes, 1))
+    pq.write_table(rows, sink, compression="zstd", row_group_size=group, use_dictionary=names)
     data = sink.getvalue().to_pybytes()
     storage.write_bytes(storage.join(table_uri, path), data)
     return WrittenFile(path, len(data), rows.num_rows)
@@ -226,14 +264,24 @@ def scan_rows(table: DeltaTable, model: str) -> pl.LazyFrame:
     )
 
 
-def scan_keys(table: DeltaTable, model: str) -> pl.LazyFrame:
-    """Scans `KEY_COLUMNS` of the rows of ``model``.
+def lacks_embedding() -> pl.Expr:
+    """Whether a row is of a run without embeddings, so that a run with them has to label its picture again."""
+    # A face that gave no finite logits must not hide that the others of its picture lack embeddings.
+    return pl.col("status").is_in((OK, NOT_FINITE)) & pl.col("embedding_size").is_null()
+
+
+def scan_keys(table: DeltaTable, model: str, embed: bool = False) -> pl.LazyFrame:
+    """Scans `KEY_COLUMNS` of the rows of ``model``; with ``embed`` the status of a row without an embedding says so.
 
     The URI is that of the picture, so a picture with several faces has several rows. The prefix of weak ETags, which
     earlier versions have stored, is stripped, because listings do not have it.
     """
     plain = pl.col("identity").str.strip_prefix('W/"')
-    return scan_rows(table, model).with_columns(picture_uri(model), plain).select(KEY_COLUMNS)
+    rows = scan_rows(table, model).with_columns(picture_uri(model), plain)
+    if embed:
+        status = pl.when(lacks_embedding()).then(pl.lit(UNEMBEDDED)).otherwise("status")
+        rows = rows.with_columns(status.alias("status"))
+    return rows.select(KEY_COLUMNS)
 
 
 def no_keys() -> pl.LazyFrame:
@@ -258,8 +306,8 @@ def read_keys(table: DeltaTable, model: str, files: Iterable[str] | None = None)
     for uri in wanted:
         path = storage.filesystem(uri)[1]
         for batch in pq.ParquetFile(path, filesystem=fs).iter_batches(1 << 18, columns=list(READ_COLUMNS)):
-            if _LATER_COLUMN not in batch.schema.names:
-                batch = batch.append_column(_LATER_COLUMN, pa.nulls(batch.num_rows, pa.string()))
+            for name in set(READ_COLUMNS).difference(batch.schema.names):
+                batch = batch.append_column(name, pa.nulls(batch.num_rows, FILE_SCHEMA.field(name).type))
             yield batch.select(READ_COLUMNS)
 
 

@@ -37,6 +37,7 @@ class TeacherRun:
         run: Name of the run.
         max_attempts: Number of transient failures after which an image is given up.
         progress: Counts of this teacher.
+        embed: Whether a picture that is labelled without an embedding is to be labelled again.
 
     Attributes:
         ledger: Keys that the teacher has labelled.
@@ -49,11 +50,18 @@ class TeacherRun:
     """
 
     def __init__(
-        self, table: DeltaTable, teacher: str, model: str, run: str, max_attempts: int, progress: Progress
+        self,
+        table: DeltaTable,
+        teacher: str,
+        model: str,
+        run: str,
+        max_attempts: int,
+        progress: Progress,
+        embed: bool = False,
     ) -> None:
         self.teacher, self.model, self.progress = teacher, model, progress
-        self.committer = Committer(table, model, run)
-        self.ledger = Ledger(scan_keys(table, model), max_attempts)
+        self.committer = Committer(table, model, run, embed)
+        self.ledger = Ledger(scan_keys(table, model, embed), max_attempts)
         self.lacking = 0
         self.by_others = 0
         self.pending: list[WrittenFile] = []

@@ -50,6 +50,8 @@ class Row:
     probs: npt.NDArray[np.float32] | None = None
     label: str | None = None
     confidence: Any = None
+    embedding: bytes | None = None
+    embedding_size: int | None = None
     further_face: bool = False
     listed_as: tuple[str, str] | None = None
 

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from operator import attrgetter
@@ -33,7 +33,10 @@ from ray_fer.models.softmax import softmax, why_not_finite
 from ray_fer.models.teacher import open_teacher
 
 if TYPE_CHECKING:
-    from ray_fer.models.engines import Engine
+    from ray_fer.models.engines import Features, Logits
+
+Forward = Callable[[Pixels], "Logits | tuple[Logits, Features]"]
+"""`Engine.__call__`, or `Embedder.embed` where embeddings are kept."""
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +93,7 @@ class Labeller:
             os.environ["OMP_NUM_THREADS"] = "1"  # before an engine imports torch
         self.plan = plan
         self.classes: tuple[str, ...] = ()
-        self.engines: list[Engine] = []
+        self.engines: list[Forward] = []
         for uri, model in zip(plan.config.teacher, plan.models, strict=True):
             try:
                 self.classes, engine = _open(plan, uri, model)
@@ -180,7 +183,7 @@ def decode(plan: Plan, keys: pa.Table, batch_size: int, isolated: bool) -> Itera
     return decode_items(keys, image_sizes=plan.image_sizes, batch_size=batch_size, **limits)
 
 
-def _open(plan: Plan, uri: str, model: str) -> tuple[tuple[str, ...], Engine]:
+def _open(plan: Plan, uri: str, model: str) -> tuple[tuple[str, ...], Forward]:
     from ray_fer.models.engines import make_engine
 
     teacher = open_teacher(uri)
@@ -201,8 +204,9 @@ def _open(plan: Plan, uri: str, model: str) -> tuple[tuple[str, ...], Engine]:
         device=device,
         precision=plan.precision,
         flip=plan.config.flip,
+        embed=plan.config.embed,
     )
-    return teacher.classes, engine
+    return teacher.classes, engine.embed if plan.config.embed else engine
 
 
 def for_teacher(batch: Decoded, teacher: int, image_sizes: Sequence[int]) -> tuple[list[Row], Pixels]:
@@ -233,33 +237,47 @@ def for_teacher(batch: Decoded, teacher: int, image_sizes: Sequence[int]) -> tup
     return rows, pixels if all(cropped) else pixels[cropped]
 
 
-def infer(rows: list[Row], pixels: Pixels, engine: Engine, classes: tuple[str, ...], batch_size: int) -> list[Row]:
+def infer(rows: list[Row], pixels: Pixels, forward: Forward, classes: tuple[str, ...], batch_size: int) -> list[Row]:
     """Sets probs, label and confidence of those rows that are ``ok``.
 
     Args:
         rows: N rows, B of which are ``ok``.
         pixels: Crops of the rows that are ``ok``, uint8 (B, S, S, 3).
-        engine: Engine of the teacher, which returns logits float32 (B, K).
+        forward: Engine of the teacher, or `Embedder.embed` where embeddings are kept.
         classes: Names of the K classes.
         batch_size: Number of crops in a forward pass.
 
     Returns:
         All N rows. A row with NaN or infinity among its logits has the status ``not_finite`` and an error that tells
-        the reason.
+        the reason. A row whose features alone are not finite, or too large for float16, stays ``ok`` without an
+        embedding, and its error says so.
     """
     good = [row for row in rows if row.status == OK]
     for start in range(0, len(good), batch_size):
         batch = good[start : start + batch_size]
-        logits = engine(pixels[start : start + batch_size])
+        out = forward(pixels[start : start + batch_size])
+        logits, features = out if isinstance(out, tuple) else (out, None)
         probs = softmax(logits)
         best = probs.argmax(axis=1)
         for row, p, k in zip(batch, probs, best, strict=True):
             row.probs, row.label, row.confidence = p, classes[k], p[k]
+        if features is not None:
+            _embed(batch, features)
         for number in np.flatnonzero(np.isnan(probs[:, 0])).tolist():
             row = batch[number]
             row.status, row.error = NOT_FINITE, why_not_finite(logits[number], classes)
-            row.probs = row.label = row.confidence = None
+            row.probs = row.label = row.confidence = row.embedding = None
+            row.embedding_size = row.embedding_size and 0
     return rows
+
+
+def _embed(rows: Sequence[Row], features: Features) -> None:
+    with np.errstate(over="ignore"):
+        half = features.astype("<f2")
+    for row, values, finite in zip(rows, half, np.isfinite(half).all(axis=1), strict=True):
+        row.embedding, row.embedding_size = (values.tobytes(), len(values)) if finite else (None, 0)
+        if not finite:
+            row.error = "no embedding: the model's features are not finite in float16"
 
 
 def to_table(rows: list[Row], run: str) -> pa.Table:

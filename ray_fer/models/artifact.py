@@ -1,8 +1,8 @@
 """The model artifact: a folder in timm's own hub layout, so that any timm user can open it without ray-fer.
 
 ``model.safetensors`` and ``config.json`` are what ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads.
-``metrics.json`` and ``provenance.json`` hold its validation metrics and its origin. ``config.json`` is copied last, so
-a folder that has one is complete. No file is a pickle.
+``metrics.json`` and ``provenance.json`` hold its validation metrics and its origin, and ``README.md`` says both in
+words. ``config.json`` is copied last, so a folder that has one is complete. No file is a pickle.
 
 Importing torch and timm takes seconds, so only saving and loading import them. A driver opens an artifact, and its
 workers load it.
@@ -35,6 +35,8 @@ CONFIG = "config.json"
 METRICS = "metrics.json"
 PROVENANCE = "provenance.json"
 _DEPTH_NET = "ray_fer.models.depth_net:depth_net"
+# What timm says of the weights that it has for the architecture, which are not those of an artifact.
+_OF_OTHER_WEIGHTS = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def save_artifact(
     temperature: float = 1.0,
     extra: dict[str, bytes] | None = None,
 ) -> Artifact | None:
-    """Writes ``model`` (a timm model with its head, or without one where there are no classes) to ``uri``.
+    """Writes ``model`` (a timm model with its head, or without one where there are no classes), with a model card.
 
     Args:
         uri: The folder, local or ``s3://``.
@@ -152,7 +154,9 @@ def save_artifact(
     from safetensors.torch import save_file
 
     from ray_fer.compat.timm import save_config
+    from ray_fer.models.model_card import model_card
     from ray_fer.models.nets import module_of
+    from ray_fer.models.pretrained import CARD
 
     preprocessing = {
         "input_size": (len(mean), image_size, image_size),
@@ -162,15 +166,18 @@ def save_artifact(
         "crop_pct": 1.0,
         "crop_mode": "squash",
     }
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / WEIGHTS)
         facts: dict[str, Any] = {"label_names": list(classes), "temperature": temperature}
+        facts["pretrained_cfg"] = dict.fromkeys(_OF_OTHER_WEIGHTS)
         if module := module_of(model):
             facts["module"] = module
         save_config(model, str(folder / CONFIG), facts, preprocessing)
         (folder / METRICS).write_text(storage.to_json(metrics, indent=2))
         (folder / PROVENANCE).write_text(storage.to_json(provenance, indent=2))
+        name = uri.rstrip("/").rpartition("/")[2]
+        (folder / CARD).write_text(model_card(name, storage.read_json(str(folder / CONFIG)), metrics, provenance))
         for file_name, data in (extra or {}).items():
             (folder / file_name).write_bytes(data)
         storage.upload_folder(folder, uri, last=CONFIG)

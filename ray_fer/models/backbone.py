@@ -14,7 +14,6 @@ import torch
 from safetensors import SafetensorError
 from timm.data.config import resolve_model_data_config
 
-from ray_fer import storage
 from ray_fer.compat.timm import classifier_name
 from ray_fer.errors import UserError, one_line
 from ray_fer.models.artifact import CONFIG, Artifact, load_model
@@ -136,22 +135,6 @@ def normalisation(model: torch.nn.Module) -> tuple[tuple[float, ...], tuple[floa
     """The mean and standard deviation per channel, for pixels in [0, 1], that the backbone's weights expect."""
     data = resolve_model_data_config(model)
     return tuple(data["mean"]), tuple(data["std"])
-
-
-def local_pretrained(uri: str) -> str:
-    """The local path of the pretrained folder or file ``uri``, which is downloaded if it is remote.
-
-    Raises:
-        UserError: If it does not exist.
-    """
-    if not storage.exists(uri):
-        raise UserError(f"pretrained={uri}: no such file or folder")
-    if not storage.is_remote(uri):
-        return storage.normalise(uri)
-    if storage.is_dir(uri):
-        return str(storage.local_copy(uri))
-    parent, _, name = uri.rpartition("/")
-    return str(storage.local_copy(parent, only=[name]) / name)
 
 
 def check_forward(model: torch.nn.Module, n_classes: int, image_size: int, channels: int = 3) -> None:

@@ -89,6 +89,34 @@ def without_late_layers(body: Any, depths: Sequence[int]) -> nn.Module:
     return body  # type: ignore[no-any-return]
 
 
+class WithFeatures(nn.Module):
+    """A timm model that gives its features beside its logits, from one forward pass.
+
+    Args:
+        model: A timm model with a classifier.
+
+    Attributes:
+        depths: Indices of the maps whose means are the features: those of a `DepthNet`, else `default_depths`.
+
+    Raises:
+        ValueError: If timm does not know the depths of the model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.depths = model.depths if isinstance(model, DepthNet) else default_depths(model)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, K) and features (B, D) of ``x`` (B, C, S, S)."""
+        model: Any = self.model
+        if isinstance(model, DepthNet):
+            features = model.forward_features(x)
+            return model.forward_head(features), features
+        last, maps = model.forward_intermediates(x, indices=self.depths)
+        return model.forward_head(last), _pooled(maps)
+
+
 def pooled_depths(backbone: Any, x: torch.Tensor, depths: Sequence[int]) -> torch.Tensor:
     """The average-pooled maps of several depths side by side, (B, D).
 
@@ -97,8 +125,12 @@ def pooled_depths(backbone: Any, x: torch.Tensor, depths: Sequence[int]) -> torc
         x: (B, 3, S, S).
         depths: Indices as timm's ``forward_intermediates`` numbers them.
     """
-    maps = backbone.forward_intermediates(x, indices=list(depths), intermediates_only=True)
-    return torch.cat([each.mean(dim=(2, 3)) for each in maps], dim=1)
+    return _pooled(backbone.forward_intermediates(x, indices=list(depths), intermediates_only=True))
+
+
+def _pooled(maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    # The pooling of the net's own head, which OpenVINO then computes once.
+    return torch.cat([nn.functional.adaptive_avg_pool2d(each, 1) for each in maps], dim=1).flatten(1)
 
 
 def depth_net_of(model: Any) -> nn.Module:

@@ -23,6 +23,7 @@ from ray_fer.models.softmax import softmax
 from ray_fer.models.teacher import OnnxTeacher, Teacher, TimmTeacher, check_place
 
 Logits = npt.NDArray[np.float32]
+Features = npt.NDArray[np.float32]
 
 
 class Engine(Protocol):
@@ -30,6 +31,14 @@ class Engine(Protocol):
 
     def __call__(self, pixels: Pixels) -> Logits:
         """Logits float32 (B, K) of ``pixels`` uint8 (B, S, S, 3)."""
+        ...
+
+
+class Embedder(Engine, Protocol):
+    """An engine that gives features beside the logits, from one forward pass, if it was made with ``embed``."""
+
+    def embed(self, pixels: Pixels) -> tuple[Logits, Features]:
+        """Logits float32 (B, K) and features float32 (B, D) of ``pixels`` uint8 (B, S, S, 3)."""
         ...
 
 
@@ -43,11 +52,19 @@ class Adapted:
     """
 
     def __init__(self, net: Engine, side: int, outputs: Outputs) -> None:
-        self.net, self.side, self.outputs = net, side, outputs
+        self.net: Any = net
+        self.side, self.outputs = side, outputs
 
     def __call__(self, pixels: Pixels) -> Logits:
         """Logits float32 (B, K) of ``pixels`` uint8 (B, S, S, 3)."""
-        raw = self.net(np.ascontiguousarray(centre(pixels, self.side)))
+        return self._logits(self.net(np.ascontiguousarray(centre(pixels, self.side))))
+
+    def embed(self, pixels: Pixels) -> tuple[Logits, Features]:
+        """As `Embedder.embed`."""
+        raw, features = self.net.embed(np.ascontiguousarray(centre(pixels, self.side)))
+        return self._logits(raw), features
+
+    def _logits(self, raw: Logits) -> Logits:
         return raw if self.outputs.trivial else self.outputs(raw)
 
 
@@ -55,11 +72,19 @@ class Flipped:
     """Test-time flip: the mean of the probabilities of a crop and of its mirror image, as their logarithm."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self.engine: Any = engine
 
     def __call__(self, pixels: Pixels) -> Logits:
         """Log-probabilities float32 (B, K) of ``pixels`` uint8 (B, S, S, 3); logits that are not finite are kept."""
-        both = self.engine(pixels), self.engine(np.ascontiguousarray(pixels[:, :, ::-1]))
+        return self._with_mirrored(pixels, self.engine(pixels))
+
+    def embed(self, pixels: Pixels) -> tuple[Logits, Features]:
+        """As `Embedder.embed`; the features are of the crop alone, so that a head on them has its place in the net."""
+        logits, features = self.engine.embed(pixels)
+        return self._with_mirrored(pixels, logits), features
+
+    def _with_mirrored(self, pixels: Pixels, logits: Logits) -> Logits:
+        both = logits, self.engine(np.ascontiguousarray(pixels[:, :, ::-1]))
         mean = (softmax(both[0]).astype(np.float64) + softmax(both[1])) / 2
         logits = np.asarray(np.log(np.maximum(mean, np.finfo(np.float32).tiny)), np.float32)
         for side in both:  # the reason is read from the logits that are not finite
@@ -75,8 +100,15 @@ def centre(pixels: Pixels, side: int) -> Pixels:
 
 
 def make_engine(
-    teacher: Teacher, name: str, *, batch_size: int, device: str, precision: str, flip: bool = False
-) -> Engine:
+    teacher: Teacher,
+    name: str,
+    *,
+    batch_size: int,
+    device: str,
+    precision: str,
+    flip: bool = False,
+    embed: bool = False,
+) -> Embedder:
     """Makes an engine over ``teacher``.
 
     Args:
@@ -86,34 +118,58 @@ def make_engine(
         device: ``cpu`` or ``cuda``.
         precision: ``float32`` or ``bfloat16``.
         flip: Whether to use test-time flip.
+        embed: Whether `Embedder.embed` will be called.
 
     Raises:
         UserError: If OpenVINO is asked for another device or number format than the CPU and float32, with which the
-            predictions would carry another model's id, or if the weights cannot be loaded.
+            predictions would carry another model's id, if the weights cannot be loaded, or if features are asked for
+            and cannot be had.
     """
-    engine = _net_engine(teacher, name, batch_size, device, precision)
+    engine = _net_engine(teacher, name, batch_size, device, precision, embed)
     if teacher.net_size != teacher.image_size or not teacher.outputs.trivial:
         engine = Adapted(engine, teacher.net_size, teacher.outputs)
     return Flipped(engine) if flip else engine
 
 
-def _net_engine(teacher: Teacher, name: str, batch_size: int, device: str, precision: str) -> Engine:
+def describe_embedding(teacher: Teacher) -> dict[str, Any]:
+    """What embeddings of ``teacher`` are: ``depths`` (or names of layers), ``dimension`` D and ``dtype``, float16.
+
+    The net is loaded and run once on the CPU.
+
+    Raises:
+        UserError: If it gives no features.
+    """
+    depths: Any
+    if isinstance(teacher, OnnxTeacher):
+        depths, name = list(teacher.sidecar.embedding), "openvino"
+    else:
+        from ray_fer.models.torch_engine import depths_of
+
+        depths, name = depths_of(teacher), "torch"
+    engine = _net_engine(teacher, name, 1, "cpu", "float32", embed=True)
+    _, features = engine.embed(np.zeros((1, teacher.net_size, teacher.net_size, 3), np.uint8))
+    return {"depths": depths, "dimension": features.shape[1], "dtype": "float16"}
+
+
+def _net_engine(
+    teacher: Teacher, name: str, batch_size: int, device: str, precision: str, embed: bool = False
+) -> Embedder:
     fits_openvino = device == "cpu" and precision == "float32"
     if name == "openvino" and not fits_openvino:
         raise UserError(f"engine=openvino: computes in float32 on the CPU, not in {precision} on {device}")
     check_place(teacher, name, device, precision)
     if isinstance(teacher, OnnxTeacher):
         where = (teacher.uri, teacher.sidecar_uri)
-        return onnx_engine(teacher.path, teacher.sidecar, *where, batch_size=batch_size)
+        return onnx_engine(teacher.path, teacher.sidecar, *where, batch_size=batch_size, embed=embed)
     if name == "openvino" or (name == "auto" and fits_openvino):
-        graph = kept_graph(f"{teacher.id}-{teacher.net_size}-{batch_size}", lambda: _converted(teacher, batch_size))
-        return OpenVINOEngine(graph, batch_size=batch_size)
+        key = f"{teacher.id}-{teacher.net_size}-{batch_size}{'-embed' if embed else ''}"
+        return OpenVINOEngine(kept_graph(key, lambda: _converted(teacher, batch_size, embed)), batch_size=batch_size)
     from ray_fer.models.torch_engine import TorchEngine
 
-    return TorchEngine(teacher, device=device, precision=precision)
+    return TorchEngine(teacher, device=device, precision=precision, embed=embed)
 
 
-def _converted(teacher: Artifact | TimmTeacher, batch_size: int) -> Any:
+def _converted(teacher: Artifact | TimmTeacher, batch_size: int, embed: bool) -> Any:
     from ray_fer.models.torch_engine import converted
 
-    return converted(teacher, batch_size)
+    return converted(teacher, batch_size, embed)

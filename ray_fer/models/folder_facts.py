@@ -84,16 +84,24 @@ def read_json(path: Path, uri: str) -> Section:
     return Section(f"{uri}: ", document)
 
 
-def architecture_of(folder: str) -> str:
+def architecture_of(folder: str, given: str | None = None) -> str:
     """Timm's name of the model in a folder given as ``pretrained``, local or on S3.
+
+    Args:
+        folder: The folder.
+        given: What the message names in its place.
 
     Raises:
         UserError: If there is no ``config.json`` that names one.
     """
+    what = f"pretrained={given or folder}: "
     try:
-        return str(storage.read_json(storage.join(folder, "config.json"))["architecture"])
-    except (OSError, BotoCoreError, ValueError, KeyError, TypeError):
-        raise UserError(f"pretrained={folder}: no config.json that names an architecture") from None
+        config = storage.read_json(storage.join(folder, "config.json"))
+        if "architecture" not in config and (theirs := config.get("architectures")):
+            raise UserError(f"{what}a {theirs[0]} of transformers, which timm cannot read; give the same net of timm")
+        return str(config["architecture"])
+    except (OSError, BotoCoreError, ValueError, LookupError, TypeError, AttributeError):
+        raise UserError(f"{what}no config.json that names an architecture") from None
 
 
 def folder_facts(config: Section, processor: Section, said: Collection[str] = ()) -> dict[str, Fact]:

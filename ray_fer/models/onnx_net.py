@@ -31,6 +31,7 @@ _INTEGERS |= dict.fromkeys(("i32", "i64", "u32", "u64"), (-(2**31), 2**31 - 1))
 _FLOATS = ("f16", "bf16", "f32", "f64")
 # The difference between the outputs of one picture in two batches that is tolerated, as a share of the largest output.
 _SAME = 1e-3
+_LAYERS_SHOWN = 8
 
 
 def read_onnx(path: Path, uri: str) -> openvino.Model:
@@ -119,7 +120,47 @@ def output_index(model: openvino.Model, sidecar: OnnxSidecar, uri: str, sidecar_
     raise UserError(f"{sidecar_uri}: output_name: {sidecar.output_name!r} is not an output of {uri} ({known})")
 
 
-def onnx_engine(path: Path, sidecar: OnnxSidecar, uri: str, sidecar_uri: str, *, batch_size: int) -> OpenVINOEngine:
+def add_features(model: openvino.Model, sidecar: OnnxSidecar, uri: str, sidecar_uri: str) -> int:
+    """Adds an output float32 (B, D) to a graph: the layers that the sidecar names as ``embedding``, side by side.
+
+    Of a map (by the layout of the sidecar) or of tokens (B, T, D) the mean over all places is taken.
+
+    Returns:
+        The index of the output.
+
+    Raises:
+        UserError: If the sidecar names no layer, or the graph has none of that name with such a shape.
+    """
+    import openvino
+    from openvino import opset13 as ops
+
+    axes: dict[int, list[int]] = {2: [], 3: [1], 4: [2, 3] if sidecar.layout == "nchw" else [1, 2]}
+    found: dict[str, openvino.Output] = {}
+    inner: list[str] = []
+    for node in model.get_ordered_ops():
+        for output in node.outputs() if node.get_type_name() not in ("Constant", "Parameter", "Result") else ():
+            rank = output.get_partial_shape().rank
+            if rank.is_static and rank.get_length() in axes:
+                names = [*sorted(output.get_names()), node.get_friendly_name()]
+                found |= dict.fromkeys(names, output)
+                inner = [*inner[1 - _LAYERS_SHOWN :], names[0]]
+    if unknown := [name for name in sidecar.embedding or [""] if name not in found]:
+        given = f"{unknown[0]!r} is no layer of {uri}" if sidecar.embedding else "required for embed=true"
+        outputs = ", ".join(sorted(name for each in model.outputs for name in each.get_names()))
+        layers = f"its outputs are {outputs}, its last layers {', '.join(inner)}"
+        raise UserError(f"{sidecar_uri}: embedding: {given}; {layers}")
+    pooled = []
+    for output in (found[name] for name in sidecar.embedding):
+        mean = ops.constant(np.array(axes[len(output.get_partial_shape())], np.int64))
+        wide = ops.convert(output, openvino.Type.f32)
+        pooled.append(ops.reduce_mean(wide, mean, False) if mean.data.size else wide)
+    model.add_results([ops.result(ops.concat(pooled, 1))])
+    return len(model.outputs) - 1
+
+
+def onnx_engine(
+    path: Path, sidecar: OnnxSidecar, uri: str, sidecar_uri: str, *, batch_size: int, embed: bool = False
+) -> OpenVINOEngine:
     """An engine over an ONNX file that maps uint8 RGB (B, S, S, 3) to the net's own outputs (B, M).
 
     The engine runs ``batch_size`` pictures at a time if it can. It runs the graph's own batch size if that is fixed,
@@ -131,6 +172,7 @@ def onnx_engine(path: Path, sidecar: OnnxSidecar, uri: str, sidecar_uri: str, *,
         uri: The URI of the file, for messages.
         sidecar_uri: The URI of the sidecar, for messages.
         batch_size: The largest number of pictures per inference.
+        embed: Whether the engine gives features too; see `add_features`.
 
     Raises:
         UserError: If the graph cannot run, or contradicts its sidecar.
@@ -148,7 +190,13 @@ def onnx_engine(path: Path, sidecar: OnnxSidecar, uri: str, sidecar_uri: str, *,
             out = model.outputs[index].get_partial_shape()
             if out.is_static and tuple(out.to_shape())[:2] != (size, len(sidecar.classes)):
                 raise RuntimeError(f"its output is {out} for {size} pictures and {len(sidecar.classes)} classes")
-            engine = OpenVINOEngine(with_preprocessing(model, sidecar, index), batch_size=size, output=index)
+            features = add_features(model, sidecar, uri, sidecar_uri) if embed else 0
+            graph = with_preprocessing(model, sidecar, index)
+            if embed and tuple(model.outputs[features].get_partial_shape().to_shape())[:1] != (size,):
+                raise RuntimeError(
+                    f"its embedding is {model.outputs[features].get_partial_shape()} for {size} pictures"
+                )
+            engine = OpenVINOEngine(graph, batch_size=size, output=index, features=features)
             if _sees_each_alone(engine, side):
                 return engine
         except (RuntimeError, ValueError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,23 +56,34 @@ class OpenVINOEngine:
         model: A graph whose input is uint8 (batch_size, S, S, 3).
         batch_size: The number of pictures per inference.
         output: The index of the output to return.
+        features: The index of the output of which `embed` returns the values too.
     """
 
-    def __init__(self, model: openvino.Model, *, batch_size: int, output: int = 0) -> None:
+    def __init__(self, model: openvino.Model, *, batch_size: int, output: int = 0, features: int = 1) -> None:
         import openvino
 
         self.request = openvino.Core().compile_model(model, "CPU", SETTINGS).create_infer_request()
         self.batch_size = batch_size
         self.output = output
+        self.features = features
 
     def __call__(self, pixels: Pixels) -> Floats:
         """The output float32 (B, K) of ``pixels`` uint8 (B, S, S, 3)."""
-        if len(pixels) <= self.batch_size:
-            return self._infer(pixels)
-        starts = range(0, len(pixels), self.batch_size)
-        return np.concatenate([self._infer(pixels[start : start + self.batch_size]) for start in starts])
+        return self._run(pixels, self.output)[0]
 
-    def _infer(self, pixels: Pixels) -> Floats:
+    def embed(self, pixels: Pixels) -> tuple[Floats, Floats]:
+        """The outputs float32 (B, K) and (B, D) of ``pixels`` uint8 (B, S, S, 3)."""
+        logits, features = self._run(pixels, self.output, self.features)
+        return logits, features
+
+    def _run(self, pixels: Pixels, *outputs: int) -> list[Floats]:
+        if len(pixels) <= self.batch_size:
+            return self._infer(pixels, outputs)
+        starts = range(0, len(pixels), self.batch_size)
+        parts = [self._infer(pixels[start : start + self.batch_size], outputs) for start in starts]
+        return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+    def _infer(self, pixels: Pixels, outputs: Sequence[int]) -> list[Floats]:
         rows = len(pixels)
         if rows < self.batch_size:
             padded = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
@@ -80,7 +91,8 @@ class OpenVINOEngine:
             pixels = padded
         self.request.infer([pixels], share_inputs=True)
         # The tensor is reused, so its values are copied. Some nets have axes of length one after the classes.
-        return np.array(self.request.get_output_tensor(self.output).data[:rows], np.float32).reshape(rows, -1)
+        tensors = [self.request.get_output_tensor(index).data for index in outputs]
+        return [np.array(tensor[:rows], np.float32).reshape(rows, -1) for tensor in tensors]
 
 
 def kept_graph(key: str, make: Callable[[], openvino.Model]) -> openvino.Model:

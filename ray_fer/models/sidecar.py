@@ -116,12 +116,17 @@ class OnnxSidecar(Sidecar):
         layout: The order of the axes of the net's input.
         output: Whether the net puts out logits or probabilities.
         output_name: The name of the output, which is required if there are several.
+        embedding: The outputs or inner layers whose values, pooled and side by side, are the net's features. They are
+            no part of the model's id, because they change no probability.
     """
 
     scale: Annotated[Literal[1, 255], BeforeValidator(_integer)]
     layout: Literal["nchw", "nhwc"]
     output: Literal["logits", "probabilities"]
     output_name: str | None = None
+    embedding: Annotated[
+        list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)
+    ] = Field(default_factory=list)
 
     @property
     def white(self) -> float:

@@ -234,9 +234,8 @@ def _foreign(
 ) -> AnyForeign:
     classes, columns = map_classes(sidecar_uri, sidecar)
     # Sidecars from before nets could be grey have no colour, and their teachers keep their id.
-    said = sidecar.model_dump(
-        exclude={"colour"} if isinstance(sidecar, TimmSidecar) and sidecar.channels == 3 else None
-    )
+    older = isinstance(sidecar, TimmSidecar) and sidecar.channels == 3
+    said = sidecar.model_dump(exclude={"embedding", "colour"} if older else {"embedding"})
     digest = hashlib.sha256(json.dumps([said, further], sort_keys=True).encode())
     for path in paths:
         update_from_file(digest, path)

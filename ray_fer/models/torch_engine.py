@@ -6,7 +6,7 @@ Importing this module imports torch and timm, which takes seconds.
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from ray_fer.data.decode import Pixels
 from ray_fer.errors import UserError, one_line
 from ray_fer.models.artifact import CONFIG, Artifact, load_model
 from ray_fer.models.backbone import check_backbone, check_forward
+from ray_fer.models.depth_net import WithFeatures
 from ray_fer.models.teacher import TimmTeacher
 from ray_fer.models.weights import check_finite, state_of
 
@@ -33,7 +34,7 @@ class Normalised(torch.nn.Module):
     """A model over uint8 NHWC pixels, which it scales to [0, 1] and normalises for the backbone.
 
     Args:
-        model: Maps float (B, C, S, S) to logits (B, K).
+        model: Maps float (B, C, S, S) to logits (B, K), or to logits and features (B, D).
         mean: The mean of each of the C channels, for pixels in [0, 1]; with one channel, the model sees grey.
         std: The standard deviation of each channel.
     """
@@ -47,14 +48,13 @@ class Normalised(torch.nn.Module):
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)))
         self.register_buffer("shift", -torch.tensor(mean) / torch.tensor(std))
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K) of ``pixels`` uint8 (B, S, S, 3)."""
+    def forward(self, pixels: torch.Tensor) -> Any:
+        """What the model puts out for ``pixels`` uint8 (B, S, S, 3)."""
         x = pixels.to(self.scale.dtype)
         if len(self.scale) == 1:
             x = (x * x.new_tensor(LUMA)).sum(dim=3, keepdim=True)
         x = x * self.scale + self.shift
-        logits: torch.Tensor = self.model(x.permute(0, 3, 1, 2))
-        return logits
+        return self.model(x.permute(0, 3, 1, 2))
 
 
 class TorchEngine:
@@ -64,38 +64,71 @@ class TorchEngine:
         teacher: The model, which is loaded.
         device: ``cpu`` or ``cuda``.
         precision: ``float32``, or ``bfloat16`` for autocast.
+        embed: Whether `embed` will be called.
 
     Raises:
-        UserError: If the weights cannot be loaded.
+        UserError: If the weights cannot be loaded, or timm does not know the depths of the net.
     """
 
-    def __init__(self, teacher: Artifact | TimmTeacher, *, device: str = "cpu", precision: str = "float32") -> None:
+    def __init__(
+        self, teacher: Artifact | TimmTeacher, *, device: str = "cpu", precision: str = "float32", embed: bool = False
+    ) -> None:
         self.device = torch.device(device)
         self.autocast = precision == "bfloat16"
-        model = normalised(teacher).to(self.device).eval()
+        model = normalised(teacher, embed).to(self.device).eval()
         self.model = model.to(memory_format=torch.channels_last)
 
-    @torch.inference_mode()
     def __call__(self, pixels: Pixels) -> Logits:
         """Logits float32 (B, K) of ``pixels`` uint8 (B, S, S, 3)."""
+        return self._run(pixels)[0]
+
+    def embed(self, pixels: Pixels) -> tuple[Logits, Logits]:
+        """Logits float32 (B, K) and features float32 (B, D) of ``pixels`` uint8 (B, S, S, 3)."""
+        logits, features = self._run(pixels)
+        return logits, features
+
+    @torch.inference_mode()
+    def _run(self, pixels: Pixels) -> list[Logits]:
         batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            logits = self.model(batch)
-        result: Logits = logits.float().cpu().numpy()
-        return result
+            out = self.model(batch)
+        return [each.float().cpu().numpy() for each in (out if isinstance(out, tuple) else (out,))]
 
 
-def normalised(teacher: Artifact | TimmTeacher) -> Normalised:
-    """Loads the net of ``teacher`` with its normalisation.
+def normalised(teacher: Artifact | TimmTeacher, embed: bool = False) -> Normalised:
+    """Loads the net of ``teacher`` with its normalisation, and with ``embed`` gives it its features as second output.
 
     Raises:
-        UserError: If the weights cannot be loaded.
+        UserError: If the weights cannot be loaded, or timm does not know the depths of the net.
     """
     model = load_timm(teacher) if isinstance(teacher, TimmTeacher) else load_model(teacher)
+    if embed:
+        try:
+            model = WithFeatures(model)
+        except ValueError as error:
+            raise UserError(f"embed=true: teacher={teacher.uri}: {error}") from None
     return Normalised(model, teacher.mean, teacher.std)
 
 
-def converted(teacher: Artifact | TimmTeacher, batch_size: int) -> openvino.Model:
+def depths_of(teacher: Artifact | TimmTeacher) -> list[int]:
+    """The depths of the features of ``teacher``, whose logits are compared with those of the net alone.
+
+    Raises:
+        UserError: If timm cannot give both from one forward pass.
+    """
+    net: Any = normalised(teacher, embed=True).model.eval()
+    try:
+        with torch.inference_mode():
+            x = torch.rand(2, len(teacher.mean), teacher.net_size, teacher.net_size)
+            same = torch.equal(net(x)[0], net.model(x))
+    except Exception as error:  # every module of timm may raise its own
+        raise UserError(f"embed=true: teacher={teacher.uri}: gives no features ({one_line(error)})") from None
+    if not same:
+        raise UserError(f"embed=true: teacher={teacher.uri}: timm gives other logits of it beside its features")
+    return [int(depth) for depth in net.depths]
+
+
+def converted(teacher: Artifact | TimmTeacher, batch_size: int, embed: bool = False) -> openvino.Model:
     """Converts `normalised` to a graph for OpenVINO with the fixed input uint8 (batch_size, S, S, 3).
 
     Raises:
@@ -104,7 +137,7 @@ def converted(teacher: Artifact | TimmTeacher, batch_size: int) -> openvino.Mode
     import openvino
 
     example = torch.zeros(batch_size, teacher.net_size, teacher.net_size, 3, dtype=torch.uint8)
-    model = normalised(teacher).eval()
+    model = normalised(teacher, embed).eval()
     with warnings.catch_warnings():  # openvino traces with a deprecated function of torch
         warnings.simplefilter("ignore")
         return openvino.convert_model(model, example_input=example, input=[tuple(example.shape)])

@@ -53,4 +53,15 @@ def agreement(probs: Sequence[Probs]) -> Combined:
     return Combined(rows, mean([each[rows] for each in probs]).probs)
 
 
+def named_otherwise_without(probs: Sequence[Probs]) -> list[float]:
+    """What each teacher adds: the share of the pictures that the mean of the others puts into another class.
+
+    Args:
+        probs: of each of two or more teachers float32 (N, K), N > 0.
+    """
+    together, count = sum(probs[1:], start=probs[0]), len(probs[0])
+    named = together.argmax(axis=1)
+    return [round(float(np.mean((together - each).argmax(axis=1) != named)), 4) if count else 0.0 for each in probs]
+
+
 ENSEMBLES: dict[str, Callable[[Sequence[Probs]], Combined]] = {"mean": mean, "agreement": agreement}

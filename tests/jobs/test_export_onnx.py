@@ -53,11 +53,12 @@ def test_the_file_is_a_teacher_that_predicts_the_same(
     assert np.ptp(ours, axis=0).max() > 100 * TOLERANCE, "predictions that do not differ would prove nothing"
 
 
-def test_the_summary_says_how_far_both_are_apart(exported: tuple[Path, dict[str, Any]]) -> None:
+def test_the_summary_says_how_far_both_are_apart(artifact: Artifact, exported: tuple[Path, dict[str, Any]]) -> None:
     out, summary = exported
     assert summary["max_difference"].keys() == {"random", "faces"}
     assert 0 < max(summary["max_difference"].values()) <= TOLERANCE
-    assert sorted(path.name for path in out.parent.iterdir()) == ["net.onnx", "net.yaml"]
+    assert sorted(path.name for path in out.parent.iterdir()) == ["net.md", "net.onnx", "net.yaml"]
+    assert (out.parent / "net.md").read_bytes() == (artifact.folder / "README.md").read_bytes()
     assert yaml.safe_load((out.parent / "net.yaml").read_text())["temperature"] == 1.5
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -15,15 +18,18 @@ from deltalake import DeltaTable
 
 from ray_fer import storage
 from ray_fer.config import load_config
+from ray_fer.data.manifests import read_manifest
 from ray_fer.data.sources import list_sources
 from ray_fer.errors import UserError
 from ray_fer.jobs import pseudo_label as job
 from ray_fer.labeling import run as labeling_run
 from ray_fer.labeling.dispatch import Dispatcher
+from ray_fer.labeling.embeddings import Embeddings
 from ray_fer.labeling.run import LabelingRun
 from ray_fer.labeling.work import UnitResult, WorkUnit, joint_stats
 from ray_fer.labeling.worker import Labeller, Plan
 from tests.images import tiny_model, write_pictures
+from tests.onnx_nets import FERPLUS_SIDECAR, write_net, write_sidecar
 
 SLOWEST_SECONDS = 60.0
 
@@ -163,3 +169,70 @@ def test_an_image_is_labelled_once_whatever_identity_it_is_listed_with(
     gone = Path(str(rows[0]["uri"]))
     gone.unlink()
     assert run("b") == (5, 0, 0, 1, 0, 13)
+
+
+def test_embeddings_come_to_what_is_labelled_once_and_change_no_probability(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, arguments = str(tmp_path / "table"), arguments_for(tmp_path, 5)
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"no picture")
+
+    def label(*more: str) -> dict[str, Any]:
+        return job.pseudo_label(load_config("pseudo_label", [*arguments, *more]))
+
+    def stopped(dispatcher: Dispatcher, plan: Plan) -> Iterator[UnitResult]:
+        keys = dispatcher.take_few(9, SLOWEST_SECONDS)
+        assert keys is not None
+        yield Labeller(plan).label(WorkUnit(0, keys.slice(0, 2)), isolated=False)
+        raise RuntimeError("stopped")
+
+    assert label()["labelled"] == 6
+    dry = label("embed=true", "dry_run=true")
+    assert (dry["to_label"], dry["counts"]["without_embedding"], dry["counts"]["failed_permanent"]) == (5, 5, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(labeling_run, "label_few", stopped)
+        with pytest.raises(RuntimeError, match="stopped"):
+            label("embed=true", "commit_seconds=600")
+    rest = label("embed=true")
+    assert (rest["labelled"], rest["already_labelled"]) == (3, 3)
+    facts = {"depths": [2, 3, 4], "dimension": 896, "dtype": "float16", "bytes_per_row": 1792}
+    assert rest["embeddings"] == {rest["model"]: facts}
+    assert [label("embed=true")["labelled"], label()["labelled"]] == [0, 0]
+    probs: dict[str, list[list[float]]] = {}
+    for row in DeltaTable(table).to_pyarrow_table().to_pylist():
+        probs.setdefault(row["uri"], []).append(row["probs"])
+    assert sorted(map(len, probs.values())) == [1, 2, 2, 2, 2, 2]
+    assert all(each[0] == each[-1] for each in probs.values())
+    found = Embeddings(DeltaTable(table), rest["model"])
+    assert (len(found), found.left_out["superseded"], found.left_out["without_embedding"]) == (5, 5, 0)
+
+
+def test_the_pictures_of_a_manifest_are_embedded_once(tmp_path: Path) -> None:
+    table, teacher = str(tmp_path / "table"), tiny_model(str(tmp_path / "model")).uri
+    write_pictures(tmp_path / "in", range(3))
+    lines = [f"in/part-{number}/{number:05}.jpg,anger" for number in range(3)]
+    (tmp_path / "labeled.csv").write_text("\n".join(["path,label", *lines]))
+    manifest = read_manifest(f"{tmp_path}/labeled.csv")
+    assert job.embed_pictures(manifest.uris, teacher, table, engine="torch")["labelled"] == 3
+    arguments = [f"source={tmp_path}/labeled.csv", f"teacher={teacher}", f"table={table}", "embed=true"]
+    again = job.pseudo_label(load_config("pseudo_label", arguments))
+    assert (again["labelled"], again["already_labelled"]) == (0, 3)
+    (block,) = Embeddings(DeltaTable(table), again["model"])
+    assert sorted(block.uris) == sorted(manifest.uris)
+    assert block.embeddings.shape == (3, 896)
+    assert len(np.unique(block.embeddings, axis=0)) == 3
+
+
+def test_other_layers_of_a_labelled_net_are_refused_before_anything_is_read(tmp_path: Path) -> None:
+    """The layers are no part of the model's id."""
+    write_net(tmp_path / "net.onnx", ["n", 1, 64, 64], 8, gain=0.05)
+    write_pictures(tmp_path / "in", range(2))
+    arguments = [f"source={tmp_path}/in", f"teacher={tmp_path}/net.onnx", f"table={tmp_path}/table", "embed=true"]
+    for layer, said in (
+        ("flat", None),
+        ("output", r"^table=\S+: its embeddings of model \w+ are {'depths': \['flat'\]"),
+    ):
+        write_sidecar(tmp_path / "net.onnx", FERPLUS_SIDECAR | {"embedding": layer})
+        with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+            job.pseudo_label(load_config("pseudo_label", arguments))
+    assert rows_in(str(tmp_path / "table")) == 2

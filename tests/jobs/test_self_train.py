@@ -1,5 +1,6 @@
 """When a student becomes the teacher, and when the loop ends before its time."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -247,3 +248,58 @@ def test_its_jobs_compute_where_it_is_told_to(tmp_path: Path) -> None:
     assert places() == [("cuda", 4)] * 3
     assert places("train.workers=2", "label.actors=8") == [("cuda", 2), ("cuda", 2), ("cuda", 8)]
     assert places("student.device=cpu", "label.workers=null") == [("cuda", 4), ("cpu", 4), ("cuda", None)]
+
+
+LOOP = ("labeled=/l.csv", "val=/v.csv", "source=s", "out=/o")
+
+
+def test_further_teachers_are_trained_as_the_first_but_for_their_keys() -> None:
+    teachers = "teachers=[{image_size: 64},{backbone: resnet18, pretrained: null},/net.onnx]"
+    loop = self_train._Loop(load_config("self_train", [*LOOP, "pretrained=/p", "train={epochs: 3}", teachers]))
+    first, (second, third, outside) = loop.teacher_config(), loop.other_configs()
+    assert (first.pretrained, first.epochs, first.image_size) == ("/p", 3, None)
+    assert not isinstance(second, str)
+    assert not isinstance(third, str)
+    assert (second.pretrained, second.epochs, second.image_size) == ("/p", 3, 64)
+    assert (third.pretrained, third.epochs, third.backbone) == (None, 3, "resnet18")
+    assert loop.labelled_by("/best") == ["/best", "/o/teacher-2", "/o/teacher-3", outside]
+    assert loop.select_config(2, loop.labelled_by("/best")).teacher == [
+        "/best",
+        "/o/teacher-2",
+        "/o/teacher-3",
+        outside,
+    ]
+
+
+def test_a_student_starts_where_its_teacher_did_or_from_its_teacher() -> None:
+    loop = self_train._Loop(load_config("self_train", [*LOOP, "pretrained=/p"]))
+    assert loop.student_config(1, "/t").pretrained == "/p"
+    loop = self_train._Loop(load_config("self_train", [*LOOP, "pretrained=/p", "student={init: teacher}"]))
+    student = loop.student_config(1, "/t")
+    assert (student.init, student.pretrained) == ("/t", None)
+
+
+@pytest.mark.parametrize(
+    ("teachers", "said"),
+    [
+        ("[{seed: 1, init: /x}]", r"^self_train: teachers\[0\].init: set by the loop$"),
+        ("[{epoch: 1}]", r"^self_train: teachers\[0\]: epoch: no such key, did you mean epochs\?$"),
+        ("[{epochs: 1},/nowhere.onnx]", r"^self_train: teachers\[1\]=.*nowhere.onnx"),
+    ],
+)
+def test_a_wrong_teacher_is_named(teachers: str, said: str) -> None:
+    loop = self_train._Loop(load_config("self_train", [*LOOP, f"teachers={teachers}"]))
+    with pytest.raises(UserError, match=said):
+        loop.check()
+
+
+def test_a_round_of_other_teachers_is_not_gone_on_with(tmp_path: Path) -> None:
+    arguments = a_finished_round(tmp_path)
+    selection = tmp_path / "round-1" / "selection" / "selection.json"
+    found = json.loads(selection.read_text()) | {"teacher_uris": ["/t", "/a.onnx"]}
+    selection.write_text(json.dumps(found))
+    same = self_train._Loop(load_config("self_train", [*arguments, "teachers=[/a.onnx]"]))
+    assert same.round(1, None)["round"] == 1  # type: ignore[arg-type]
+    loop = self_train._Loop(load_config("self_train", [*arguments, "teachers=[/b.onnx]"]))
+    with pytest.raises(UserError, match=r"holds round 1 with teachers=/a\.onnx; choose another out"):
+        loop.round(1, None)  # type: ignore[arg-type]

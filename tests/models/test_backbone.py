@@ -17,7 +17,6 @@ from ray_fer.models.backbone import (
     build_backbone,
     check_backbone,
     checkpoint_activations,
-    local_pretrained,
     normalisation,
 )
 
@@ -256,13 +255,6 @@ def test_code_in_a_weight_file_is_not_run(tmp_path: Path) -> None:
     torch.save({"fc.weight": _Code(f"touch {tmp_path}/ran")}, tmp_path / "w.pth")
     assert "weights_only=True" in raised("test_resnet", 3, 32, pretrained=str(tmp_path / "w.pth"))
     assert not (tmp_path / "ran").exists()
-
-
-def test_where_pretrained_weights_are(resnet: Artifact) -> None:
-    assert local_pretrained(f"file://{resnet.uri}") == resnet.uri
-    assert local_pretrained(f"{resnet.uri}/model.safetensors") == f"{resnet.uri}/model.safetensors"
-    with pytest.raises(UserError, match=r"pretrained=/none: no such file or folder"):
-        local_pretrained("/none")
 
 
 def test_not_every_backbone_can_checkpoint() -> None:

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from ray_fer.errors import UserError
 from ray_fer.models.artifact import Artifact, load_model, save_artifact
 from ray_fer.models.backbone import build_backbone
-from ray_fer.models.engines import Engine, make_engine
+from ray_fer.models.depth_net import pooled_depths
+from ray_fer.models.engines import Engine, describe_embedding, make_engine
 from ray_fer.models.openvino_engine import OpenVINOEngine
 from ray_fer.models.softmax import softmax
 from ray_fer.models.torch_engine import Normalised, TorchEngine
@@ -90,6 +94,37 @@ def test_openvino_is_what_torch_computes(name: str, artifacts: dict[str, Artifac
     np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
     assert (ours.argmax(axis=1) == theirs.argmax(axis=1)).all()
     assert np.ptp(theirs, axis=0).max() > 100 * TOLERANCE, "predictions that do not differ would prove nothing"
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_features_come_with_logits_that_are_the_same_to_the_bit(name: str, artifacts: dict[str, Artifact]) -> None:
+    """The features of a flipped crop are those of the crop itself; a batch may be smaller or larger than the net's."""
+    artifact, pixels = artifacts[name], pictures(BATCH + 1, seed=1)
+    facts = describe_embedding(artifact)
+    net = Normalised(torch.nn.Identity(), MEAN, STD)
+    with torch.no_grad():
+        wanted = pooled_depths(load_model(artifact), net(torch.from_numpy(pixels)), facts["depths"]).numpy()
+    assert facts == {"depths": facts["depths"], "dimension": wanted.shape[1], "dtype": "float16"}
+    for engine, flip in itertools.product(("torch", "openvino"), (False, True)):
+        how = {"batch_size": BATCH, "device": "cpu", "precision": "float32", "flip": flip}
+        logits, features = make_engine(artifact, engine, embed=True, **how).embed(pixels)
+        np.testing.assert_array_equal(logits, make_engine(artifact, engine, **how)(pixels))
+        assert features.dtype == np.float32
+        np.testing.assert_allclose(features, wanted, atol=1e-4)
+
+
+def test_a_net_of_depths_gives_what_its_own_classifier_takes(tmp_path: Path) -> None:
+    net = timm.create_model("depth_net", backbone="resnet10t", depths=[2, 4], num_classes=2).eval()
+    torch.nn.init.normal_(net.fc.weight)
+    normal = {"mean": MEAN, "std": STD}
+    artifact = save_artifact(
+        str(tmp_path), net, classes=("a", "b"), image_size=SIZE, metrics={}, provenance={}, **normal
+    )
+    assert describe_embedding(artifact) == {"depths": [2, 4], "dimension": 640, "dtype": "float16"}
+    how = {"batch_size": BATCH, "device": "cpu", "precision": "float32"}
+    logits, features = make_engine(artifact, "auto", embed=True, **how).embed(pictures(BATCH))
+    with torch.no_grad():
+        np.testing.assert_allclose(net.forward_head(torch.from_numpy(features)).numpy(), logits, atol=1e-3)
 
 
 def test_a_small_batch_is_padded_without_a_trace(openvino: Engine) -> None:

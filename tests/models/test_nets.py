@@ -15,6 +15,7 @@ from ray_fer.jobs.backbone_context import build_method
 from ray_fer.jobs.backbone_inputs import open_inputs, open_start
 from ray_fer.models.artifact import load_model, open_artifact, save_artifact
 from ray_fer.models.backbone import build_backbone, check_backbone
+from ray_fer.models.engines import describe_embedding
 from ray_fer.training.world import World
 from tests.training.epochs import run_epochs
 from tests.training.toy import CLASSES, config, write_sets
@@ -114,3 +115,23 @@ def test_what_is_not_there_is_one_line(module: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=said):
             check_backbone(name)
     assert timm.is_model(f"{module}_small")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("        self.feature_info = []", "timm gives no maps of its depths"),
+        ("    def forward(self, x):\n        return super().forward(x) + 1", "timm gives other logits of it beside"),
+    ],
+)
+def test_a_net_whose_depths_are_unknown_gives_no_features(module: str, line: str, said: str, tmp_path: Path) -> None:
+    """The second does something after its head, which timm's way to the depths does not know."""
+    path, after = tmp_path / f"{module}.py", "zeros_(self.shunt.bias)\n"
+    path.write_text(path.read_text().replace(after, f"{after}{line}\n"))
+    net = build_backbone(f"{module}:{module}_small", 2, 32)
+    normal = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    artifact = save_artifact(
+        f"{tmp_path}/net", net, classes=("a", "b"), image_size=32, metrics={}, provenance={}, **normal
+    )
+    with pytest.raises(UserError, match=f"^embed=true: teacher={tmp_path}/net: {said}"):
+        describe_embedding(artifact)

@@ -124,7 +124,7 @@ def test_one_worker_holds_several(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layout": None}, "layout: None: "),
+        ({"layout": None}, "layout: null: "),
         ({"classes": [*FERPLUS_CLASSES, "unknown"]}, "classes: unknown class 'unknown' .* say in map what it counts"),
         ({"classes": FERPLUS_CLASSES[:7], "map": {}}, r"classes: 7 names: the output of .* is \[1,8\]"),
         ({"classes": ["happy"] * 8, "map": {}}, "classes: 'happy' is there twice"),
@@ -172,7 +172,7 @@ def test_one_worker_holds_several(tmp_path: Path) -> None:
         ({"image_size": True}, "image_size: 'true': "),
         ({"image_size": [64, 64]}, r"image_size: \['64', '64'\]: "),
         ({"classes": "happy"}, "classes: 'happy': "),
-        ({"classes": [*FERPLUS_CLASSES[:7], None]}, "classes.7: None: "),
+        ({"classes": [*FERPLUS_CLASSES[:7], None]}, "classes.7: null: "),
         ({"map": ["contempt"]}, "map: "),
     ],
 )
@@ -463,7 +463,7 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path) -> None:
         f"{w}.pt: its weights do not fit a test_resnet of 2 classes at 32 px: "
     )
     assert broken(tmp_path, {"architecture": "test_resnett"}).startswith(f"{w}.yaml: architecture: backbone=test_res")
-    assert broken(tmp_path, {"architecture": None}).startswith(f"{w}.yaml: architecture: None: ")
+    assert broken(tmp_path, {"architecture": None}).startswith(f"{w}.yaml: architecture: null: ")
     assert "weights_only" in broken(tmp_path, {}, Unpickled())
 
 

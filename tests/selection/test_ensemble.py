@@ -3,7 +3,7 @@ from dataclasses import FrozenInstanceError
 import numpy as np
 import pytest
 
-from ray_fer.selection.ensemble import ENSEMBLES, agreement, mean
+from ray_fer.selection.ensemble import ENSEMBLES, agreement, mean, named_otherwise_without
 
 # Three teachers, three pictures, two classes.
 PROBS = np.array(
@@ -52,3 +52,10 @@ def test_one_teacher_is_its_own_ensemble(name: str) -> None:
     combined = ENSEMBLES[name]([PROBS[0]])
     assert combined.rows.tolist() == [0, 1, 2]
     assert (combined.probs == PROBS[0]).all()
+
+
+def test_what_a_teacher_adds_is_what_the_others_would_name_otherwise() -> None:
+    first = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.7, 0.3]], np.float32)
+    second = np.array([[0.6, 0.4], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]], np.float32)
+    # Together they name 0, 1, 1 and 1.
+    assert named_otherwise_without([first, second]) == [0.0, 0.5]

@@ -57,7 +57,7 @@ class UriList(Format):
     def check_content(self, source: Source) -> None:
         """Reads a single list to its end, for the row where it is wrong."""
         if is_one_file(source):
-            deque(_named(source.uri, source.column, Counter()), maxlen=0)
+            deque(named_keys(source.uri, source.column, Counter()), maxlen=0)
 
 
 def list_uris(file: str, column: str | None, counts: Counter[str]) -> Iterator[pa.Table]:
@@ -72,12 +72,12 @@ def list_uris(file: str, column: str | None, counts: Counter[str]) -> Iterator[p
         UserError: naming the file, and the row where one is wrong.
     """
     with guarded(file):
-        for table in _named(file, column, counts):
+        for table in named_keys(file, column, counts):
             yield from identified(table)
 
 
-def _named(file: str, column: str | None, counts: Counter[str]) -> Iterator[pa.Table]:
-    """As `list_uris`, but with the identities and sizes that the list itself gives."""
+def named_keys(file: str, column: str | None, counts: Counter[str]) -> Iterator[pa.Table]:
+    """As `list_uris`, but with the identities and sizes that the list itself gives; no object is looked at."""
     folder = file.rsplit("/", 1)[0]
     first = 1
     lines = _uri_columns(file, column) if ending(file) in (".csv", ".parquet") else _text_lines(file)
