@@ -34,7 +34,8 @@ def transition(probs: Any, labels: Any, pseudo_count: float = PSEUDO_COUNT) -> F
     p, y = np.asarray(probs, dtype=np.float64), np.asarray(labels)
     n_classes = p.shape[1]
     summed = np.stack([p[y == c].sum(axis=0) for c in range(n_classes)]) + pseudo_count * np.eye(n_classes)
-    return summed / summed.sum(axis=1, keepdims=True)
+    noise: Floats = summed / summed.sum(axis=1, keepdims=True)
+    return noise
 
 
 def corrected_posteriors(probs: Any, noise: Any, prior: Any) -> Floats:
@@ -49,7 +50,8 @@ def corrected_posteriors(probs: Any, noise: Any, prior: Any) -> Floats:
     """
     joint = np.asarray(prior, dtype=np.float64)[:, None] * np.asarray(noise)
     backwards = joint / np.maximum(joint.sum(axis=0), 1e-12)
-    return np.asarray(probs, dtype=np.float64) @ backwards.T
+    corrected: Floats = np.asarray(probs, dtype=np.float64) @ backwards.T
+    return corrected
 
 
 def class_mix(probs: Any, noise: Any, steps: int = 50) -> Floats:
@@ -62,7 +64,8 @@ def class_mix(probs: Any, noise: Any, steps: int = 50) -> Floats:
     mix: Floats = seen
     for _ in range(steps):
         mix = mix * (channel @ (seen / np.maximum(mix @ channel, 1e-12)))
-    return mix / mix.sum()
+    shares: Floats = mix / mix.sum()
+    return shares
 
 
 def macro_f1_offsets(probs: Any, labels: Any, n_draws: int = 20, seed: int = 0) -> Floats:
@@ -91,7 +94,8 @@ def macro_f1_offsets(probs: Any, labels: Any, n_draws: int = 20, seed: int = 0) 
 def with_offsets(probs: Any, offsets: Any) -> Floats:
     """softmax(log p + offsets), (N, K)."""
     weighted = np.asarray(probs, dtype=np.float64) * np.exp(np.asarray(offsets))
-    return weighted / weighted.sum(axis=1, keepdims=True)
+    shifted: Floats = weighted / weighted.sum(axis=1, keepdims=True)
+    return shifted
 
 
 def precision_thresholds(probs: Any, labels: Any, target: float, floor: float = 0.0) -> Floats:

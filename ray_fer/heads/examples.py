@@ -55,15 +55,16 @@ def draw_weights(targets: Floats, power: float) -> NDArray[np.float64]:
     """
     mass = targets.sum(axis=0, dtype=np.float64)
     per_class = np.where(mass > 0, np.maximum(mass, 1e-12) ** (power - 1), 0.0)
-    weights: NDArray[np.float64] = targets @ per_class
-    return weights / weights.sum()
+    weights: NDArray[np.float64] = targets.astype(np.float64) @ per_class
+    weights /= weights.sum()
+    return weights
 
 
 def draw(weights: Floats, shape: tuple[int, int], generator: np.random.Generator) -> Indices:
     """Indices of the given shape, drawn with replacement in proportion to ``weights`` (N,)."""
     edges = np.cumsum(weights, dtype=np.float64)
-    rows = np.searchsorted(edges, generator.random(shape) * edges[-1], side="right")
-    return np.minimum(rows, len(weights) - 1)
+    rows: Indices = np.searchsorted(edges, generator.random(shape) * edges[-1], side="right")
+    return np.minimum(rows, len(weights) - 1, out=rows)
 
 
 def spool(blocks: Iterable[Floats], file: Path) -> NDArray[np.float16]:
@@ -79,7 +80,7 @@ def spool(blocks: Iterable[Floats], file: Path) -> NDArray[np.float16]:
     Raises:
         UserError: if there is no row, if the blocks differ in D, or if a number is not finite as float16.
     """
-    rows, width = 0, None
+    rows, width = 0, 0
     with file.open("wb") as out:
         for block in blocks:
             width = width or block.shape[1]
@@ -92,7 +93,7 @@ def spool(blocks: Iterable[Floats], file: Path) -> NDArray[np.float16]:
             rows += len(halves)
     if not rows:
         raise UserError("there are no embeddings")
-    return np.memmap(file, np.float16, "r", shape=(rows, width))
+    return np.memmap(file, np.float16, mode="r", shape=(rows, width))
 
 
 def check_finite(embeddings: Floats, first_row: int = 0) -> None:

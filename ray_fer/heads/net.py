@@ -49,7 +49,7 @@ class Head(nn.Module):
         self, mean: Floats, scale: Floats, n_classes: int, *, hidden: int, dropout: float, input_dropout: float
     ) -> None:
         super().__init__()
-        floor = max(_SMALLEST_SCALE * float(np.mean(scale)), np.finfo(np.float32).tiny)
+        floor = max(_SMALLEST_SCALE * float(np.mean(scale)), float(np.finfo(np.float32).tiny))
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("scale", torch.tensor(np.maximum(scale, floor), dtype=torch.float32))
         width = len(self.mean)

@@ -105,7 +105,8 @@ def _trained(
         optimiser, lambda step: learning_rate_factor(step, settings.steps, round(_WARMUP * settings.steps))
     )
     average = copy.deepcopy(head).eval()
-    weights, averaged = list(head.parameters()), list(average.parameters())
+    weights: list[torch.Tensor] = list(head.parameters())
+    averaged: list[torch.Tensor] = list(average.parameters())
     rows = draw(labeled.draws, (settings.steps, settings.batch), generator)
     beside = round(settings.ratio * settings.batch) if pseudo else 0
     pseudo_rows = draw(pseudo.draws, (settings.steps, beside), generator) if pseudo else None
@@ -126,7 +127,8 @@ def _trained(
             through = torch.log(log_probs[settings.batch :].exp() @ seen)
             log_probs = torch.cat([log_probs[: settings.batch], through])
         optimiser.zero_grad(set_to_none=True)
-        (-(targets * log_probs).sum(1).mean()).backward()
+        loss: torch.Tensor = -(targets * log_probs).sum(1).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
         # Few steps have happened at the beginning: the average must not hold on to the start.
