@@ -195,35 +195,63 @@ def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest,
         nothing = Manifest([], np.empty(0, np.int64), open_artifact(config.init).classes if config.init else ())
         return nothing, nothing, np.empty(0, bool)
     labeled = _read_labeled(config, quiet)
-    if len(labeled.classes) < 2:
-        # It would train to the end, with a loss of 0 and a macro-F1 of 1.
-        raise UserError(f"labeled={config.labeled}: one class, {labeled.classes[0]}; there is nothing to tell it from")
     if config.val is None:
         return labeled, labeled.take(np.zeros(len(labeled), bool)), np.empty(0, bool)
-    val = _read_rows("val", config.val, labeled.classes, quiet)
-    check_disjoint(labeled, val)
-    if config.feedback_val is None:
-        return labeled, val, feedback_half(val)
-    feedback_val = _read_rows("feedback_val", config.feedback_val, labeled.classes, quiet)
-    check_disjoint(labeled, feedback_val, "labeled and feedback_val")
-    check_disjoint(val, feedback_val, "val and feedback_val")
-    return labeled, *join_validation(val, feedback_val)
+    return labeled, *read_validation(labeled, config.val, config.feedback_val, quiet)
+
+
+def read_validation(
+    labeled: Manifest, val: str, feedback_val: str | None, quiet: bool = False
+) -> tuple[Manifest, NDArray[np.bool_]]:
+    """The readable validation rows, and which of them drive the feedback, bool (V,).
+
+    Raises:
+        UserError: If a set cannot be read, or shares a picture, subject, group or video with another.
+    """
+    chosen = read_rows("val", val, labeled.classes, quiet)
+    check_disjoint(labeled, chosen)
+    if feedback_val is None:
+        return chosen, feedback_half(chosen)
+    fed_back = read_rows("feedback_val", feedback_val, labeled.classes, quiet)
+    check_disjoint(labeled, fed_back, "labeled and feedback_val")
+    check_disjoint(chosen, fed_back, "val and feedback_val")
+    return join_validation(chosen, fed_back)
 
 
 def _read_labeled(config: TrainBackboneConfig, quiet: bool) -> Manifest:
     if config.labeled is not None:
-        return _read_rows("labeled", config.labeled, config.classes, quiet)
+        return read_labeled(config.labeled, config.classes, quiet)
     if config.init is None:
         from ray_fer.methods.registry import find_method
 
         name = config.method.name
         also = f", and a method without labels, which {name} needs" if "labeled" in find_method(name).needs else ""
         raise UserError(f"labeled=null: give init=, which has the classes and the size{also}")
-    return Manifest([], np.empty(0, np.int64), open_artifact(config.init).classes)
+    return _several_classes(Manifest([], np.empty(0, np.int64), open_artifact(config.init).classes), None)
 
 
-def _read_rows(name: str, uri: str, classes: Sequence[str] | None, quiet: bool) -> Manifest:
-    """The labelled rows whose picture is there; what is on S3 is only found missing when it is read."""
+def read_labeled(uri: str, classes: Sequence[str] | None, quiet: bool = False) -> Manifest:
+    """The readable labelled rows to train on.
+
+    Raises:
+        UserError: If there is none, or only one class.
+    """
+    return _several_classes(read_rows("labeled", uri, classes, quiet), uri)
+
+
+def _several_classes(labeled: Manifest, uri: str | None) -> Manifest:
+    if len(labeled.classes) < 2:
+        # It would train to the end, with a loss of 0 and a macro-F1 of 1.
+        raise UserError(f"labeled={uri}: one class, {labeled.classes[0]}; there is nothing to tell it from")
+    return labeled
+
+
+def read_rows(name: str, uri: str, classes: Sequence[str] | None, quiet: bool = False) -> Manifest:
+    """The labelled rows whose picture is there; what is on S3 is only found missing when it is read.
+
+    Raises:
+        UserError: If the manifest cannot be read, or no labelled picture of it or too few are there.
+    """
     try:
         manifest = read_manifest(uri, classes).labeled()
     except UserError as error:
