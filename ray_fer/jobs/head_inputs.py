@@ -155,18 +155,20 @@ def label_sources(inputs: HeadInputs, teachers: Sequence[Artifact]) -> None:
     for uris, embed in (([each.uri for each in teachers], True), (others, False)):
         if uris:
             values = {"source": source, "teacher": uris, "table": inputs.place, "embed": embed}
-            pseudo_label(section_config("train_head: label", "pseudo_label", _where(config) | config.label | values))
+            pseudo_label(section_config("train_head: label", "pseudo_label", _settings(config, embed) | values))
 
 
 def embed_labelled(inputs: HeadInputs, teachers: Sequence[Teacher], model: str, embed: bool) -> str:
     """Labels what the table of the labelled pictures lacks, in the number format of ``model``; gives its URI."""
     config = inputs.config
     place = storage.join(storage.normalise(config.out), LABELLED)
-    settings = _where(config) | config.label | made_with(model) | {"faces": "none", "max_failure_share": 1.0}
+    settings = _settings(config, embed) | made_with(model) | {"faces": "none", "max_failure_share": 1.0}
     pictures = [*inputs.labeled.uris, *inputs.val.uris]
     embed_pictures(pictures, [each.uri for each in teachers], place, **settings, embed=embed)
     return place
 
 
-def _where(config: TrainHeadConfig) -> dict[str, Any]:
-    return {"device": config.device, "workers": config.workers}
+def _settings(config: TrainHeadConfig, embed: bool) -> dict[str, Any]:
+    """Keys of the labelling; what the teachers run on does not have to suit the further models."""
+    label = {key: value for key, value in config.label.items() if embed or key not in ("engine", "precision")}
+    return {"device": config.device, "workers": config.workers} | label

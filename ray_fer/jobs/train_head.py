@@ -126,7 +126,7 @@ def _run(inputs: HeadInputs) -> _Outcome:
     with tempfile.TemporaryDirectory() as folder:
         gathered = gather(inputs, teachers, Path(folder))
         stage("gather")
-        _warn_of_missing("labeled: no face", gathered.labeled.counts(), gathered.labeled.classes)
+        _warn_of_missing("labeled: no face of", gathered.labeled.counts(), gathered.labeled.classes)
         learnt = learn(gathered.data, settings)
         stage("learn")
         named = predict(learnt.best.model, gathered.data.unlabeled).argmax(axis=1)
@@ -138,7 +138,7 @@ def _run(inputs: HeadInputs) -> _Outcome:
 
 def _warn_of_missing(what: str, counts: Any, classes: Sequence[str]) -> None:
     if missing := [name for name, count in zip(classes, counts, strict=True) if not count]:
-        log.warning("%s of %s", what.removesuffix(" of"), ", ".join(missing))
+        log.warning("%s %s", what, ", ".join(missing))
 
 
 def _publish(out: str, inputs: HeadInputs, outcome: _Outcome, identity: Identity) -> None:
