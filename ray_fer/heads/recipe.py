@@ -6,12 +6,13 @@
 3. The mean of the teachers' calibrated probabilities, and of those of outside models, are soft labels of every
    unlabeled row. One head learns from them and from the labels, and labels the next round.
 4. The best on the choice half of the validation set counts, where the first of equals wins; a round that is no better
-   than all before ends it.
+   than all before ends it. Classes of which it has fewer than 30 faces do not choose, where there are others.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from ray_fer.errors import UserError
 from ray_fer.evaluation.calibration import fit_temperature
-from ray_fer.evaluation.metrics import confusion_matrix, macro_f1
+from ray_fer.evaluation.metrics import confusion_matrix, macro_f1, macro_f1_of_frequent
 from ray_fer.heads.net import MeanOfHeads, moments
 from ray_fer.heads.rounds import (
     Columns,
@@ -97,12 +98,12 @@ class Candidate:
     Attributes:
         model: The heads.
         probs: Of the validation rows, float32 (V, K), uncalibrated.
-        macro_f1: On the choice half.
+        score: By which it is chosen: `macro_f1_of_frequent` on the choice half, or macro-F1 where that is not defined.
     """
 
     model: MeanOfHeads
     probs: Floats
-    macro_f1: float
+    score: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +143,7 @@ def learn(data: Data, settings: RecipeSettings) -> Learnt:
     if len(data.columns) > 1:
         parts.append(train_heads(labeled, teacher, data.columns, settings.seed, statistics=statistics))
     candidates = [_candidate(_joined(parts), data)]
-    log.info("heads of %d folds: macro-F1 %.4f on the choice half", folds.max() + 1, candidates[0].macro_f1)
+    log.info("heads of %d folds: %.4f on the choice half", folds.max() + 1, candidates[0].score)
     temperature = fit.temperature
     soft: Floats | None = None
     for number in range(1, settings.rounds + 1):
@@ -151,19 +152,20 @@ def learn(data: Data, settings: RecipeSettings) -> Learnt:
         pseudo = pseudo_examples(data.unlabeled, soft, settings.pseudo_power)
         model = train_heads(labeled, student, whole, settings.seed + number, statistics=statistics, pseudo=pseudo)
         candidates.append(_candidate(model, data))
-        log.info("round %d: macro-F1 %.4f on the choice half", number, candidates[-1].macro_f1)
-        if candidates[-1].macro_f1 <= max(each.macro_f1 for each in candidates[:-1]):
+        log.info("round %d: %.4f on the choice half", number, candidates[-1].score)
+        if candidates[-1].score <= max(each.score for each in candidates[:-1]):
             break
         # What it has learnt from says nothing of its confidence.
         temperature = fit_temperature(candidates[-1].probs[data.feedback_rows], data.val_labels[data.feedback_rows])
-    best = max(range(len(candidates)), key=lambda number: candidates[number].macro_f1)
+    best = max(range(len(candidates)), key=lambda number: candidates[number].score)
     return Learnt(candidates[best], best, candidates, fit.temperature, soft)
 
 
 def _candidate(model: MeanOfHeads, data: Data) -> Candidate:
     probs, choice = predict(model, data.val), ~data.feedback_rows
     confusion = confusion_matrix(data.val_labels[choice], probs[choice].argmax(axis=1), data.n_classes)
-    return Candidate(model, probs, macro_f1(confusion))
+    score = macro_f1_of_frequent(confusion)
+    return Candidate(model, probs, macro_f1(confusion) if math.isnan(score) else score)
 
 
 def _joined(parts: Sequence[MeanOfHeads]) -> MeanOfHeads:
