@@ -8,7 +8,6 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,14 +17,15 @@ from PIL import Image
 from ray_fer import storage
 from ray_fer.data.decode import DecodeError, one_error
 from ray_fer.data.digests import Contents, contents_of, describe_unread
-from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
-from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
-from ray_fer.data.read import Item, Read, read_objects, stat_objects
+from ray_fer.data.loading import MAX_PICTURE_BYTES
+from ray_fer.data.manifests import Manifest
+from ray_fer.data.read import Item, Read, read_objects
 from ray_fer.data.sources import list_sources
-from ray_fer.data.splits import feedback_half, join_validation, missing_in_a_half
+from ray_fer.data.splits import missing_in_a_half
 from ray_fer.data.uris import place_of
 from ray_fer.errors import UserError
 from ray_fer.feedback.controller import MIN_EXAMPLES
+from ray_fer.jobs.labelled_sets import read_labeled, read_validation, several_classes
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig
 from ray_fer.models.artifact import Artifact, open_artifact
 from ray_fer.models.pretrained import pretrained_architecture
@@ -200,24 +200,6 @@ def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest,
     return labeled, *read_validation(labeled, config.val, config.feedback_val, quiet)
 
 
-def read_validation(
-    labeled: Manifest, val: str, feedback_val: str | None, quiet: bool = False
-) -> tuple[Manifest, NDArray[np.bool_]]:
-    """The readable validation rows, and which of them drive the feedback, bool (V,).
-
-    Raises:
-        UserError: If a set cannot be read, or shares a picture, subject, group or video with another.
-    """
-    chosen = read_rows("val", val, labeled.classes, quiet)
-    check_disjoint(labeled, chosen)
-    if feedback_val is None:
-        return chosen, feedback_half(chosen)
-    fed_back = read_rows("feedback_val", feedback_val, labeled.classes, quiet)
-    check_disjoint(labeled, fed_back, "labeled and feedback_val")
-    check_disjoint(chosen, fed_back, "val and feedback_val")
-    return join_validation(chosen, fed_back)
-
-
 def _read_labeled(config: TrainBackboneConfig, quiet: bool) -> Manifest:
     if config.labeled is not None:
         return read_labeled(config.labeled, config.classes, quiet)
@@ -227,49 +209,7 @@ def _read_labeled(config: TrainBackboneConfig, quiet: bool) -> Manifest:
         name = config.method.name
         also = f", and a method without labels, which {name} needs" if "labeled" in find_method(name).needs else ""
         raise UserError(f"labeled=null: give init=, which has the classes and the size{also}")
-    return _several_classes(Manifest([], np.empty(0, np.int64), open_artifact(config.init).classes), None)
-
-
-def read_labeled(uri: str, classes: Sequence[str] | None, quiet: bool = False) -> Manifest:
-    """The readable labelled rows to train on.
-
-    Raises:
-        UserError: If there is none, or only one class.
-    """
-    return _several_classes(read_rows("labeled", uri, classes, quiet), uri)
-
-
-def _several_classes(labeled: Manifest, uri: str | None) -> Manifest:
-    if len(labeled.classes) < 2:
-        # It would train to the end, with a loss of 0 and a macro-F1 of 1.
-        raise UserError(f"labeled={uri}: one class, {labeled.classes[0]}; there is nothing to tell it from")
-    return labeled
-
-
-def read_rows(name: str, uri: str, classes: Sequence[str] | None, quiet: bool = False) -> Manifest:
-    """The labelled rows whose picture is there; what is on S3 is only found missing when it is read.
-
-    Raises:
-        UserError: If the manifest cannot be read, or no labelled picture of it or too few are there.
-    """
-    try:
-        manifest = read_manifest(uri, classes).labeled()
-    except UserError as error:
-        raise UserError(f"{name}={error}" if str(error).startswith(uri) else f"{name}={uri}: {error}") from None
-    if not len(manifest):
-        raise UserError(f"{name}: no labelled row")
-    local = [uri for uri in manifest.uris if not storage.is_remote(uri)]
-    gone = {uri for uri, (identity, _) in zip(local, stat_objects(local), strict=True) if not identity}
-    there = np.array([uri not in gone for uri in manifest.uris])
-    missing = int((~there).sum())
-    if missing == 0:
-        return manifest
-    first = manifest.uris[int(np.argmin(there))]
-    if missing > MAX_BAD_SHARE * len(there):
-        raise UserError(f"{name}: {missing} of {len(there)} pictures are not there, the first: {first}")
-    if not quiet:
-        log.warning("%s: %d of %d pictures are not there and left out, the first: %s", name, missing, len(there), first)
-    return manifest.take(there)
+    return several_classes(Manifest([], np.empty(0, np.int64), open_artifact(config.init).classes), None)
 
 
 def warn_of_doubts(inputs: Inputs) -> None:

@@ -15,28 +15,6 @@ from ray_fer.methods.config import TrainBackboneConfig
 from ray_fer.selection.config import SelectionConfig
 
 
-class SelfTrainConfig(JobConfig):
-    """``jobs/self_train.py``: the loop; ``train``, ``student`` and ``label`` hold keys of the jobs it runs."""
-
-    labeled: Uri
-    val: Uri
-    feedback_val: Uri | None
-    source: Sources
-    out: Uri
-    pretrained: Uri | None
-    rounds: Annotated[int, Field(ge=0)]
-    patience: Count
-    seed: Seed
-    feedback_parts: list[FeedbackPart]
-    device: Device
-    workers: Count | None
-    train: Annotated[dict[str, Any], KeysOf(TrainBackboneConfig)]
-    student: Annotated[dict[str, Any], KeysOf(TrainBackboneConfig)]
-    teachers: list[dict[str, Any] | Uri]
-    label: Annotated[dict[str, Any], KeysOf(PseudoLabelConfig)]
-    selection: Annotated[dict[str, Any], KeysOf(SelectionConfig)]
-
-
 class TrainHeadConfig(JobConfig):
     """``jobs/train_head.py``; ``label`` holds keys of ``pseudo_label``, which it runs."""
 
@@ -59,6 +37,31 @@ class TrainHeadConfig(JobConfig):
     device: Device
     workers: Count | None
     label: Annotated[dict[str, Any], KeysOf(PseudoLabelConfig)]
+
+
+class SelfTrainConfig(JobConfig):
+    """``jobs/self_train.py``: the loop; ``train``, ``student``, ``label``, ``head`` hold keys of the jobs it runs."""
+
+    labeled: Uri
+    val: Uri
+    feedback_val: Uri | None
+    source: Sources
+    out: Uri
+    loop: Literal["backbone", "head"]
+    distil: str | None
+    pretrained: Uri | None
+    rounds: Annotated[int, Field(ge=0)]
+    patience: Count
+    seed: Seed
+    feedback_parts: list[FeedbackPart]
+    device: Device
+    workers: Count | None
+    train: Annotated[dict[str, Any], KeysOf(TrainBackboneConfig)]
+    student: Annotated[dict[str, Any], KeysOf(TrainBackboneConfig)]
+    teachers: list[dict[str, Any] | Uri]
+    label: Annotated[dict[str, Any], KeysOf(PseudoLabelConfig)]
+    selection: Annotated[dict[str, Any], KeysOf(SelectionConfig)]
+    head: Annotated[dict[str, Any], KeysOf(TrainHeadConfig)]
 
 
 class LineageConfig(JobConfig):

@@ -16,8 +16,9 @@ from ray_fer.data.manifests import Manifest
 from ray_fer.data.sources import check_sources
 from ray_fer.data.uris import split_face
 from ray_fer.errors import UserError, prefixed
-from ray_fer.jobs.backbone_inputs import picture_size, read_labeled, read_validation
+from ray_fer.jobs.backbone_inputs import picture_size
 from ray_fer.jobs.config import TrainHeadConfig
+from ray_fer.jobs.labelled_sets import read_labeled, read_validation
 from ray_fer.jobs.pseudo_label import embed_pictures, pseudo_label
 from ray_fer.models.artifact import CONFIG, Artifact, open_artifact, save_artifact
 from ray_fer.models.model_id import made_with
