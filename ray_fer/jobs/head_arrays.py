@@ -44,7 +44,7 @@ class Gathered:
         data: What the recipe takes.
         labeled: The labelled rows that have an embedding.
         val: Likewise.
-        uris: Of the unlabeled faces, N.
+        n_unlabeled: N.
         version: Of their table.
         models: Ids of the teachers and of the further models in it.
         left_out: How many rows or objects of it are left out for which reason.
@@ -53,7 +53,7 @@ class Gathered:
     data: Data
     labeled: Manifest
     val: Manifest
-    uris: pl.Series
+    n_unlabeled: int
     version: int
     models: list[str]
     left_out: dict[str, int]
@@ -93,7 +93,7 @@ def gather(inputs: HeadInputs, teachers: Sequence[Artifact], folder: Path) -> Ga
         outside=[soft_labels(unlabeled.probs(number), each) for number, each in enumerate(outside, len(ours))],
     )
     log.info("%d labelled and %d unlabeled faces, embeddings of %d numbers", len(labeled), len(unlabeled), edges[-1])
-    return Gathered(data, labeled, val, unlabeled.uris(), table.version(), models, unlabeled.left_out)
+    return Gathered(data, labeled, val, len(unlabeled), table.version(), models, unlabeled.left_out)
 
 
 def _open_table(inputs: HeadInputs, teachers: Sequence[Artifact]) -> DeltaTable:

@@ -160,7 +160,7 @@ def _publish(out: str, inputs: HeadInputs, outcome: _Outcome, identity: Identity
             "labeled": len(gathered.labeled),
             "val": len(gathered.val),
             "feedback_val": int(data.feedback_rows.sum()),
-            "table": len(gathered.uris),
+            "table": gathered.n_unlabeled,
         },
         "parents": {
             "teacher": [{"uri": each.uri, "id": each.id} for each in teachers],
