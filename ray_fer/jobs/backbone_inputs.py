@@ -161,13 +161,14 @@ def _sample(labeled: Manifest, config: TrainBackboneConfig) -> list[str]:
     return list(itertools.islice(itertools.chain.from_iterable(pages), _SAMPLE))
 
 
-def picture_size(uris: list[str], pretrained: str | None = None) -> int:
+def picture_size(uris: list[str], pretrained: str | None = None, enlarged: int = 2) -> int:
     """The side in pixels of the crops for a model, from the median side of a sample of the pictures.
 
     Args:
         uris: Of the pictures.
-        pretrained: Name of a backbone that has seen larger pictures; it gets twice the median, as a multiple of 32 of
-            at most its own size.
+        pretrained: Name of a backbone that has seen larger pictures; it gets ``enlarged`` times the median, as a
+            multiple of 32 of at most its own size.
+        enlarged: By what the median is multiplied then.
 
     Returns:
         Without ``pretrained`` the median, as a multiple of 16 within [48, 112].
@@ -184,7 +185,7 @@ def picture_size(uris: list[str], pretrained: str | None = None) -> int:
     if pretrained is not None:
         from ray_fer.models.backbone import own_size
 
-        return min(math.ceil(2 * median / 32) * 32, own_size(pretrained))
+        return min(math.ceil(enlarged * median / 32) * 32, own_size(pretrained))
     return int(np.clip(round(median / _MULTIPLE) * _MULTIPLE, _SMALLEST, _LARGEST))
 
 

@@ -130,7 +130,8 @@ def embedder(inputs: HeadInputs) -> Artifact:
     if name is None:
         raise UserError(f"pretrained={config.pretrained}: a file does not say its backbone; give a folder")
     check_backbone(name)
-    size = config.image_size or picture_size(inputs.labeled.uris, name)
+    # A net at rest cannot learn what small faces look like, as one that is fine-tuned does.
+    size = config.image_size or picture_size(inputs.labeled.uris, name, enlarged=4)
     model = build_backbone(name, len(inputs.labeled.classes), size, pretrained=local, depths=True)
     mean, std = normalisation(model)
     licence = start_licence(config.pretrained)
