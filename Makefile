@@ -3,10 +3,10 @@
 # make test-faults: kills and servers that fail; make test-slow: those and all else that takes longer, an hour; make
 # bench: labelling speed, an hour or two of an idle machine; with CROPS=FILE.parquet also on the JPEGs in its column
 # image; make bench-ledger: the ledger up to 10⁸ images, 10 GB of disk; make bench-selection: every rule up to 10⁷
-# images, 1 GB; make bench-backbones: which of timm's families can be a backbone at which size; make bench-training:
-# training speed from memory and from a stream, and memory; make bench-ssl: semi-supervised methods on FER+ in DATA, a
-# day of two cores, goes on where it stopped; with SSL="--device cuda --processes 6" on a GPU; make bench-ssl-quick:
-# four of them, half an hour.
+# images, 1 GB; make bench-heads: heads on up to 10⁶ embeddings, 3 GB of disk; make bench-backbones: which of timm's
+# families can be a backbone at which size; make bench-training: training speed from memory and from a stream, and
+# memory; make bench-ssl: semi-supervised methods on FER+ in DATA, a day of two cores, goes on where it stopped; with
+# SSL="--device cuda --processes 6" on a GPU; make bench-ssl-quick: four of them, half an hour.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -16,7 +16,7 @@ DATA ?= ../shared/data
 SSL ?=
 CROPS ?= $(wildcard ../shared/data/lfw_unlabeled.parquet)
 
-.PHONY: help setup docs test test-faults test-slow lint demo bench bench-ledger bench-selection bench-backbones bench-training bench-ssl bench-ssl-heads bench-ssl-quick clean
+.PHONY: help setup docs test test-faults test-slow lint demo bench bench-ledger bench-selection bench-heads bench-backbones bench-training bench-ssl bench-ssl-heads bench-ssl-quick clean
 
 help:
 	@sed -n '/^#/!q; s/^# //p' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,9 @@ bench-ledger: $(STAMP)
 
 bench-selection: $(STAMP)
 	$(BIN)/python -m benchmarks.selection
+
+bench-heads: $(STAMP)
+	$(BIN)/python -m benchmarks.heads
 
 bench-backbones: $(STAMP)
 	$(BIN)/python -W ignore -m benchmarks.backbones

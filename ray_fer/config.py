@@ -120,6 +120,7 @@ _SCHEMAS = {
     "extract_features": "ray_fer.video.config:ExtractFeaturesConfig",
     "train_temporal": "ray_fer.video.config:TrainTemporalConfig",
     "predict_video": "ray_fer.video.config:PredictVideoConfig",
+    "train_head": "ray_fer.jobs.config:TrainHeadConfig",
     "self_train": "ray_fer.jobs.config:SelfTrainConfig",
     "lineage": "ray_fer.jobs.config:LineageConfig",
     "export_onnx": "ray_fer.jobs.config:ExportOnnxConfig",

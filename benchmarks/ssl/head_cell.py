@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.ssl.faces import Rows, cut_rows
 from benchmarks.ssl.features import DEPTHS, Features
-from ray_fer.evaluation.metrics import fit_temperature
+from ray_fer.evaluation.calibration import fit_temperature
 from ray_fer.heads.examples import Examples, draw_weights
 from ray_fer.heads.net import moments
 from ray_fer.heads.rounds import CrossFit, cross_fit, folds_of, labelled_examples, soft_labels, train_heads

@@ -29,7 +29,7 @@ def feedback_half(manifest: Manifest) -> NDArray[np.bool_]:
     Raises:
         UserError: when all rows are of one cluster.
     """
-    clusters = _clusters(manifest)
+    clusters = clusters_of(manifest)
     if len(clusters) < 2:
         raise UserError(
             "val: all pictures are of one subject, group or video, so they cannot be cut into a half for feedback and "
@@ -71,7 +71,7 @@ def missing_in_a_half(manifest: Manifest, feedback_rows: NDArray[np.bool_]) -> l
     return [name for name, one, other in zip(manifest.classes, *halves, strict=True) if one != other]
 
 
-def _clusters(manifest: Manifest) -> list[list[int]]:
+def clusters_of(manifest: Manifest) -> list[list[int]]:
     """The rows of each cluster, which a shared picture, subject, group or video connects."""
     parent = list(range(len(manifest)))
 

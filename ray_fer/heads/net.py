@@ -91,4 +91,6 @@ class MeanOfHeads(nn.Module):
             F.log_softmax(head(embeddings[:, first:last]), 1)
             for head, (first, last) in zip(self.heads, self.columns, strict=True)
         ]
-        return torch.logsumexp(torch.stack(parts), 0) - float(np.log(len(parts)))
+        # Not logsumexp, of which the ONNX exporter forgets the axis.
+        mean = torch.stack(parts).exp().mean(dim=0)
+        return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()

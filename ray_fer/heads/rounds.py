@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ray_fer.errors import UserError
-from ray_fer.evaluation.metrics import apply_temperature, fit_temperature
+from ray_fer.evaluation.calibration import apply_temperature, fit_temperature
 from ray_fer.heads.examples import Examples, Indices, draw_weights, one_hot
 from ray_fer.heads.net import MeanOfHeads, moments
 from ray_fer.heads.train import HeadSettings, predict, train_head

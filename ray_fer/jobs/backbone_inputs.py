@@ -8,7 +8,6 @@ import itertools
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,14 +17,15 @@ from PIL import Image
 from ray_fer import storage
 from ray_fer.data.decode import DecodeError, one_error
 from ray_fer.data.digests import Contents, contents_of, describe_unread
-from ray_fer.data.loading import MAX_BAD_SHARE, MAX_PICTURE_BYTES
-from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
-from ray_fer.data.read import Item, Read, read_objects, stat_objects
+from ray_fer.data.loading import MAX_PICTURE_BYTES
+from ray_fer.data.manifests import Manifest
+from ray_fer.data.read import Item, Read, read_objects
 from ray_fer.data.sources import list_sources
-from ray_fer.data.splits import feedback_half, join_validation, missing_in_a_half
+from ray_fer.data.splits import missing_in_a_half
 from ray_fer.data.uris import place_of
 from ray_fer.errors import UserError
 from ray_fer.feedback.controller import MIN_EXAMPLES
+from ray_fer.jobs.labelled_sets import read_labeled, read_validation, several_classes
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig
 from ray_fer.models.artifact import Artifact, open_artifact
 from ray_fer.models.pretrained import pretrained_architecture
@@ -161,13 +161,14 @@ def _sample(labeled: Manifest, config: TrainBackboneConfig) -> list[str]:
     return list(itertools.islice(itertools.chain.from_iterable(pages), _SAMPLE))
 
 
-def picture_size(uris: list[str], pretrained: str | None = None) -> int:
+def picture_size(uris: list[str], pretrained: str | None = None, enlarged: int = 2) -> int:
     """The side in pixels of the crops for a model, from the median side of a sample of the pictures.
 
     Args:
         uris: Of the pictures.
-        pretrained: Name of a backbone that has seen larger pictures; it gets twice the median, as a multiple of 32 of
-            at most its own size.
+        pretrained: Name of a backbone that has seen larger pictures; it gets ``enlarged`` times the median, as a
+            multiple of 32 of at most its own size.
+        enlarged: By what the median is multiplied then.
 
     Returns:
         Without ``pretrained`` the median, as a multiple of 16 within [48, 112].
@@ -184,7 +185,7 @@ def picture_size(uris: list[str], pretrained: str | None = None) -> int:
     if pretrained is not None:
         from ray_fer.models.backbone import own_size
 
-        return min(math.ceil(2 * median / 32) * 32, own_size(pretrained))
+        return min(math.ceil(enlarged * median / 32) * 32, own_size(pretrained))
     return int(np.clip(round(median / _MULTIPLE) * _MULTIPLE, _SMALLEST, _LARGEST))
 
 
@@ -195,53 +196,21 @@ def _read_manifests(config: TrainBackboneConfig, quiet: bool) -> tuple[Manifest,
         nothing = Manifest([], np.empty(0, np.int64), open_artifact(config.init).classes if config.init else ())
         return nothing, nothing, np.empty(0, bool)
     labeled = _read_labeled(config, quiet)
-    if len(labeled.classes) < 2:
-        # It would train to the end, with a loss of 0 and a macro-F1 of 1.
-        raise UserError(f"labeled={config.labeled}: one class, {labeled.classes[0]}; there is nothing to tell it from")
     if config.val is None:
         return labeled, labeled.take(np.zeros(len(labeled), bool)), np.empty(0, bool)
-    val = _read_rows("val", config.val, labeled.classes, quiet)
-    check_disjoint(labeled, val)
-    if config.feedback_val is None:
-        return labeled, val, feedback_half(val)
-    feedback_val = _read_rows("feedback_val", config.feedback_val, labeled.classes, quiet)
-    check_disjoint(labeled, feedback_val, "labeled and feedback_val")
-    check_disjoint(val, feedback_val, "val and feedback_val")
-    return labeled, *join_validation(val, feedback_val)
+    return labeled, *read_validation(labeled, config.val, config.feedback_val, quiet)
 
 
 def _read_labeled(config: TrainBackboneConfig, quiet: bool) -> Manifest:
     if config.labeled is not None:
-        return _read_rows("labeled", config.labeled, config.classes, quiet)
+        return read_labeled(config.labeled, config.classes, quiet)
     if config.init is None:
         from ray_fer.methods.registry import find_method
 
         name = config.method.name
         also = f", and a method without labels, which {name} needs" if "labeled" in find_method(name).needs else ""
         raise UserError(f"labeled=null: give init=, which has the classes and the size{also}")
-    return Manifest([], np.empty(0, np.int64), open_artifact(config.init).classes)
-
-
-def _read_rows(name: str, uri: str, classes: Sequence[str] | None, quiet: bool) -> Manifest:
-    """The labelled rows whose picture is there; what is on S3 is only found missing when it is read."""
-    try:
-        manifest = read_manifest(uri, classes).labeled()
-    except UserError as error:
-        raise UserError(f"{name}={error}" if str(error).startswith(uri) else f"{name}={uri}: {error}") from None
-    if not len(manifest):
-        raise UserError(f"{name}: no labelled row")
-    local = [uri for uri in manifest.uris if not storage.is_remote(uri)]
-    gone = {uri for uri, (identity, _) in zip(local, stat_objects(local), strict=True) if not identity}
-    there = np.array([uri not in gone for uri in manifest.uris])
-    missing = int((~there).sum())
-    if missing == 0:
-        return manifest
-    first = manifest.uris[int(np.argmin(there))]
-    if missing > MAX_BAD_SHARE * len(there):
-        raise UserError(f"{name}: {missing} of {len(there)} pictures are not there, the first: {first}")
-    if not quiet:
-        log.warning("%s: %d of %d pictures are not there and left out, the first: %s", name, missing, len(there), first)
-    return manifest.take(there)
+    return several_classes(Manifest([], np.empty(0, np.int64), open_artifact(config.init).classes), None)
 
 
 def warn_of_doubts(inputs: Inputs) -> None:

@@ -103,13 +103,18 @@ class _Tree:
         parents = [_data(key, arguments[key], counts.get(key), contents.get(key)) for key in data]
         if arguments.get("unlabeled"):
             parents.append(_unlabeled(uri, arguments["unlabeled"], counts["unlabeled"], provenance["parents"]))
-        feedback = provenance["feedback"]
-        if feedback["uri"]:
+        feedback = provenance.get("feedback") or {}
+        if feedback.get("uri"):
             versions = {key: feedback.get(key) for key in ("version_at_start", "version_of_best")}
             parents.append(_feedback(feedback["uri"], tuple(provenance["config"]["classes"]), versions))
-        if arguments["init"]:
+        if arguments.get("init"):
             parents.append(self._model("init", arguments["init"], provenance["parents"]["init"]))
-        if arguments["pseudo"]:
+        for role in ("teacher", "also"):
+            models = provenance["parents"].get(role, ())
+            parents += [self._model(role, model["uri"], model["id"]) for model in models]
+        if table := provenance["parents"].get("table"):
+            parents.append(_predictions(table["uri"], table["version"], table["models"]))
+        if arguments.get("pseudo"):
             selection = provenance["parents"]["selection"]
             parents.append(self._selection("pseudo", arguments["pseudo"], selection, contents["pseudo"]))
         return parents

@@ -82,7 +82,9 @@ def pseudo_label(config: PseudoLabelConfig) -> dict[str, Any]:
     return summary
 
 
-def embed_pictures(pictures: Sequence[str], teacher: str, table: str, **settings: Any) -> dict[str, Any]:
+def embed_pictures(
+    pictures: Sequence[str], teacher: str | Sequence[str], table: str, **settings: Any
+) -> dict[str, Any]:
     """Keeps the predictions and embeddings of pictures that are named, as those of a manifest, each once.
 
     The table is best one of its own: what is labelled is no pseudo-label. ``Embeddings`` reads it.
@@ -91,7 +93,7 @@ def embed_pictures(pictures: Sequence[str], teacher: str, table: str, **settings
         pictures: URIs, as of `Manifest.uris` or `named_pictures`.
         teacher: as in ``conf/pseudo_label.yaml``.
         table: as in ``conf/pseudo_label.yaml``.
-        settings: further keys of ``conf/pseudo_label.yaml``.
+        settings: further keys of ``conf/pseudo_label.yaml``; ``embed`` is true unless they say otherwise.
 
     Returns:
         The summary, as `pseudo_label` gives it.
@@ -102,8 +104,8 @@ def embed_pictures(pictures: Sequence[str], teacher: str, table: str, **settings
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "pictures.txt")
         source.write_text("".join(f"{uri}\n" for uri in pictures))
-        fixed = {"source": str(source), "teacher": teacher, "table": table, "embed": True}
-        return pseudo_label(section_config("embed_pictures", "pseudo_label", settings | fixed))
+        fixed = {"source": str(source), "teacher": teacher, "table": table}
+        return pseudo_label(section_config("embed_pictures", "pseudo_label", {"embed": True} | settings | fixed))
 
 
 def _checked(config: PseudoLabelConfig) -> list[Teacher]:

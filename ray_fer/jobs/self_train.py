@@ -33,6 +33,7 @@ from ray_fer.feedback.actor import get_feedback_actor, update
 from ray_fer.feedback.store import FeedbackStore
 from ray_fer.jobs.backbone_inputs import open_start
 from ray_fer.jobs.config import SelfTrainConfig
+from ray_fer.jobs.head_loop import head_loop
 from ray_fer.jobs.loop_configs import FROM_TEACHER, LoopConfigs, other_settings
 from ray_fer.jobs.pseudo_label import pseudo_label
 from ray_fer.jobs.select_pseudo_labels import predicted_counts, select_pseudo_labels
@@ -61,12 +62,16 @@ def self_train(config: SelfTrainConfig) -> Summary:
     Returns:
         ``model`` (URI of the best model), its ``macro_f1`` and the ``teacher_macro_f1`` of labelled faces alone (each
         of ``val``, ``choice`` and ``feedback`` half), ``rounds`` (what each did), ``stopped`` (why before all rounds
-        were done, or None) and ``report``.
+        were done, or None) and ``report``; with ``loop=head`` what `head_loop` returns.
 
     Raises:
         UserError: for bad input, before any cluster work where it can be known by then.
     """
     check_device(config.device)
+    if config.loop == "head":
+        return head_loop(config)
+    if config.distil or config.head:
+        raise UserError("distil and head: keys of loop=head")
     loop = _Loop(config)
     loop.check()
     loop.check_exclusions()

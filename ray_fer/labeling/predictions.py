@@ -56,7 +56,7 @@ class Predictions:
     def probs(self, number: int, n_classes: int) -> npt.NDArray[np.float32]:
         """Returns the probabilities of the model with the given number for K = ``n_classes``, float32 (M, K)."""
         probs = np.empty((len(self), n_classes), np.float32)
-        for places, rows in self._batches(number, "probs"):
+        for places, rows in self.batches(number, "probs"):
             probs[places] = rows["probs"].list.to_array(n_classes).to_numpy()
         return probs
 
@@ -71,13 +71,18 @@ class Predictions:
 
     def columns(self, *names: str, at_once: int = BATCH_ROWS) -> Iterator[tuple[slice, pl.DataFrame]]:
         """Several columns of the first model's rows, as `column`; of at most ``at_once`` of the table's rows."""
-        for places, rows in self._batches(0, *names, at_once=at_once):
+        for places, rows in self.batches(0, *names, at_once=at_once):
             if len(places):
                 yield slice(int(places[0]), int(places[-1]) + 1), rows
 
-    def _batches(
+    def batches(
         self, number: int, *columns: str, at_once: int = BATCH_ROWS
     ) -> Iterator[tuple[npt.NDArray[np.int64], pl.DataFrame]]:
+        """Reads columns of the rows of one of the models in parts, in the order of the table.
+
+        Yields:
+            The numbers of some predictions, int64 (B,), and the model's rows of these.
+        """
         order = np.argsort(self.rows[number], kind="stable")
         ascending = self.rows[number][order]
         start = 0
@@ -89,7 +94,7 @@ class Predictions:
 
 
 def newest_predictions(
-    table: DeltaTable, models: Sequence[str], excluded: Exclusions
+    table: DeltaTable, models: Sequence[str], excluded: Exclusions, copies: bool = False
 ) -> tuple[Predictions, dict[str, int]]:
     """Finds the predictions of ``models`` that may become pseudo-labels.
 
@@ -102,6 +107,7 @@ def newest_predictions(
         table: Predictions table.
         models: Ids of the models.
         excluded: Pictures to leave out.
+        copies: Whether every object with the same content counts, as where the pictures of a manifest are looked up.
 
     Returns:
         The predictions, and the number of rows or objects that were left out for each reason. Rows are
@@ -118,7 +124,7 @@ def newest_predictions(
         good = good.join(theirs, on=["uri", "digest"], how="inner")
     if len(models) > 1:
         left_out["incomplete"] = pl.concat([each["uri"] for each in newest]).n_unique() - len(good)
-    unique = _unique(good, table, models[0])
+    unique = good if copies else _unique(good, table, models[0])
     digests = pl.Series(list(excluded.digests), dtype=pl.Binary).hash(_SEED)
     # A picture that has changed since it was labelled has another digest, so its name counts too.
     pictures = pl.Series(list(excluded.uris), dtype=pl.String).hash(_SEED)

@@ -52,7 +52,7 @@ def find_predictions(
     Raises:
         UserError: If the table holds no prediction of a teacher.
     """
-    models = [_model_in(table, teacher, config) for teacher in teachers]
+    models = [model_in(table, teacher, config) for teacher in teachers]
     return newest_predictions(table, models, read_exclusions(config.selection))
 
 
@@ -116,7 +116,12 @@ class DebiasedBatches:
         return (self.part(slice(start, start + BATCH_ROWS)) for start in range(0, len(self.probs), BATCH_ROWS))
 
 
-def _model_in(table: DeltaTable, teacher: Teacher, config: SelectPseudoLabelsConfig) -> str:
+def model_in(table: DeltaTable, teacher: Teacher, config: SelectPseudoLabelsConfig) -> str:
+    """Returns the id that the predictions of ``teacher`` carry in the table.
+
+    Raises:
+        UserError: If there is none of the number format, flip and faces that ``config`` names.
+    """
     formats = ("float32", "bfloat16") if config.precision == "auto" else (config.precision,)
     flips = (False, True) if config.flip is None else (config.flip,)
     faces = (False, True) if config.faces is None else (config.faces == "detect",)

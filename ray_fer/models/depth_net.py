@@ -49,7 +49,7 @@ class DepthNet(nn.Module):
         body: Any = timm.create_model(timm_name(backbone), num_classes=0, **backbone_args)
         self.depths = list(depths) if depths is not None else default_depths(body)
         channels = [stage["num_chs"] for stage in _stages(body)]
-        body.prune_intermediate_layers(self.depths, prune_norm=True, prune_head=True)
+        without_late_layers(body, self.depths)
         # Not named ``backbone``: so the weights of a method with several heads call theirs.
         self.body = body
         self.num_classes = num_classes
@@ -81,6 +81,12 @@ class DepthNet(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As timm's models have it."""
         self.body.set_grad_checkpointing(enable)
+
+
+def without_late_layers(body: Any, depths: Sequence[int]) -> nn.Module:
+    """Removes the layers behind the last of ``depths`` from a timm model, which is changed in place."""
+    body.prune_intermediate_layers(list(depths), prune_norm=True, prune_head=True)
+    return body  # type: ignore[no-any-return]
 
 
 class WithFeatures(nn.Module):

@@ -19,8 +19,8 @@ from ray_fer.models.pretrained import is_on_hub
 _TAGS = ["image-classification", "timm", "facial-expression-recognition", "ray-fer"]
 # A path up to its last part; what stands before a colon is a layout, or `timm` and the like.
 _PARENTS = re.compile(r"(?:\w+://)?[^:]*/")
-_DATA = ("labeled", "val", "feedback_val", "pseudo", "unlabeled")
-_PLACES = {*_DATA, "out", "pretrained", "init", "feedback", "classes", "backbone", "image_size"}
+_DATA = ("labeled", "val", "feedback_val", "pseudo", "unlabeled", "table", "also")
+_PLACES = {*_DATA, "out", "teacher", "source", "pretrained", "init", "feedback", "classes", "backbone", "image_size"}
 _MACHINE = {"device", "workers", "wait_minutes", "zero_stage", "max_failures", "checkpoint_activations"}
 
 
@@ -35,7 +35,7 @@ def model_card(name: str, config: Mapping[str, Any], metrics: Mapping[str, Any],
     """
     arguments, parents = provenance.get("config") or {}, provenance.get("parents") or {}
     val = metrics.get("val") or {}
-    start = arguments.get("pretrained") or arguments.get("init")
+    start = arguments.get("pretrained") or arguments.get("init") or arguments.get("teacher")
     text = _TEMPLATES.get_template("model_card.md.j2").render(
         name=name,
         architecture=_backbones(config),
@@ -61,7 +61,7 @@ def _backbones(config: Mapping[str, Any]) -> str:
 
 
 def _front_matter(
-    name: str, start: str | None, licence: str | None, arguments: Mapping[str, Any], val: Mapping[str, Any]
+    name: str, start: Any, licence: str | None, arguments: Mapping[str, Any], val: Mapping[str, Any]
 ) -> str:
     measured = {"f1": ("macro-F1", val.get("macro_f1")), "accuracy": ("accuracy", val.get("accuracy"))}
     data = _shown_place(arguments.get("val") or "validation")
@@ -70,7 +70,7 @@ def _front_matter(
         for kind, (shown, value) in measured.items()
         if value is not None
     ]
-    base = start if start and start.startswith("hf-hub:") else None
+    base = start if isinstance(start, str) and start.startswith("hf-hub:") else None
     card = ModelCardData(
         library_name="timm",
         license=licence,

@@ -30,6 +30,7 @@ from tests.images import write_pictures
 
 BENCHMARKS = {
     "backbones": "backbones",
+    "heads": "heads",
     "labeling-incremental": "labeling.compare_incremental",
     "labeling-kill-loss": "labeling.kill_loss",
     "labeling-overhead": "labeling.overhead",

@@ -33,6 +33,7 @@ SMALLER = {
     ),
     "train_backbone": (*_BACKBONE, *_HERE),
     "pseudo_label": _HERE,
+    "train_head": ("steps=20", *_HERE),
     # One epoch makes no teacher that is sure of anything.
     "select_pseudo_labels": ("selection.threshold=0.15",),
     "self_train": ("train={backbone: test_efficientnet, epochs: 1}", "selection={threshold: 0.15}", "rounds=1", *_HERE),

@@ -182,3 +182,42 @@ def test_the_reader_refuses_what_it_cannot_give(tmp_path: Path) -> None:
     commit(table, rows("b", first=0.0), rows("c", first=0.0, size=3))
     with pytest.raises(UserError, match=f"^table={uri}: embeddings of 3 and of 2 numbers of model m$"):
         Embeddings(table, "m")
+
+
+def test_embeddings_of_several_models_lie_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their rows lie in other orders, and only pictures that all of them have count."""
+    uri = str(tmp_path / "t")
+    table = create_table(uri, CLASSES, {"m": FACTS, "n": FACTS | {"dimension": 3}})
+    commit(table, rows("a", "b", "c", first=0.0), rows("plain"))
+    commit(table, rows("c", "gone", "a", "plain", "b", first=10.0, size=3), model="n")
+    commit(table, rows("b", "a", "c"), model="also")
+    monkeypatch.setattr(module, "BLOCK_ROWS", 2)
+    found = Embeddings(table, ["m", "n"], also=["also"])
+    assert (found.dimensions, found.dimension, len(found)) == ([2, 3], 5, 3)
+    by_uri = dict(zip(found.uris(), found.write(tmp_path / "kept").tolist(), strict=True))
+    assert by_uri == {"a": [0, 1, 12, 1, 1], "b": [1, 1, 14, 1, 1], "c": [2, 1, 10, 1, 1]}
+    assert found.probs(2).tolist() == [[0.25, 0.75]] * 3
+    assert found.left_out["without_embedding"] == 0
+    assert Embeddings(table, ["m", "n"]).left_out["without_embedding"] == 1, "plain has none of m"
+    with pytest.raises(ValueError, match="blocks are of one model"):
+        next(iter(found))
+
+
+def test_copies_count_where_pictures_are_looked_up(tmp_path: Path) -> None:
+    table = create_table(str(tmp_path / "t"), CLASSES, {"m": FACTS})
+    twice = rows("a", "b", first=0.0)
+    digests = pa.array([b"same"] * 2, pa.binary())
+    commit(table, twice.set_column(twice.schema.get_field_index("digest"), "digest", digests))
+    assert Embeddings(table, "m").uris().to_list() == ["a"]
+    assert Embeddings(table, "m", copies=True).uris().to_list() == ["a", "b"]
+
+
+def test_what_is_written_is_finite_and_not_nothing(tmp_path: Path) -> None:
+    uri = str(tmp_path / "t")
+    table = create_table(uri, CLASSES, {"m": FACTS})
+    commit(table, rows("a", first=0.0), rows("b", first=float("nan")))
+    with pytest.raises(UserError, match=f"^table={uri}: the embedding of b is not finite$"):
+        Embeddings(table, "m").write(tmp_path / "kept")
+    nothing = Embeddings(table, "m", Exclusions(uris=frozenset(["a", "b"])))
+    with pytest.raises(UserError, match=f"^table={uri}: no picture has an embedding of every model; left out: .*'excl"):
+        nothing.write(tmp_path / "kept")
