@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks.results import RESULTS
 
@@ -116,6 +119,37 @@ def ssl(method: str, passes: int = 160_000, budget: float = 1.0, lfw: bool = Fal
         raise KeyError(f"no run of {wanted}")
     spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
     return f"{statistics.mean(scores):.1f}{spread}"
+
+
+def heads(method: str, budget: float, key: str = "macro_f1_frequent") -> str:
+    """Mean held-out score in percent of a method in the heads regime, and of how many seeds."""
+    scores = [100 * score for score in _heads(method, budget, key).values()]
+    return f"{statistics.mean(scores):.1f} ({len(scores)} seeds)"
+
+
+def heads_gain(method: str, against: str, budget: float, key: str = "macro_f1_frequent") -> str:
+    """Mean difference of two methods of the heads regime, paired by seed, with its interval, as the table has it."""
+    mine, theirs = _heads(method, budget, key), _heads(against, budget, key)
+    both = sorted(mine.keys() & theirs.keys())
+    gains = [100 * (mine[seed] - theirs[seed]) for seed in both]
+    low, high = interval(gains)
+    return f"{statistics.mean(gains):+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def interval(differences: Sequence[float], draws: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """The 95 % bootstrap interval of the mean of paired differences."""
+    values = np.asarray(differences, dtype=np.float64)
+    rows = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
+    low, high = np.quantile(values[rows].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _heads(method: str, budget: float, key: str) -> dict[int, float]:
+    lines = [json.loads(line) for line in (RESULTS / "ssl-heads.jsonl").read_text().splitlines()]
+    found = {line["seed"]: line[key] for line in lines if (line["method"], line["budget"]) == (method, budget)}
+    if not found:
+        raise KeyError(f"no run of {method} with {budget:.0%} of the labels")
+    return found
 
 
 def _row(name: str, key: str, value: str) -> dict[str, Any]:
