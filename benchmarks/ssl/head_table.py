@@ -36,8 +36,8 @@ side, 2,304 numbers), FER+ faces, 3,663 held-out ones that no method trains on o
 the classes with 30 faces or more; then macro-F1 over all seven, and accuracy; in percent, mean over seeds. Differences
 are paired by seed, with the 95 % interval of 10,000 bootstrap draws of the seeds: an interval that holds zero shows
 nothing, and with few seeds it is too narrow. "choice" is a half of the validation set. The size of the faces, dropout
-and steps were chosen on it; natural draws and the three heads of the teacher were picked with the held-out scores in view,
-so the gains are partly selected on the faces that they are reported on. A pass is one embedding forward and
+and steps were chosen on it; natural draws and the three heads of the teacher were picked with the held-out scores in
+view, so the gains are partly selected on the faces that they are reported on. A pass is one embedding forward and
 backward; those of teachers and of all folds are counted. `make bench-ssl-heads` makes this file from
 `ssl-heads.jsonl`, one line per run.
 
