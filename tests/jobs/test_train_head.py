@@ -75,6 +75,16 @@ def test_the_published_net_is_what_was_validated(faces: Path, trained: dict[str,
     assert artifact.image_size == 32
 
 
+def test_a_validation_picture_that_is_trained_on_is_told(
+    faces: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(faces / "train", tmp_path / "train")
+    shutil.copy(faces / "val" / "anger-0.png", tmp_path / "train" / "anger-0.png")
+    given = (f"labeled={tmp_path}/train/manifest.csv", f"source={faces}/more", f"teacher={faces}/a", "rounds=0")
+    run(faces, tmp_path / "out", *given)
+    assert "val: 1 of 24 pictures of labeled have the bytes of one of val" in caplog.text
+
+
 def test_labelled_faces_and_their_copies_are_no_unlabeled_ones(trained: dict[str, Any]) -> None:
     assert (trained["labeled"], trained["val"], trained["table"]) == (24, 36, 36)
 
