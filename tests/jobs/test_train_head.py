@@ -129,6 +129,7 @@ def test_a_further_model_teaches(faces: Path, trained: dict[str, Any], tmp_path:
     assert found["val_macro_f1"] > 0.8
     assert found["table"] == 36
     assert found["id"] != trained["id"]
+    assert arguments(faces, tmp_path, f"also={net}").also == [str(net)]
     with pytest.raises(UserError, match=r"^teacher=\S+net.onnx: no model of ray-fer, so no net can be published with"):
         run(faces, tmp_path / "other", f"teacher={net}", f"source={faces}/more")
 
