@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from ray_fer.config import Count, Device, JobConfig, Seed, Uri, Uris
 from ray_fer.config_values import KeysOf
@@ -26,7 +26,7 @@ class TrainHeadConfig(JobConfig):
     pretrained: Uri | None
     table: Uri | None
     source: Sources | None
-    also: list[Uri]
+    also: Annotated[list[Uri], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
     classes: list[str] | None
     image_size: Count | None
     rounds: Annotated[int, Field(ge=0)]

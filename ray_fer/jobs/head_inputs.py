@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from ray_fer import storage
 from ray_fer.config import section_config
+from ray_fer.data.digests import Contents, contents_of
 from ray_fer.data.manifests import Manifest
 from ray_fer.data.sources import check_sources
 from ray_fer.data.uris import split_face
@@ -51,6 +53,16 @@ class HeadInputs:
     feedback_rows: NDArray[np.bool_]
     teachers: list[Artifact]
     also: list[Teacher]
+
+    @functools.cached_property
+    def labeled_contents(self) -> Contents:
+        """What the pictures of ``labeled`` hold, read once."""
+        return contents_of(self.labeled.uris)
+
+    @functools.cached_property
+    def val_contents(self) -> Contents:
+        """What the pictures of ``val`` hold, read once."""
+        return contents_of(self.val.uris)
 
     @property
     def place(self) -> str:

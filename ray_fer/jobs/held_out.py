@@ -20,6 +20,7 @@ from ray_fer.data.sources import list_sources
 from ray_fer.data.uris import split_face
 from ray_fer.errors import UserError
 from ray_fer.jobs.backbone_inputs import Inputs
+from ray_fer.jobs.head_inputs import HeadInputs
 from ray_fer.labeling.table import open_table, scan_rows
 from ray_fer.selection.file import Selection
 from ray_fer.training.run_folder import digest
@@ -70,7 +71,7 @@ def _suspects(selection: Selection, contents: Contents) -> list[str]:
     return sorted({*rows.collect(engine="streaming")["uri"]} & {*selection.uris})
 
 
-def warn_of_copies(inputs: Inputs) -> None:
+def warn_of_copies(inputs: Inputs | HeadInputs) -> None:
     """Says whether labelled faces are of pictures of the validation set; public sets hold such, so it is no error."""
     for name, manifest, contents in (
         ("labeled", inputs.labeled, inputs.labeled_contents),

@@ -31,6 +31,7 @@ from ray_fer.heads.train import predict
 from ray_fer.jobs.config import TrainHeadConfig
 from ray_fer.jobs.head_arrays import Gathered, gather
 from ray_fer.jobs.head_inputs import HeadInputs, embedder, label_sources, open_head_inputs
+from ray_fer.jobs.held_out import warn_of_copies
 from ray_fer.models.artifact import PROVENANCE, Artifact, load_model, open_artifact, save_artifact
 from ray_fer.models.depth_net import DepthNet
 from ray_fer.models.pretrained import canonical, is_on_hub, local_pretrained, start_licence
@@ -111,6 +112,7 @@ def _run(inputs: HeadInputs) -> _Outcome:
         nonlocal began
         seconds[name], began = round(time.monotonic() - began, 1), time.monotonic()
 
+    warn_of_copies(inputs)
     teachers = inputs.teachers or [embedder(inputs)]
     stage("open")
     if config.source:

@@ -75,6 +75,16 @@ def test_the_published_net_is_what_was_validated(faces: Path, trained: dict[str,
     assert artifact.image_size == 32
 
 
+def test_a_validation_picture_that_is_trained_on_is_told(
+    faces: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(faces / "train", tmp_path / "train")
+    shutil.copy(faces / "val" / "anger-0.png", tmp_path / "train" / "anger-0.png")
+    given = (f"labeled={tmp_path}/train/manifest.csv", f"source={faces}/more", f"teacher={faces}/a", "rounds=0")
+    run(faces, tmp_path / "out", *given)
+    assert "val: 1 of 24 pictures of labeled have the bytes of one of val" in caplog.text
+
+
 def test_labelled_faces_and_their_copies_are_no_unlabeled_ones(trained: dict[str, Any]) -> None:
     assert (trained["labeled"], trained["val"], trained["table"]) == (24, 36, 36)
 
@@ -119,6 +129,7 @@ def test_a_further_model_teaches(faces: Path, trained: dict[str, Any], tmp_path:
     assert found["val_macro_f1"] > 0.8
     assert found["table"] == 36
     assert found["id"] != trained["id"]
+    assert arguments(faces, tmp_path, f"also={net}").also == [str(net)]
     with pytest.raises(UserError, match=r"^teacher=\S+net.onnx: no model of ray-fer, so no net can be published with"):
         run(faces, tmp_path / "other", f"teacher={net}", f"source={faces}/more")
 
