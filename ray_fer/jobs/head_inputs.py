@@ -103,6 +103,11 @@ def open_head_inputs(config: TrainHeadConfig) -> HeadInputs:
         check_sources(config.source)
     classes = config.classes or (everyone[0].classes if everyone else None)
     labeled = read_labeled(config.labeled, classes)
+    if np.count_nonzero(labeled.counts()) < 2:
+        name = labeled.classes[labeled.labels[0]]
+        raise UserError(
+            f"labeled={config.labeled}: all faces are of one class, {name}; there is nothing to tell it from"
+        )
     val, feedback_rows = read_validation(labeled, config.val, config.feedback_val)
     for name, manifest in (("labeled", labeled), ("val", val)):
         if faces := [uri for uri in manifest.uris if split_face(uri)[0] != uri]:

@@ -34,6 +34,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 METRICS = "metrics.json"
 PROVENANCE = "provenance.json"
+_FILES = (WEIGHTS, CONFIG, METRICS, PROVENANCE, "README.md")
 _DEPTH_NET = "ray_fer.models.depth_net:depth_net"
 # What timm says of the weights that it has for the architecture, which are not those of an artifact.
 _OF_OTHER_WEIGHTS = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
@@ -195,7 +196,9 @@ def open_artifact(uri: str) -> Artifact:
     for name in (CONFIG, WEIGHTS):
         if not storage.exists(storage.join(uri, name)):
             raise UserError(f"{uri}: no model artifact there ({name} is missing)")
-    folder = storage.local_copy(uri)
+    # A folder of a head holds tables too.
+    there = storage.list_dir(uri)
+    folder = storage.local_copy(uri, only=[name for name in _FILES if name in there])
     config = _checked_config(f"{uri}/{CONFIG}", folder / CONFIG)
     check_safetensors(f"{uri}/{WEIGHTS}", folder / WEIGHTS)
     return Artifact(uri, folder, _content_hash(folder / WEIGHTS, config), config)

@@ -158,12 +158,17 @@ def test_ten_faces_and_a_class_that_nobody_predicts(
         (["teacher={faces}/a", "table={faces}/nowhere"], "table={faces}/nowhere: no predictions table there"),
         (["teacher={faces}/a", "table={faces}/plain"], "table={faces}/plain: no embeddings of teacher={faces}/a"),
         (["teacher={faces}/others", "source={faces}/more"], "labeled={faces}/train/manifest.csv: .*'neutral'"),
+        (
+            ["teacher={faces}/a", "source={faces}/more", "labeled={faces}/one.csv"],
+            "all faces are of one class, neutral",
+        ),
         (["teacher={faces}/a", "source={faces}/more", "label.embed=false"], "label.embed: set by the job"),
         (["teacher={faces}/a", "source={faces}/more", "val={faces}/train/manifest.csv"], "the score would be a leak"),
     ],
 )
 def test_bad_input_is_said_in_one_line(given: list[str], message: str, faces: Path, tmp_path: Path) -> None:
     if not (faces / "plain").exists():
+        (faces / "one.csv").write_text("path,label\ntrain/neutral-0.png,neutral\ntrain/neutral-1.png,neutral\n")
         tiny_model(str(faces / "large"), 2, CLASSES, image_size=48)
         tiny_model(str(faces / "others"), 3, ("fear", "anger", "happiness"))
         values = [f"source={faces}/more", f"teacher={faces}/a", f"table={faces}/plain", "engine=torch"]

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import s3fs
 import timm
 import torch
 from timm.models import save_for_hf
 
 from ray_fer.config import load_config
 from ray_fer.jobs.lineage import lineage
+from ray_fer.models.artifact import open_artifact
+from tests.images import tiny_model
 from tests.system.jobs import run_job
-from tests.training.toy import write_faces
+from tests.training.toy import CLASSES, write_faces
 
 
 @pytest.mark.slow
@@ -46,3 +49,20 @@ def test_a_head_and_then_one_network(tmp_path: Path) -> None:
         run_job("evaluate", f"model={tmp_path}/head.onnx", f"data={test}", f"out={tmp_path}/seen")["macro_f1"]
         == scores[0]
     )
+
+
+@pytest.mark.slow
+def test_a_head_on_s3(tmp_path: Path, s3: str) -> None:
+    """Whoever opens it downloads the model, and not the tables beside it."""
+    for number, name in enumerate(("train", "val", "more"), 1):
+        write_faces(tmp_path / name, (8, 8, 8), seed=number)
+    s3fs.S3FileSystem().put(f"{tmp_path}/", f"{s3}/faces/".removeprefix("s3://"), recursive=True)
+    teacher = tiny_model(f"{s3}/models/teacher", 0, CLASSES).uri
+    sets = (f"labeled={s3}/faces/train/manifest.csv", f"val={s3}/faces/val/manifest.csv", f"source={s3}/faces/more")
+    quick = ("steps=20", "folds=2", "label.engine=torch", "rounds=1")
+    found = run_job("train_head", *sets, f"teacher={teacher}", f"out={s3}/models/head", *quick)
+    assert (found["labeled"], found["table"]) == (24, 24)
+    assert found["val_macro_f1"] > 0.8
+    head = open_artifact(f"{s3}/models/head")
+    names = ["README.md", "config.json", "metrics.json", "model.safetensors", "provenance.json"]
+    assert sorted(path.name for path in head.folder.iterdir()) == names
