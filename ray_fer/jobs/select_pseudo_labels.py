@@ -48,17 +48,15 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
     models = predictions.models
     if not len(predictions):
         raise UserError(f"table={config.table}: no usable prediction of {as_argument('teacher', config.teacher)}")
-    combine = ENSEMBLES[config.selection.ensemble]
     theirs = [predictions.probs(number, len(classes)) for number in range(len(models))]
-    combined = combine(theirs)
+    combined = ENSEMBLES[config.selection.ensemble](theirs)
     mine: dict[str, Any] = {"teacher": teachers[0].id, "model": models[0]}
     if len(teachers) > 1:
         mine = {"teachers": [each.id for each in teachers], "models": models}
-        mine["named_otherwise_without"] = named_otherwise_without(theirs)
         left_out["disagreed"] = len(predictions) - len(combined.rows)
         predictions = predictions.take(combined.rows)
-    batches = DebiasedBatches(combined.probs, known.log_prior)
-    state = fit(rule, batches, known)
+        mine["named_otherwise_without"] = named_otherwise_without(theirs)
+    state = fit(rule, batches := DebiasedBatches(combined.probs, known.log_prior), known)
     chosen = np.flatnonzero(np.concatenate([rule.accept(probs, state, known).weights > 0 for probs in batches]))
     uris = pl.concat([part for _, part in predictions.take(chosen).column("uri")] or [pl.Series(dtype=pl.String)])
     counts, targets = np.zeros(len(classes), np.int64), config.selection.targets
