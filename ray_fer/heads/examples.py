@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_fer.errors import UserError
-
 Floats = NDArray[np.floating[Any]]
 Indices = NDArray[np.int64]
+_BLOCK = 8192
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,38 +66,6 @@ def draw(weights: Floats, shape: tuple[int, int], generator: np.random.Generator
     return inside
 
 
-def spool(blocks: Iterable[Floats], file: Path) -> NDArray[np.float16]:
-    """Writes a stream of embeddings to a file and maps it, so that rows can be drawn in any order in bounded memory.
-
-    Args:
-        blocks: (B, D) each, of any B; D is the same.
-        file: overwritten; 2 bytes a number.
-
-    Returns:
-        float16 (N, D), memory-mapped, read-only.
-
-    Raises:
-        UserError: if there is no row, if the blocks differ in D, or if a number is not finite as float16.
-    """
-    rows, width = 0, 0
-    with file.open("wb") as out:
-        for block in blocks:
-            width = width or block.shape[1]
-            with np.errstate(over="ignore"):
-                halves = np.ascontiguousarray(block, dtype=np.float16)
-            if halves.shape[1] != width:
-                raise UserError(f"embeddings of {width} and of {halves.shape[1]} numbers: they are of different models")
-            check_finite(halves, rows)
-            out.write(halves.tobytes())
-            rows += len(halves)
-    if not rows:
-        raise UserError("there are no embeddings")
-    mapped: NDArray[np.float16] = np.memmap(file, np.float16, "r", shape=(rows, width))
-    return mapped
-
-
-def check_finite(embeddings: Floats, first_row: int = 0) -> None:
-    """Raises `UserError` with the number of the first row that holds NaN or infinity."""
-    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
-    if len(bad):
-        raise UserError(f"the embedding in row {first_row + bad[0]} is not finite")
+def blocks_of(embeddings: Any) -> Iterator[Any]:
+    """Embeddings (N, D) in blocks of rows, for what a memory map need not hold at once."""
+    return (embeddings[start : start + _BLOCK] for start in range(0, len(embeddings), _BLOCK))

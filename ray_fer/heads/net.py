@@ -30,7 +30,7 @@ def moments(blocks: Iterable[Floats]) -> tuple[NDArray[np.float64], NDArray[np.f
 class Head(nn.Module):
     """Embeddings (B, D) to logits (B, K).
 
-    z = W2 relu(W1 clip((x - mean) / scale, -5, 5) + b1) + b2, with dropout before and after the hidden layer. The last
+    z = W2 relu(W1 clip((x - mean) / scale, -5, 5) + b1) + b2, with dropout behind the hidden layer. The last
     layer starts at zero: the first predictions are even, whatever the embeddings are.
 
     Args:
@@ -39,24 +39,18 @@ class Head(nn.Module):
         n_classes: K.
         hidden: width of the hidden layer; 0: none, a linear head.
         dropout: of the hidden layer.
-        input_dropout: of the standardised embedding.
     """
 
     mean: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(
-        self, mean: Floats, scale: Floats, n_classes: int, *, hidden: int, dropout: float, input_dropout: float
-    ) -> None:
+    def __init__(self, mean: Floats, scale: Floats, n_classes: int, *, hidden: int, dropout: float) -> None:
         super().__init__()
         floor = max(_SMALLEST_SCALE * float(np.mean(scale)), float(np.finfo(np.float32).tiny))
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32).clamp(min=floor))
         width = len(self.mean)
-        # Even a dropout of nothing draws its numbers.
-        layers: list[nn.Module] = [nn.Dropout(input_dropout)] if input_dropout else []
-        if hidden:
-            layers += [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout)]
+        layers = [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout)] if hidden else []
         self.layers = nn.Sequential(*layers)
         self.last = nn.Linear(hidden or width, n_classes)
         nn.init.zeros_(self.last.weight)

@@ -95,7 +95,7 @@ def head_net_of(nets: Sequence[Any], head: MeanOfHeads) -> nn.Module:
         kept = mine.state_dict().keys()
         mine.load_state_dict({key: value for key, value in body.state_dict().items() if key in kept})
     for mine, theirs in zip(model.head.heads, head.heads, strict=True):
-        _copy(mine, theirs)
+        mine.load_state_dict(theirs.state_dict())
     return model  # type: ignore[no-any-return]
 
 
@@ -115,15 +115,4 @@ def _body(described: Mapping[str, Any]) -> nn.Module:
 def _head(described: Mapping[str, Any], n_classes: int) -> Head:
     first, last = described["columns"]
     even = np.zeros(last - first), np.ones(last - first)
-    return Head(*even, n_classes, hidden=described["hidden"], dropout=0.0, input_dropout=0.0)
-
-
-def _copy(mine: nn.Module, theirs: nn.Module) -> None:
-    """Copies a head's weights, whose numbering differs where one has a dropout more than the other."""
-    with torch.no_grad():
-        for (_, to), (_, value) in zip(_tensors(mine), _tensors(theirs), strict=True):
-            to.copy_(value)
-
-
-def _tensors(head: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*head.named_parameters(), *head.named_buffers()]
+    return Head(*even, n_classes, hidden=described["hidden"], dropout=0.0)

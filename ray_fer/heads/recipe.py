@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ray_fer.errors import UserError
 from ray_fer.evaluation.calibration import fit_temperature
 from ray_fer.evaluation.metrics import confusion_matrix, macro_f1, macro_f1_of_frequent
+from ray_fer.heads.examples import blocks_of
 from ray_fer.heads.net import MeanOfHeads, moments
 from ray_fer.heads.rounds import (
     Columns,
@@ -40,7 +41,6 @@ log = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 TEACHER = HeadSettings(steps=400, dropout=0.6, bfloat16=True)
 STUDENT = HeadSettings(steps=400, ratio=3, bfloat16=True)
-_BLOCK = 8192
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def learn(data: Data, settings: RecipeSettings) -> Learnt:
     """
     teacher, student = (replace(each, steps=settings.steps) for each in (TEACHER, STUDENT))
     labeled = labelled_examples(data.labeled, data.labels, data.n_classes, teacher.draw_power)
-    statistics = moments([np.asarray(data.labeled), *_blocks(data.unlabeled)])
+    statistics = moments([np.asarray(data.labeled), *blocks_of(data.unlabeled)])
     whole = ((0, data.labeled.shape[1]),)
     folds = folds_of(data.labels, _n_folds(data, settings.folds), data.groups, settings.seed)
     if len(np.unique(folds)) < 2:
@@ -175,7 +175,3 @@ def _joined(parts: Sequence[MeanOfHeads]) -> MeanOfHeads:
 
 def _n_folds(data: Data, wanted: int) -> int:
     return int(np.clip(np.bincount(data.labels).max(), 2, wanted))
-
-
-def _blocks(embeddings: Any) -> Any:
-    return (embeddings[start : start + _BLOCK] for start in range(0, len(embeddings), _BLOCK))

@@ -13,7 +13,7 @@ from torch import nn
 from ray_fer.errors import UserError
 from ray_fer.evaluation.calibration import apply_temperature, fit_temperature
 from ray_fer.heads.examples import Examples, Indices, draw_weights, one_hot
-from ray_fer.heads.net import MeanOfHeads, moments
+from ray_fer.heads.net import MeanOfHeads
 from ray_fer.heads.train import HeadSettings, predict, train_head
 
 Columns = Sequence[tuple[int, int]]
@@ -138,15 +138,3 @@ def _rows(examples: Examples, rows: Indices, power: float) -> Examples:
 
 def _narrowed(examples: Examples, first: int, last: int) -> Examples:
     return replace(examples, embeddings=examples.embeddings[:, first:last])
-
-
-__all__ = [
-    "CrossFit",
-    "cross_fit",
-    "folds_of",
-    "labelled_examples",
-    "moments",
-    "pseudo_examples",
-    "soft_labels",
-    "train_heads",
-]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +11,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from ray_fer.heads.examples import Examples, Indices, draw
+from ray_fer.heads.examples import Examples, Indices, blocks_of, draw
 from ray_fer.heads.net import Head, moments
-from ray_fer.training.optimisation import learning_rate_factor, parameter_groups
+from ray_fer.training.optimisation import Ema, learning_rate_factor, parameter_groups
 
 _WARMUP = 0.05  # share of the steps
-_BLOCK = 8192  # rows that are predicted or summed at once
 
 
 @dataclass(frozen=True)
@@ -27,31 +25,25 @@ class HeadSettings:
     Attributes:
         hidden: width of its hidden layer; 0 for a linear head.
         dropout: of the hidden layer.
-        input_dropout: of the standardised embedding.
         steps: of the optimiser.
         batch: labelled rows a step.
         ratio: pseudo-labelled rows a step per labelled row.
         learning_rate: the peak, after which it falls as half a cosine.
         weight_decay: of the matrices.
-        label_smoothing: of the labelled rows.
         draw_power: see `draw_weights`, for both kinds of rows.
         averaging: share of the steps over which the weights are averaged.
-        mixup: alpha of the Beta distribution by which rows of a batch are mixed (arXiv:1710.09412); 0: not at all.
         bfloat16: whether the matrices are multiplied in bfloat16, three times as fast where the processor knows it.
     """
 
     hidden: int = 256
     dropout: float = 0.4
-    input_dropout: float = 0.0
     steps: int = 1600
     batch: int = 64
     ratio: float = 2.0
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
-    label_smoothing: float = 0.0
     draw_power: float = 0.5
     averaging: float = 0.1
-    mixup: float = 0.0
     bfloat16: bool = False
 
 
@@ -79,14 +71,7 @@ def train_head(
         torch.manual_seed(seed)
         mean, scale = statistics or moments([labeled.embeddings])
         n_classes = labeled.targets.shape[1]
-        head = Head(
-            mean,
-            scale,
-            n_classes,
-            hidden=settings.hidden,
-            dropout=settings.dropout,
-            input_dropout=settings.input_dropout,
-        )
+        head = Head(mean, scale, n_classes, hidden=settings.hidden, dropout=settings.dropout)
         return _trained(head, labeled, pseudo, settings, np.random.default_rng(seed), transition)
 
 
@@ -104,22 +89,17 @@ def _trained(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: learning_rate_factor(step, settings.steps, round(_WARMUP * settings.steps))
     )
-    average = copy.deepcopy(head).eval()
-    weights: list[torch.Tensor] = list(head.parameters())
-    averaged: list[torch.Tensor] = list(average.parameters())
+    average = Ema(head, 1 - 1 / max(settings.averaging * settings.steps, 1))
     rows = draw(labeled.draws, (settings.steps, settings.batch), generator)
     beside = round(settings.ratio * settings.batch) if pseudo else 0
     pseudo_rows = draw(pseudo.draws, (settings.steps, beside), generator) if pseudo else None
     seen = None if transition is None else torch.tensor(transition, dtype=torch.float32)
     for step in range(settings.steps):
         inputs, targets = taken(labeled, rows[step])
-        targets = (1 - settings.label_smoothing) * targets + settings.label_smoothing / targets.shape[1]
         if pseudo is not None and pseudo_rows is not None:
             more, soft = taken(pseudo, pseudo_rows[step])
             inputs, targets = torch.cat([inputs, more]), torch.cat([targets, soft])
         inputs = head.standardised(inputs)
-        if settings.mixup:
-            inputs, targets = mixed(inputs, targets, settings.mixup, generator)
         with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
             logits = head.last(head.layers(inputs))
         log_probs = F.log_softmax(logits.float(), 1)
@@ -131,11 +111,9 @@ def _trained(
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
-        # Few steps have happened at the beginning: the average must not hold on to the start.
-        kept = min(1 - 1 / max(settings.averaging * settings.steps, 1), (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(averaged, weights, 1 - kept)
-    return average
+        average.update(head)
+    averaged: Head = average.model  # type: ignore[assignment]
+    return averaged
 
 
 def taken(examples: Examples, rows: Indices) -> tuple[torch.Tensor, torch.Tensor]:
@@ -144,20 +122,8 @@ def taken(examples: Examples, rows: Indices) -> tuple[torch.Tensor, torch.Tensor
     return embeddings, torch.from_numpy(np.asarray(examples.targets[rows], dtype=np.float32))
 
 
-def mixed(
-    inputs: torch.Tensor, targets: torch.Tensor, alpha: float, generator: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each row mixed with another of the batch, by a share drawn from Beta(alpha, alpha) for each."""
-    order = torch.from_numpy(generator.permutation(len(inputs)))
-    share = torch.from_numpy(generator.beta(alpha, alpha, (len(inputs), 1)).astype(np.float32))
-    return inputs.lerp(inputs[order], share), targets.lerp(targets[order], share)
-
-
 @torch.inference_mode()
 def predict(head: nn.Module, embeddings: Any) -> NDArray[np.float32]:
     """Probabilities float32 (N, K) of embeddings (N, D), block by block."""
-    blocks = []
-    for start in range(0, len(embeddings), _BLOCK):
-        block = torch.from_numpy(np.ascontiguousarray(embeddings[start : start + _BLOCK], dtype=np.float32))
-        blocks.append(head(block).softmax(1).numpy())
-    return np.concatenate(blocks)
+    wide = (torch.from_numpy(np.ascontiguousarray(block, dtype=np.float32)) for block in blocks_of(embeddings))
+    return np.concatenate([head(block).softmax(1).numpy() for block in wide])

@@ -43,7 +43,7 @@ def heads_on(embeddings: torch.Tensor) -> MeanOfHeads:
     heads = []
     for (first, last), hidden, dropout in zip(columns, (8, 0), (0.0, 0.3), strict=True):
         statistics = rng.normal(size=last - first), rng.uniform(0.5, 2, last - first)
-        head = Head(*statistics, len(CLASSES), hidden=hidden, dropout=0.2, input_dropout=dropout)
+        head = Head(*statistics, len(CLASSES), hidden=hidden, dropout=dropout)
         torch.nn.init.normal_(head.last.weight, std=0.1)
         heads.append(head)
     return MeanOfHeads(heads, columns).eval()

@@ -78,7 +78,7 @@ def test_moments_of_blocks_are_those_of_all_rows() -> None:
 
 
 def test_a_new_head_is_even_and_survives_constant_and_extreme_columns() -> None:
-    head = Head(np.zeros(3), np.array([1.0, 0.0, 2.0]), 4, hidden=8, dropout=0.0, input_dropout=0.0)
+    head = Head(np.zeros(3), np.array([1.0, 0.0, 2.0]), 4, hidden=8, dropout=0.0)
     extreme = torch.tensor([[0.0, 0.0, 6e4], [1.0, 1e-9, -6e4]])
     torch.testing.assert_close(head(extreme).softmax(1), torch.full((2, 4), 0.25))
     assert head.standardised(extreme).abs().max() == 5
