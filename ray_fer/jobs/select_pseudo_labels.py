@@ -19,11 +19,11 @@ from ray_fer import storage
 from ray_fer.config import as_argument
 from ray_fer.errors import UserError
 from ray_fer.labeling.config import SelectPseudoLabelsConfig
-from ray_fer.labeling.predictions import BATCH_ROWS
+from ray_fer.labeling.predictions import BATCH_ROWS, Predictions
 from ray_fer.labeling.select import DebiasedBatches, find_predictions, make_rule, open_teachers, selection_context
 from ray_fer.selection import file as selection_file
 from ray_fer.selection import fit
-from ray_fer.selection.ensemble import ENSEMBLES, named_otherwise_without
+from ray_fer.selection.ensemble import ENSEMBLES, Combined, named_otherwise_without
 
 log = logging.getLogger(__name__)
 
@@ -48,15 +48,14 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
     models = predictions.models
     if not len(predictions):
         raise UserError(f"table={config.table}: no usable prediction of {as_argument('teacher', config.teacher)}")
-    theirs = [predictions.probs(number, len(classes)) for number in range(len(models))]
-    combined = ENSEMBLES[config.selection.ensemble](theirs)
+    combined, added = _combined(config, predictions, len(classes))
     mine: dict[str, Any] = {"teacher": teachers[0].id, "model": models[0]}
     if len(teachers) > 1:
-        mine = {"teachers": [each.id for each in teachers], "models": models}
+        mine = {"teachers": [each.id for each in teachers], "models": models, "named_otherwise_without": added}
         left_out["disagreed"] = len(predictions) - len(combined.rows)
         predictions = predictions.take(combined.rows)
-        mine["named_otherwise_without"] = named_otherwise_without(theirs)
-    state = fit(rule, batches := DebiasedBatches(combined.probs, known.log_prior), known)
+    batches = DebiasedBatches(combined.probs, known.log_prior)
+    state = fit(rule, batches, known)
     chosen = np.flatnonzero(np.concatenate([rule.accept(probs, state, known).weights > 0 for probs in batches]))
     uris = pl.concat([part for _, part in predictions.take(chosen).column("uri")] or [pl.Series(dtype=pl.String)])
     counts, targets = np.zeros(len(classes), np.int64), config.selection.targets
@@ -88,6 +87,15 @@ def select_pseudo_labels(config: SelectPseudoLabelsConfig) -> dict[str, Any]:
     storage.write_json(storage.join(config.out, selection_file.INFO), summary)
     log.info("%d of %d predictions accepted: %s", counts.sum(), len(predictions), summary["counts"])
     return summary | {"selection": storage.normalise(config.out)}
+
+
+def _combined(
+    config: SelectPseudoLabelsConfig, predictions: Predictions, n_classes: int
+) -> tuple[Combined, list[float]]:
+    """What the teachers say together, and what each adds; their own probabilities are not held any longer."""
+    theirs = [predictions.probs(number, n_classes) for number in range(len(predictions.models))]
+    added = named_otherwise_without(theirs) if len(theirs) > 1 else []
+    return ENSEMBLES[config.selection.ensemble](theirs), added
 
 
 def _in_order(uris: pl.Series) -> Iterator[tuple[Any, npt.NDArray[np.int64]]]:
