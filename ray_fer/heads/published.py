@@ -14,10 +14,9 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from ray_fer.compat.timm import model_arguments
 from ray_fer.heads.net import Head, MeanOfHeads
-from ray_fer.models.depth_net import DepthNet, default_depths, pooled_depths, without_late_layers
-from ray_fer.models.nets import module_of, timm_name
+from ray_fer.models.depth_net import DepthNet, default_depths, described, fill, pooled_depths, without_late_layers
+from ray_fer.models.nets import timm_name
 
 # timm finds it under this name in the module of `head_net`.
 default_cfgs = generate_default_cfgs({"head_net": {}})
@@ -92,27 +91,24 @@ def head_net_of(nets: Sequence[Any], head: MeanOfHeads) -> nn.Module:
     n_classes = head.heads[0].last.out_features  # type: ignore[union-attr]
     model: Any = timm.create_model("head_net", backbones=backbones, heads=heads, num_classes=n_classes)
     for mine, (body, _) in zip(model.bodies, bodies, strict=True):
-        kept = mine.state_dict().keys()
-        mine.load_state_dict({key: value for key, value in body.state_dict().items() if key in kept})
+        fill(mine, body)
     for mine, theirs in zip(model.head.heads, head.heads, strict=True):
         mine.load_state_dict(theirs.state_dict())
     return model  # type: ignore[no-any-return]
 
 
 def _described(body: Any, depths: Sequence[int]) -> dict[str, Any]:
-    facts, module = body.pretrained_cfg, module_of(body)
-    name = f"{module}:{facts['architecture']}" if module else facts["architecture"]
-    given = {key: each for key, each in model_arguments(body).items() if key not in ("num_classes", "global_pool")}
-    return given | {"backbone": name, "depths": list(depths), "mean": list(facts["mean"]), "std": list(facts["std"])}
+    facts = body.pretrained_cfg
+    return described(body) | {"depths": list(depths), "mean": list(facts["mean"]), "std": list(facts["std"])}
 
 
-def _body(described: Mapping[str, Any]) -> nn.Module:
-    own = {key: each for key, each in described.items() if key not in ("backbone", "depths", "mean", "std")}
-    body: nn.Module = timm.create_model(timm_name(described["backbone"]), num_classes=0, **own)
-    return without_late_layers(body, described["depths"])
+def _body(facts: Mapping[str, Any]) -> nn.Module:
+    own = {key: each for key, each in facts.items() if key not in ("backbone", "depths", "mean", "std")}
+    body: nn.Module = timm.create_model(timm_name(facts["backbone"]), num_classes=0, **own)
+    return without_late_layers(body, facts["depths"])
 
 
-def _head(described: Mapping[str, Any], n_classes: int) -> Head:
-    first, last = described["columns"]
+def _head(facts: Mapping[str, Any], n_classes: int) -> Head:
+    first, last = facts["columns"]
     even = np.zeros(last - first), np.ones(last - first)
-    return Head(*even, n_classes, hidden=described["hidden"], dropout=0.0)
+    return Head(*even, n_classes, hidden=facts["hidden"], dropout=0.0)

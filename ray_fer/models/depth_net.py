@@ -139,15 +139,24 @@ def depth_net_of(model: Any) -> nn.Module:
     Raises:
         ValueError: As `default_depths`.
     """
-    facts, module = dict(model.pretrained_cfg), module_of(model)
-    name = f"{module}:{facts['architecture']}" if module else facts["architecture"]
-    given = {key: each for key, each in model_arguments(model).items() if key not in ("num_classes", "global_pool")}
-    net: Any = timm.create_model("depth_net", backbone=name, num_classes=model.num_classes, **given)
-    kept = net.body.state_dict().keys()
-    net.body.load_state_dict({key: value for key, value in model.state_dict().items() if key in kept})
+    net: Any = timm.create_model("depth_net", num_classes=model.num_classes, **described(model))
+    fill(net.body, model)
     mine = {"architecture": "depth_net", "classifier": "fc", "first_conv": None}
-    net.pretrained_cfg = net.default_cfg = facts | mine
+    net.pretrained_cfg = net.default_cfg = dict(model.pretrained_cfg) | mine
     return net  # type: ignore[no-any-return]
+
+
+def described(model: Any) -> dict[str, Any]:
+    """What builds the body of a timm model again, its name as ``backbone``."""
+    name, module = model.pretrained_cfg["architecture"], module_of(model)
+    given = {key: each for key, each in model_arguments(model).items() if key not in ("num_classes", "global_pool")}
+    return given | {"backbone": f"{module}:{name}" if module else name}
+
+
+def fill(body: nn.Module, model: nn.Module) -> None:
+    """Gives a body, which may lack late layers and the classifier, the weights that ``model`` has for it."""
+    kept = body.state_dict().keys()
+    body.load_state_dict({key: value for key, value in model.state_dict().items() if key in kept})
 
 
 def default_depths(backbone: Any) -> list[int]:
