@@ -19,14 +19,13 @@ from benchmarks.ssl.features import DEPTHS, Features
 from ray_fer.evaluation.calibration import fit_temperature
 from ray_fer.heads.examples import Examples, draw_weights
 from ray_fer.heads.net import moments
+from ray_fer.heads.recipe import STUDENT, TEACHER
 from ray_fer.heads.rounds import CrossFit, cross_fit, folds_of, labelled_examples, soft_labels, train_heads
 from ray_fer.heads.train import HeadSettings, predict
 
 K = 7
 ONE = ((0, 2304),)
 FOUR = tuple((each.start, each.stop) for each in DEPTHS.values())
-TEACHER = HeadSettings(steps=400, dropout=0.6, bfloat16=True)
-STUDENT = HeadSettings(steps=400, ratio=3, bfloat16=True)
 FOLDS = 5
 
 

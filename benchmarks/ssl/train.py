@@ -26,6 +26,7 @@ from ray_fer.expressions import SEVEN
 from ray_fer.feedback.config import PARTS
 from ray_fer.feedback.controller import next_state
 from ray_fer.feedback.state import Snapshot, initial_state, snapshot
+from ray_fer.heads.examples import draw_weights
 from ray_fer.methods.base import BackboneMethod
 from ray_fer.methods.batch import Indices, PseudoLabels
 from ray_fer.methods.context import Context
@@ -213,9 +214,9 @@ def soft_labels(run: Run, teachers: Sequence[NDArray[np.float64]], power: float)
     """
     unlabeled = run.sets.unlabeled
     targets = np.mean(teachers, axis=0).astype(np.float32)
-    weights = targets @ targets.sum(axis=0) ** (power - 1)
+    weights = (draw_weights(targets, power) * len(targets)).astype(np.float32)
     run.notes["pseudo"] = quality(Accepted(weights, targets.argmax(axis=1), targets), unlabeled.labels)
-    return PseudoLabels(unlabeled, targets, weights / weights.mean())
+    return PseudoLabels(unlabeled, targets, weights)
 
 
 def labelled_by(
