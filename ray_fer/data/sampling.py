@@ -14,6 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+CLASS_POWERS = {"uniform": 0.0, "sqrt": 0.5, "natural": 1.0}
+"""How often a class of n faces is drawn, as a power of n, by the name that a config has for it."""
+
 _CLASSES, _INSTANCES, _WEIGHTED, PICTURES = range(4)  # independent random streams of one seed
 
 

@@ -111,15 +111,9 @@ def _selecting(inputs: HeadInputs, teachers: Sequence[Teacher]) -> SelectPseudoL
     config = inputs.config
     # A picture with a true label needs no pseudo-label, and one of the validation set must not have any.
     exclude = [uri for uri in (config.labeled, config.val, config.feedback_val) if uri]
-    values: dict[str, Any] = {
-        "table": inputs.place,
-        "teacher": [each.uri for each in teachers],
-        "out": config.out,
-    }
-    values |= {key: config.label[key] for key in ("precision", "flip", "faces") if key in config.label}
-    values |= {
-        "selection": {"exclude": exclude},
-    }
+    values: dict[str, Any] = {key: config.label[key] for key in ("precision", "flip", "faces") if key in config.label}
+    values |= {"table": inputs.place, "teacher": [each.uri for each in teachers], "out": config.out}
+    values["selection"] = {"exclude": exclude}
     selecting: SelectPseudoLabelsConfig = section_config("train_head", "select_pseudo_labels", values)
     return selecting
 

@@ -27,6 +27,7 @@ from ray_fer.evaluation.calibration import apply_temperature
 from ray_fer.heads.train import predict
 from ray_fer.jobs.config import SelfTrainConfig, TrainHeadConfig
 from ray_fer.jobs.loop_configs import LoopConfigs
+from ray_fer.jobs.scores import scores_of_halves
 from ray_fer.jobs.train_backbone import train_backbone
 from ray_fer.jobs.train_head import train_head
 from ray_fer.labeling.embeddings import Embeddings
@@ -35,7 +36,7 @@ from ray_fer.labeling.table import open_table
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig
 from ray_fer.models.artifact import PROVENANCE, Artifact, load_model, open_artifact
 from ray_fer.models.pretrained import pretrained_architecture
-from ray_fer.models.records import BackboneMetrics, Trained
+from ray_fer.models.records import Trained
 from ray_fer.selection import file as selection_file
 from ray_fer.selection.rule import Accepted
 
@@ -98,12 +99,13 @@ def head_loop(config: SelfTrainConfig) -> Summary:
     distilled = loop.distilled_config() if config.distil else None
     told = train_head(loop.head_config())
     head = open_artifact(told["model"])
+    scores = scores_of_halves(head)
     if distilled is None:
-        return {"model": head.uri, "macro_f1": _scores(head), "head_macro_f1": _scores(head), "head": told}
+        return {"model": head.uri, "macro_f1": scores, "head_macro_f1": scores, "head": told}
     accepted = write_soft_labels(head, loop.place("selection"))
     student = open_artifact(train_backbone(distilled)["model"])
-    scores = {"macro_f1": _scores(student), "head_macro_f1": _scores(head)}
-    return {"model": student.uri, **scores, "head": told, "accepted": accepted}
+    both = {"macro_f1": scores_of_halves(student), "head_macro_f1": scores}
+    return {"model": student.uri, **both, "head": told, "accepted": accepted}
 
 
 def write_soft_labels(head: Artifact, out: str) -> int:
@@ -122,8 +124,9 @@ def write_soft_labels(head: Artifact, out: str) -> int:
     info = storage.join(out, selection_file.INFO)
     if storage.exists(info):
         return int(read_document(info, selection_file.Outcome)["accepted"])
-    known = read_document(storage.join(head.uri, PROVENANCE), Trained)["parents"]["table"]
-    uris, probs, left_out = _soft_labels(head)
+    provenance = read_document(storage.join(head.uri, PROVENANCE), Trained)
+    known = provenance["parents"]["table"]
+    uris, probs, left_out = _soft_labels(head, provenance)
     labels, even = probs.argmax(axis=1), np.ones(len(head.classes), np.float32)
     accepted = Accepted(np.ones(len(probs), np.float32), labels, probs)
     with storage.open_output(storage.join(out, selection_file.ROWS)) as file:
@@ -151,9 +154,8 @@ def write_soft_labels(head: Artifact, out: str) -> int:
     return len(probs)
 
 
-def _soft_labels(head: Artifact) -> tuple[pl.Series, NDArray[np.float32], dict[str, int]]:
+def _soft_labels(head: Artifact, provenance: Trained) -> tuple[pl.Series, NDArray[np.float32], dict[str, int]]:
     """URIs in alphabetical order, calibrated probabilities (N, K), and what was left out."""
-    provenance = read_document(storage.join(head.uri, PROVENANCE), Trained)
     known, n_ours = provenance["parents"]["table"], len(provenance["parents"]["teacher"])
     table = open_table(known["uri"], head.classes)
     if table is None:
@@ -170,8 +172,3 @@ def _soft_labels(head: Artifact) -> tuple[pl.Series, NDArray[np.float32], dict[s
     order = uris.arg_sort()  # however the table's files lie
     probs = apply_temperature(probs, head.temperature).astype(np.float32)[order.to_numpy()]
     return uris.gather(order), probs, found.left_out
-
-
-def _scores(artifact: Artifact) -> Summary:
-    metrics = artifact.trained_metrics(BackboneMetrics)["val"]
-    return {"val": metrics["macro_f1"], **{half: metrics[half]["macro_f1"] for half in ("choice", "feedback")}}

@@ -14,6 +14,7 @@ from ray_fer.data.manifests import Manifest, check_disjoint, read_manifest
 from ray_fer.data.read import stat_objects
 from ray_fer.data.splits import feedback_half, join_validation
 from ray_fer.errors import UserError
+from ray_fer.training.run_folder import digest
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,11 @@ def read_labeled(uri: str, classes: Sequence[str] | None, quiet: bool = False) -
         UserError: If there is none, or only one class.
     """
     return several_classes(read_rows("labeled", uri, classes, quiet), uri)
+
+
+def manifest_digest(manifest: Manifest) -> str:
+    """What tells one labelled set from another in the identity of a run: rows, labels and classes."""
+    return digest([manifest.uris, manifest.labels.tolist(), manifest.classes])
 
 
 def several_classes(labeled: Manifest, uri: str | None) -> Manifest:

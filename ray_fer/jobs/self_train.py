@@ -36,12 +36,13 @@ from ray_fer.jobs.config import SelfTrainConfig
 from ray_fer.jobs.head_loop import head_loop
 from ray_fer.jobs.loop_configs import FROM_TEACHER, LoopConfigs, other_settings
 from ray_fer.jobs.pseudo_label import pseudo_label
+from ray_fer.jobs.scores import scores_of_halves
 from ray_fer.jobs.select_pseudo_labels import predicted_counts, select_pseudo_labels
 from ray_fer.jobs.train_backbone import check_trained, train_backbone
 from ray_fer.labeling.config import SelectPseudoLabelsConfig
 from ray_fer.labeling.exclusions import read_exclusions
 from ray_fer.models.artifact import Artifact, open_artifact
-from ray_fer.models.records import BackboneMetrics, Round
+from ray_fer.models.records import Round
 from ray_fer.models.teacher import open_teacher
 from ray_fer.reports.loop import loop_report
 from ray_fer.resources import check_device
@@ -94,8 +95,8 @@ def _run(loop: _Loop) -> Summary:
     storage.write_bytes(report, loop_report(first, teacher, rounds, history, stopped).encode())
     return {
         "model": teacher.uri,
-        "macro_f1": _scores(teacher),
-        "teacher_macro_f1": _scores(first),
+        "macro_f1": scores_of_halves(teacher),
+        "teacher_macro_f1": scores_of_halves(first),
         "rounds": rounds,
         "stopped": stopped,
         "report": report,
@@ -176,10 +177,10 @@ class _Loop(LoopConfigs):
             self._check_same(number, done)
             return done
         log.info("round %d: the teacher is %s", number, teacher.uri)
-        theirs = _scores(teacher)
+        theirs = scores_of_halves(teacher)
         selection = self._selected(number, teacher)
         student = open_artifact(train_backbone(self.student_config(number, teacher.uri))["model"])
-        ours = _scores(student)
+        ours = scores_of_halves(student)
         better, reason = replaces(ours["choice"], theirs["choice"])
         summary = {
             "round": number,
@@ -263,9 +264,3 @@ class _Loop(LoopConfigs):
         source = f"round-{number}/teacher-{teacher.id}"
         evidence = {"q_hat": counts.tolist(), "accepted_share": share, "prior_helps": prior_helps(half)}
         update(actor, half["confusion_matrix"], source, **evidence)
-
-
-def _scores(artifact: Artifact) -> Summary:
-    """Macro-F1 of the whole validation set and of its halves."""
-    metrics = artifact.trained_metrics(BackboneMetrics)["val"]
-    return {"val": metrics["macro_f1"], **{half: metrics[half]["macro_f1"] for half in ("choice", "feedback")}}

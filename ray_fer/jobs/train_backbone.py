@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray_fer import storage
-from ray_fer.data.manifests import Manifest
 from ray_fer.documents import read_document
 from ray_fer.errors import UserError
 from ray_fer.jobs.backbone_inputs import Inputs, Start, open_inputs, warn_of_doubts, with_defaults
 from ray_fer.jobs.held_out import UNLABELED, check_selection, list_unlabeled, warn_of_copies
+from ray_fer.jobs.labelled_sets import manifest_digest
+from ray_fer.jobs.scores import scores_of_model
 from ray_fer.methods.config import NO_FEEDBACK, TrainBackboneConfig, upgraded
 from ray_fer.models.artifact import CONFIG, METRICS, PROVENANCE, open_artifact, save_artifact
 from ray_fer.models.pretrained import canonical, is_on_hub, local_pretrained, shared_pretrained, start_licence
@@ -88,12 +89,12 @@ def _absolute(config: TrainBackboneConfig) -> TrainBackboneConfig:
 
 
 def _identity(config: TrainBackboneConfig, inputs: Inputs) -> Identity:
-    contents = {"labeled": _digest(inputs.labeled)}
+    contents = {"labeled": manifest_digest(inputs.labeled)}
     if config.feedback_val is None:
-        contents["val"] = _digest(inputs.val)
+        contents["val"] = manifest_digest(inputs.val)
     else:
         halves = {"val": ~inputs.feedback_rows, "feedback_val": inputs.feedback_rows}
-        contents |= {name: _digest(inputs.val.take(rows)) for name, rows in halves.items()}
+        contents |= {name: manifest_digest(inputs.val.take(rows)) for name, rows in halves.items()}
     if inputs.init is not None:
         contents["init"] = inputs.init.id
     if inputs.config.pretrained and is_on_hub(inputs.config.pretrained):
@@ -101,10 +102,6 @@ def _identity(config: TrainBackboneConfig, inputs: Inputs) -> Identity:
     if inputs.selection is not None:
         contents["pseudo"] = digest(inputs.selection.info)
     return identity_of(config, contents)
-
-
-def _digest(manifest: Manifest) -> str:
-    return digest([manifest.uris, manifest.labels.tolist(), manifest.classes])
 
 
 def _start(out: str, identity: Identity, inputs: Inputs) -> dict[str, Any]:
@@ -243,14 +240,7 @@ def _summary(out: str) -> dict[str, Any]:
     metrics = artifact.trained_metrics(BackboneMetrics)
     best, resumed = metrics["val"], metrics["resumed"]
     return {
-        "model": out,
-        "id": artifact.id,
-        "classes": list(artifact.classes),
-        "val_macro_f1": best["macro_f1"],
-        "val_accuracy": best["accuracy"],
-        "choice_macro_f1": best["choice"]["macro_f1"],
-        "feedback_macro_f1": best["feedback"]["macro_f1"],
-        "temperature": artifact.temperature,
+        **scores_of_model(artifact),
         "best_epoch": best["epoch"],
         "epochs": len(metrics["history"]),
         **provenance["counts"],

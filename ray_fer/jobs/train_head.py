@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ray_fer import storage
-from ray_fer.data.manifests import Manifest
+from ray_fer.data.sampling import CLASS_POWERS
 from ray_fer.documents import read_document
 from ray_fer.evaluation.halves import evaluate_halves
 from ray_fer.heads.recipe import Learnt, RecipeSettings, learn
@@ -32,6 +32,8 @@ from ray_fer.jobs.config import TrainHeadConfig
 from ray_fer.jobs.head_arrays import Gathered, gather
 from ray_fer.jobs.head_inputs import HeadInputs, embedder, label_sources, open_head_inputs
 from ray_fer.jobs.held_out import warn_of_copies
+from ray_fer.jobs.labelled_sets import manifest_digest
+from ray_fer.jobs.scores import scores_of_model
 from ray_fer.models.artifact import PROVENANCE, Artifact, load_model, open_artifact, save_artifact
 from ray_fer.models.depth_net import DepthNet
 from ray_fer.models.pretrained import canonical, is_on_hub, local_pretrained, start_licence
@@ -40,8 +42,6 @@ from ray_fer.resources import check_device
 from ray_fer.training.run_folder import absolute, complete, digest, environment, identity_of, must_run
 
 log = logging.getLogger(__name__)
-
-_POWERS = {"natural": 1.0, "sqrt": 0.5, "uniform": 0.0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ def _absolute(config: TrainHeadConfig) -> TrainHeadConfig:
 
 
 def _identity(config: TrainHeadConfig, inputs: HeadInputs) -> Identity:
-    contents = {"labeled": _digest(inputs.labeled), "val": _digest(inputs.val)}
+    contents = {"labeled": manifest_digest(inputs.labeled), "val": manifest_digest(inputs.val)}
     contents["feedback_rows"] = digest(inputs.feedback_rows.tolist())
     for key, models in (("teacher", inputs.teachers), ("also", inputs.also)):
         if models:
@@ -99,10 +99,6 @@ def _identity(config: TrainHeadConfig, inputs: HeadInputs) -> Identity:
     if config.pretrained and is_on_hub(config.pretrained):
         contents["pretrained"] = Path(local_pretrained(config.pretrained)).name
     return identity_of(config, contents)
-
-
-def _digest(manifest: Manifest) -> str:
-    return digest([manifest.uris, manifest.labels.tolist(), manifest.classes])
 
 
 def _run(inputs: HeadInputs) -> _Outcome:
@@ -122,7 +118,7 @@ def _run(inputs: HeadInputs) -> _Outcome:
         rounds=config.rounds,
         folds=config.folds,
         steps=config.steps,
-        pseudo_power=_POWERS[config.pseudo_sampling],
+        pseudo_power=CLASS_POWERS[config.pseudo_sampling],
         seed=config.seed,
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -207,16 +203,9 @@ def _summary(out: str) -> dict[str, Any]:
     metrics = artifact.trained_metrics(BackboneMetrics)
     best = metrics["val"]
     return {
-        "model": out,
-        "id": artifact.id,
-        "classes": list(artifact.classes),
-        "val_macro_f1": best["macro_f1"],
-        "val_accuracy": best["accuracy"],
-        "choice_macro_f1": best["choice"]["macro_f1"],
-        "feedback_macro_f1": best["feedback"]["macro_f1"],
-        "temperature": artifact.temperature,
+        **scores_of_model(artifact),
         "best_round": best["epoch"],
         "rounds": len(metrics["history"]) - 1,
         **provenance["counts"],
-        "stages": storage.read_json(storage.join(out, PROVENANCE))["stages"],
+        "stages": provenance["stages"],
     }

@@ -9,15 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ray_fer.data.sampling import ClassUniformSampler
+from ray_fer.data.sampling import CLASS_POWERS, ClassUniformSampler
 from ray_fer.evaluation.halves import prior_helps
 from ray_fer.feedback.factors import sampling_probabilities
 from ray_fer.feedback.state import Snapshot, initial_state, snapshot
 from ray_fer.methods.base import BackboneMethod
 from ray_fer.methods.context import Context
-
-# How often a class of n faces is drawn, as a power of n.
-_POWERS = {"uniform": 0.0, "sqrt": 0.5, "natural": 1.0}
 
 
 class LabeledMethod(BackboneMethod):
@@ -42,7 +39,7 @@ class LabeledMethod(BackboneMethod):
             *(self.labeled.labels, len(self.classes), config.batch_size),
             steps=self.steps_per_epoch,
             seed=config.seed,
-            class_probs=self.labeled_counts ** _POWERS[config.class_sampling or "uniform"],
+            class_probs=self.labeled_counts ** CLASS_POWERS[config.class_sampling or "uniform"],
         )
         self.neutral_probs = self.sampler.class_probs(0)
         # Of the neutral probabilities: those of the feedback would take its boost away again.

@@ -36,6 +36,7 @@ class Trained(TypedDict):
     config: dict[str, Any]
     packages: dict[str, Any]
     git_commit: str | None
+    stages: NotRequired[dict[str, float]]
 
 
 class Half(TypedDict):

@@ -1,4 +1,4 @@
-"""Draws, and streams of embeddings on disk."""
+"""How often rows are drawn."""
 
 import numpy as np
 import pytest
