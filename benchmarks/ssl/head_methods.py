@@ -9,6 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.ssl.corrections import (
+    class_mix,
+    corrected_posteriors,
+    macro_f1_offsets,
+    precision_thresholds,
+    transition,
+    with_offsets,
+)
 from benchmarks.ssl.head_cell import (
     FOUR,
     ONE,
@@ -23,14 +31,6 @@ from benchmarks.ssl.head_cell import (
     student,
     taught,
     with_labels,
-)
-from ray_fer.heads.corrections import (
-    class_mix,
-    corrected_posteriors,
-    macro_f1_offsets,
-    precision_thresholds,
-    transition,
-    with_offsets,
 )
 from ray_fer.heads.rounds import CrossFit
 from ray_fer.selection import harden

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ray_fer.heads.corrections import (
+from benchmarks.ssl.corrections import (
     class_mix,
     corrected_posteriors,
     macro_f1_offsets,
